@@ -1,0 +1,102 @@
+# syntax=docker/dockerfile:1
+#
+# docker build -t kserve-lmcache:0.1.0-gpu .
+# docker build -t kserve-lmcache:0.1.0-cpu --build-arg DEVICE=cpu .
+# docker build -t kserve-lmcache:0.1.0-on-kserve --target on-kserve .
+
+ARG DEVICE=gpu
+# A digest can be passed as well: --build-arg BASE_IMAGE=python:3.12-slim-bookworm@sha256:…
+ARG BASE_IMAGE=python:3.12-slim-bookworm
+ARG KSERVE_IMAGE=kserve/huggingfaceserver:v0.21.0-gpu
+
+#################### our package, as a wheel ####################
+FROM ${BASE_IMAGE} AS package
+ARG PIP_VERSION=25.3
+WORKDIR /src
+COPY pyproject.toml README.md LICENSE ./
+COPY runtime/ runtime/
+RUN pip wheel --no-cache-dir --no-deps --wheel-dir /dist . \
+    # For images whose virtual environment has no pip of its own.
+    && pip install --no-cache-dir --no-deps --target /pip "pip==${PIP_VERSION}"
+
+#################### its dependencies ####################
+FROM ${BASE_IMAGE} AS builder
+ARG DEVICE
+ARG TORCH_CPU_VERSION=2.13.0+cpu
+# Some locked packages have no wheel for every platform.
+# Debian serves only the newest build of a version, so that a pin would break with every update.
+# hadolint ignore=DL3008
+RUN apt-get update \
+    && apt-get install -y --no-install-recommends build-essential \
+    && rm -rf /var/lib/apt/lists/*
+RUN python3 -m venv /opt/venv
+ENV PATH=/opt/venv/bin:${PATH}
+# The CPU build of torch is on PyTorch's own index alone, so it cannot stand in the lock; the
+# GPU build does.
+RUN if [ "${DEVICE}" = cpu ]; then \
+        pip install --no-cache-dir --no-deps \
+            --index-url https://download.pytorch.org/whl/cpu "torch==${TORCH_CPU_VERSION}"; \
+    fi
+COPY requirements/ /requirements/
+RUN pip install --no-cache-dir --no-deps --require-hashes -r "/requirements/${DEVICE}.txt"
+RUN --mount=type=bind,from=package,source=/dist,target=/dist \
+    pip install --no-cache-dir --no-deps /dist/*.whl
+
+#################### what each device needs of the system ####################
+# Triton compiles its launchers while serving.
+FROM ${BASE_IMAGE} AS system-gpu
+# hadolint ignore=DL3008
+RUN apt-get update \
+    && apt-get install -y --no-install-recommends gcc libc6-dev libgomp1 libnuma1 \
+    && rm -rf /var/lib/apt/lists/*
+ENV NVIDIA_VISIBLE_DEVICES=all \
+    NVIDIA_DRIVER_CAPABILITIES=compute,utility
+
+# torch.compile writes C++ on a CPU.
+FROM ${BASE_IMAGE} AS system-cpu
+# hadolint ignore=DL3008
+RUN apt-get update \
+    && apt-get install -y --no-install-recommends g++ libgomp1 libnuma1 libtcmalloc-minimal4 \
+    && rm -rf /var/lib/apt/lists/* \
+    # By name, since the directory differs between architectures; the loader only warns about a
+    # name that it cannot find, so the build looks.
+    && LD_PRELOAD=libtcmalloc_minimal.so.4 sh -c "grep -q tcmalloc /proc/self/maps"
+ENV LD_PRELOAD=libtcmalloc_minimal.so.4
+
+#################### our package on KServe's own image ####################
+# Its vLLM and LMCache stay as they are. Its virtual environment is first on PATH, belongs to
+# uid 1000, and may lack pip.
+FROM ${KSERVE_IMAGE} AS on-kserve
+ARG VERSION=0.1.0
+LABEL org.opencontainers.image.title="kserve-lmcache on KServe's image" \
+      org.opencontainers.image.description="KServe's Hugging Face server image with KV-cache offloading by LMCache" \
+      org.opencontainers.image.licenses="Apache-2.0" \
+      org.opencontainers.image.version="${VERSION}"
+USER 1000
+RUN --mount=type=bind,from=package,source=/dist,target=/dist \
+    --mount=type=bind,from=package,source=/pip,target=/pip \
+    PYTHONPATH=/pip python3 -m pip install --no-cache-dir --no-deps /dist/*.whl
+COPY --chmod=0755 entrypoint.sh /usr/local/bin/entrypoint.sh
+ENV HF_HOME=/tmp/hf
+EXPOSE 8080
+ENTRYPOINT ["/usr/local/bin/entrypoint.sh"]
+
+#################### the runtime (the default target) ####################
+# The stage's name is no image to tag.
+# hadolint ignore=DL3006
+FROM system-${DEVICE} AS runtime
+ARG DEVICE
+ARG VERSION=0.1.0
+LABEL org.opencontainers.image.title="kserve-lmcache" \
+      org.opencontainers.image.description="KServe predictor runtime: vLLM with KV-cache offloading by LMCache (${DEVICE})" \
+      org.opencontainers.image.licenses="Apache-2.0" \
+      org.opencontainers.image.version="${VERSION}"
+RUN useradd --create-home --uid 1000 kserve
+COPY --from=builder /opt/venv /opt/venv
+COPY --chmod=0755 entrypoint.sh /usr/local/bin/entrypoint.sh
+ENV PATH=/opt/venv/bin:${PATH} \
+    HF_HOME=/tmp/hf
+WORKDIR /home/kserve
+USER 1000
+EXPOSE 8080
+ENTRYPOINT ["/usr/local/bin/entrypoint.sh"]

@@ -1,0 +1,90 @@
+# Two commands: `make serve` and `make test`. `make help` lists the rest.
+PYTHON ?= python3
+VENV ?= .venv
+DEVICE ?= cpu
+PORT ?= 8080
+REMOTE_URL ?=
+ARGS ?=
+
+DEMO_MODEL := .models/SmolLM2-135M-Instruct
+MODEL ?= $(DEMO_MODEL)
+MODEL_NAME ?= $(notdir $(MODEL))
+
+BIN := $(VENV)/bin
+# A locked install takes nothing that the lock does not name.
+PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
+LOCKED := install --no-deps --require-hashes -r
+TORCH := torch==2.13.0+cpu
+TORCH_INDEX := https://download.pytorch.org/whl/cpu
+SERVE_LOCK := $(VENV)/.locked-$(DEVICE)
+TEST_LOCK := $(VENV)/.locked-test
+
+.PHONY: help install install-test serve test lint lock clean
+
+help:
+	@echo "make serve [REMOTE_URL=redis://…] [DEVICE=gpu] [PORT=8080] [MODEL=dir or hub id] [ARGS=…]"
+	@echo "make test      lint, types and every test (what .ci/run runs)"
+	@echo "make install   only the set-up, into $(VENV)"
+	@echo "make lock      renew the locks under requirements/"
+
+$(BIN)/python:
+	@$(PYTHON) -c 'import sys; sys.exit(not (3, 10) <= sys.version_info[:2] <= (3, 13))' \
+		|| { echo "Python 3.10 to 3.13 is needed; choose one by PYTHON=…" >&2; exit 1; }
+	$(PYTHON) -m venv $(VENV)
+
+# The CPU build of torch: from where pip is configured to look, else from PyTorch's own index.
+$(VENV)/.torch-cpu: | $(BIN)/python
+	@echo "Installing $(TORCH)"
+	@$(PIP) install --no-deps $(TORCH) 2>/dev/null \
+		|| $(PIP) install --no-deps --index-url $(TORCH_INDEX) $(TORCH)
+	@touch $@
+
+$(VENV)/.torch-gpu: | $(BIN)/python
+	@touch $@  # the GPU lock names torch itself
+
+$(VENV)/.locked-%: requirements/%.txt pyproject.toml | $(BIN)/python
+	@echo "Installing requirements/$*.txt"
+	@$(PIP) $(LOCKED) requirements/$*.txt
+	@$(PIP) install --no-deps --no-build-isolation --editable .
+	@touch $@
+
+install: $(VENV)/.torch-$(DEVICE) $(SERVE_LOCK)
+
+# The test lock holds everything that the CPU lock does.
+install-test: $(VENV)/.torch-cpu $(TEST_LOCK)
+
+$(DEMO_MODEL)/config.json:
+	@$(BIN)/python -m kserve_lmcache demo-model $(DEMO_MODEL)
+
+ifeq ($(MODEL),$(DEMO_MODEL))
+serve: $(DEMO_MODEL)/config.json
+$(DEMO_MODEL)/config.json: | install
+endif
+serve: install
+	@$(if $(REMOTE_URL),LMCACHE_REMOTE_URL='$(REMOTE_URL)') PYTHON=$(BIN)/python exec ./entrypoint.sh \
+		--model_id='$(MODEL)' --model_name='$(MODEL_NAME)' --http_port=$(PORT) $(ARGS)
+
+lint: install-test
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+test: lint
+	@test -f $(DEMO_MODEL)/config.json || $(BIN)/python -m kserve_lmcache demo-model $(DEMO_MODEL)
+	$(BIN)/pytest $(PYTEST_ARGS)
+
+# Hashes and no addresses, so that the locks work wherever packages come from.
+COMPILE = .venv-lock/bin/uv pip compile --quiet --upgrade --generate-hashes \
+	--no-emit-index-url --no-emit-find-links --custom-compile-command 'make lock'
+lock:
+	$(PYTHON) -m venv .venv-lock && .venv-lock/bin/pip install --quiet uv
+	cd requirements && rm -f cpu.txt test.txt gpu.txt
+	cd requirements && ../$(COMPILE) --universal --python-version 3.10 \
+		--overrides overrides-cpu.txt test.in -o test.txt
+	cd requirements && ../$(COMPILE) --universal --python-version 3.10 \
+		--overrides overrides-cpu.txt --constraints test.txt cpu.in -o cpu.txt
+	cd requirements && ../$(COMPILE) --python-version 3.12 --python-platform x86_64-manylinux_2_28 \
+		gpu.in -o gpu.txt
+
+clean:
+	rm -rf $(VENV) .venv-lock .models build

@@ -1,0 +1,1 @@
+"""Command line: parsing only; what the flags mean is resolved elsewhere."""

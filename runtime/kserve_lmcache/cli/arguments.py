@@ -1,0 +1,216 @@
+"""Flags of KServe's model server, of its Hugging Face server, of vLLM, and ours, in one parser.
+
+Every flag works with dashes and with underscores. An unknown one is an error that names the
+nearest known one, where KServe's own server would drop it silently.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import re
+import sys
+from argparse import Namespace
+from collections.abc import Sequence
+from difflib import get_close_matches
+from typing import NoReturn
+
+from vllm.entrypoints.openai.cli_args import make_arg_parser
+from vllm.utils.argparse_utils import FlexibleArgumentParser
+
+from kserve_lmcache.errors import UsageError
+
+# Flags of vLLM's own HTTP server. KServe's server answers here, so they would be dropped.
+_HTTP_SERVER_FLAGS = (
+    "host",
+    "uds",
+    "root_path",
+    "middleware",
+    "api_key",
+    "allow_credentials",
+    "allowed_origins",
+    "allowed_methods",
+    "allowed_headers",
+    "ssl_ca_certs",
+    "ssl_cert_reqs",
+    "ssl_ciphers",
+    "enable_ssl_refresh",
+    "enable_request_id_headers",
+    "headless",
+    "api_server_count",
+    "grpc",
+)
+# Flags of the Hugging Face server that only its non-vLLM backend reads.
+_ENCODER_FLAGS = (
+    "disable_lower_case",
+    "disable_special_tokens",
+    "return_token_type_ids",
+    "return_offsets_mapping",
+    "return_probabilities",
+    "return_raw_logits",
+)
+
+
+def parse_arguments(argv: Sequence[str]) -> Namespace:
+    """Parse the server's arguments (without the program's name).
+
+    Raises:
+        UsageError: an unknown flag, a bad value, or a flag that could not take effect.
+    """
+    parser = build_parser()
+    args: Namespace = parser.parse_args([_unquote(argument) for argument in argv])
+    _refuse_without_effect(parser, args)
+    return args
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """The parser of ``kserve-lmcache serve``."""
+    kserve = _kserve_parser()
+    parser = _Parser(
+        prog="kserve-lmcache",
+        parents=[kserve],
+        # KServe and vLLM both have --ssl-certfile and the like: same meaning, same dest.
+        conflict_handler="resolve",
+        allow_abbrev=False,
+    )
+    _add_hugging_face_flags(parser)
+    _add_dashed_spellings(parser)
+    make_arg_parser(parser)
+    _add_own_flags(parser)
+    parser.set_defaults(
+        # None means that the user said nothing, so that nothing said is overridden.
+        model=None,
+        tensor_parallel_size=None,
+        port=None,
+        gpu_memory_utilization=None,
+        enable_prompt_tokens_details=True,
+        # KServe opens an insecure gRPC port by default; an InferenceService routes HTTP.
+        enable_grpc=False,
+    )
+    return parser
+
+
+class _Parser(FlexibleArgumentParser):  # type: ignore[misc]
+    def error(self, message: str) -> NoReturn:
+        raise UsageError(self._with_nearest(message))
+
+    def _with_nearest(self, message: str) -> str:
+        unknown = re.match(r"unrecognized arguments: (.*)", message, re.DOTALL)
+        if unknown is None:
+            return message
+        flags = [word.split("=")[0] for word in unknown[1].split() if word.startswith("-")]
+        if not flags:
+            return f"{unknown[1]!r} is not a flag"
+        return "; ".join(self._unknown(flag) for flag in flags)
+
+    def _unknown(self, flag: str) -> str:
+        near = get_close_matches(flag.replace("_", "-"), self._option_string_actions, n=1)
+        return f"there is no flag {flag}" + (f"; did you mean {near[0]}?" if near else "")
+
+
+def _kserve_parser() -> argparse.ArgumentParser:
+    # kserve.model_server parses sys.argv while it is imported and would guess at our flags.
+    argv, sys.argv = sys.argv, sys.argv[:1]
+    try:
+        from kserve.model_server import parser
+    finally:
+        sys.argv = argv
+    return parser  # type: ignore[no-any-return]
+
+
+def _add_hugging_face_flags(parser: argparse.ArgumentParser) -> None:
+    """Flags of KServe's huggingfaceserver that vLLM's parser does not have."""
+    group = parser.add_argument_group("KServe Hugging Face server")
+    group.add_argument(
+        "--model_dir",
+        default="/mnt/models",
+        help="Directory of the model when there is no --model_id; KServe mounts storageUri here.",
+    )
+    group.add_argument("--model_id", default=None, help="Hugging Face hub id or a directory.")
+    group.add_argument("--model_revision", default=None, help="Revision of the model on the hub.")
+    group.add_argument(
+        "--max_length", dest="max_model_len", type=int, help="Older name of --max_model_len."
+    )
+    group.add_argument(
+        "--backend",
+        choices=["auto", "vllm", "huggingface"],
+        default="auto",
+        help="vllm, the only backend with a KV cache to offload (auto means it).",
+    )
+    group.add_argument(
+        "--disable_log_requests", action="store_true", help="Never log requests (the default)."
+    )
+    group.add_argument("--task", default=None, help="Only for the huggingface backend.")
+    group.add_argument(
+        "--tensor_input_names", default=None, help="Only for the huggingface backend."
+    )
+    for name in _ENCODER_FLAGS:
+        group.add_argument(
+            f"--{name}", action="store_true", help="Only for the huggingface backend."
+        )
+
+
+def _add_own_flags(parser: argparse.ArgumentParser) -> None:
+    group = parser.add_argument_group("KV-cache offloading")
+    group.add_argument(
+        "--offload",
+        choices=["on", "off"],
+        default="on",
+        help="Offload the KV cache by LMCache.",
+    )
+    group.add_argument(
+        "--offload-required",
+        type=_boolean,
+        default=True,
+        help="Refuse to become ready when offloading cannot start; false serves on without it.",
+    )
+
+
+def _add_dashed_spellings(parser: argparse.ArgumentParser) -> None:
+    """Let --model_name be written --model-name: vLLM's parser turns underscores into dashes."""
+    for action in parser._actions:
+        for option in list(action.option_strings):
+            dashed = option.replace("_", "-")
+            if dashed not in parser._option_string_actions:
+                action.option_strings = [*action.option_strings, dashed]
+                parser._option_string_actions[dashed] = action
+
+
+def _refuse_without_effect(parser: argparse.ArgumentParser, args: Namespace) -> None:
+    refused = [
+        f"--{name.replace('_', '-')} has no effect on KServe's HTTP server, which answers here"
+        for name in _HTTP_SERVER_FLAGS
+        if getattr(args, name, None) != parser.get_default(name)
+    ]
+    if args.backend == "huggingface":
+        refused.append("--backend=huggingface has no KV cache to offload; use KServe's own runtime")
+    if args.workers != 1:
+        refused.append("--workers above 1 never serves: the engine cannot be shared by processes")
+    if refused:
+        raise UsageError("; ".join(refused))
+
+
+def _boolean(text: str) -> bool:
+    if text.lower() in ("true", "1", "yes", "on"):
+        return True
+    if text.lower() in ("false", "0", "no", "off"):
+        return False
+    raise argparse.ArgumentTypeError(f"{text!r} is neither true nor false")
+
+
+def _unquote(argument: str) -> str:
+    """Drop the single quotes that YAML kept around JSON: ``--flag='{"a": 1}'``."""
+    flag, separator, value = argument.rpartition("='") if "='" in argument else ("", "", argument)
+    if separator:
+        value = f"'{value}"
+    inner = value[1:-1]
+    if len(value) < 2 or not (value[0] == value[-1] == "'") or not _is_json_object(inner):
+        return argument
+    return f"{flag}={inner}" if separator else inner
+
+
+def _is_json_object(text: str) -> bool:
+    try:
+        return isinstance(json.loads(text), dict)
+    except json.JSONDecodeError:
+        return False

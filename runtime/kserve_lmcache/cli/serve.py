@@ -1,0 +1,27 @@
+"""``kserve-lmcache serve``: parse, resolve, run."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+
+from kserve.logging import configure_logging
+
+from kserve_lmcache.cli.arguments import parse_arguments
+from kserve_lmcache.engine_arguments import resolve_engine_arguments
+from kserve_lmcache.offload import plan_offload
+from kserve_lmcache.server import serve
+
+
+def run(argv: Sequence[str]) -> None:
+    """Serve until a signal ends it.
+
+    Raises:
+        KServeLMCacheError: it cannot serve as asked.
+    """
+    args = parse_arguments(argv)
+    if args.configure_logging:
+        configure_logging(args.log_config_file)
+    resolve_engine_arguments(args, os.environ)
+    offload = plan_offload(args, os.environ)
+    serve(args, offload)

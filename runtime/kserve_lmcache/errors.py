@@ -1,0 +1,59 @@
+"""What can go wrong, as the user is told it.
+
+KServeLMCacheError             every error of this package; ``exit_code`` is the process's
+├── UsageError                 a flag is unknown or its value cannot be used
+├── ConfigurationError         the LMCache configuration has mistakes (all of them, at once)
+└── OffloadUnavailableError    offloading was required and could not be started
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+
+class KServeLMCacheError(Exception):
+    """Base of every error that is shown to the user without a traceback."""
+
+    exit_code = 1
+
+
+class UsageError(KServeLMCacheError):
+    """A command-line flag or an environment variable of the process cannot be used."""
+
+    exit_code = 2
+
+
+@dataclass(frozen=True)
+class Problem:
+    """One mistake: what is wrong, where it came from, how to mend it."""
+
+    what: str
+    where: str
+    mend: str
+
+    def __str__(self) -> str:
+        return f"{self.where}: {self.what}. {self.mend}"
+
+
+class ConfigurationError(KServeLMCacheError):
+    """The LMCache configuration cannot be used; carries every problem that was found."""
+
+    exit_code = 2
+
+    def __init__(self, problems: Sequence[Problem]) -> None:
+        self.problems = tuple(problems)
+        count = len(self.problems)
+        heading = f"{count} problem{'s' if count != 1 else ''} in the LMCache configuration:"
+        super().__init__("\n".join([heading, *(f"  - {problem}" for problem in self.problems)]))
+
+
+class OffloadUnavailableError(KServeLMCacheError):
+    """Offloading is required (the default) but LMCache did not start in the engine."""
+
+    def __init__(self, reason: str) -> None:
+        self.reason = reason
+        super().__init__(
+            f"KV-cache offloading could not start: {reason}. "
+            "Mend the cause, or serve without offloading by --offload-required=false."
+        )

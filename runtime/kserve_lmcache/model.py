@@ -1,0 +1,111 @@
+"""The model that KServe's server serves: vLLM's engine with KV-cache offloading."""
+
+from __future__ import annotations
+
+from argparse import Namespace
+from typing import Any
+
+from kserve.logging import logger
+from starlette.datastructures import State
+from vllm.engine.arg_utils import AsyncEngineArgs
+from vllm.entrypoints.openai.api_server import init_app_state
+from vllm.usage.usage_lib import UsageContext
+from vllm.v1.engine.async_llm import AsyncLLM
+
+from kserve_lmcache.base_model import choose_base
+from kserve_lmcache.errors import KServeLMCacheError
+from kserve_lmcache.offload import Offload, give_up
+
+_Base, BASE_REASON = choose_base()
+
+
+class LMCacheModel(_Base):  # type: ignore[misc, valid-type]
+    """Started by KServe's server beside its HTTP port (:meth:`start_engine`)."""
+
+    def __init__(self, args: Namespace, offload: Offload) -> None:
+        super().__init__(args.model_name, args)
+        # KServe refuses to start without a model that calls itself ready; healthy() is the gate.
+        self.ready = True
+        self.offload = offload
+        self.started = False
+        logger.info("Model base class %s: %s", _Base.__module__, BASE_REASON)
+
+    async def start_engine(self) -> None:
+        """Start vLLM's engine, see that LMCache works in it, build the OpenAI handlers.
+
+        Raises:
+            OffloadUnavailableError: LMCache does not work in a worker, and it is required.
+            KServeLMCacheError: vLLM's engine did not start.
+        """
+        self.engine_client = _create_engine(self.args)
+        if self.offload.enabled and (failure := await self._offload_failure()):
+            self.engine_client.shutdown()
+            self.engine_client = None
+            self.offload = give_up(self.args, failure)
+            self.engine_client = _create_engine(self.args)
+        await self._create_handlers()
+        self.started = True
+        logger.info("KV-cache offloading is %s", self.offload_state())
+
+    def offload_state(self) -> str:
+        """One line for the log: on with its sizes, or off with the reason."""
+        if not self.offload.enabled:
+            return f"off: {self.offload.reason}"
+        settings = self.offload.settings
+        size = settings["max_local_cpu_size"]
+        tiers = []
+        if settings["local_cpu"].value:
+            tiers.append(f"local CPU tier of {size.value:g} GiB ({size.source})")
+        if (remote := settings.get("remote_url")) and remote.value:
+            tiers.append(f"remote tier ({remote.source})")
+        return "on: " + ", ".join(tiers or ["no tier is configured"])
+
+    async def healthy(self) -> bool:
+        """True once a generation can succeed, until the engine dies."""
+        if not self.started:
+            return False
+        try:
+            await self.engine_client.check_health()
+        except Exception:
+            logger.exception("The engine is not healthy")
+            return False
+        return True
+
+    def stop_engine(self) -> None:
+        """End the engine's processes."""
+        self.started = False
+        if self.engine_client is not None:
+            self.engine_client.shutdown()
+
+    async def _offload_failure(self) -> str:
+        reports: list[dict[str, Any]] = await self.engine_client.collective_rpc(
+            "kserve_lmcache_report"
+        )
+        failures = {report["failure"] for report in reports if report["failure"]}
+        return "; ".join(sorted(failures))
+
+    async def _create_handlers(self) -> None:
+        state = State()
+        tasks = await self.engine_client.get_supported_tasks()
+        await init_app_state(self.engine_client, state, self.args, tasks)
+        handlers = vars(state)["_state"]
+        self.openai_serving_models = handlers["openai_serving_models"]
+        self.openai_serving_chat = handlers.get("openai_serving_chat")
+        self.openai_serving_completion = handlers.get("openai_serving_completion")
+        self.openai_serving_embedding = handlers.get("serving_embedding")
+        self.serving_reranking = handlers.get("serving_scores")
+
+
+def _create_engine(args: Namespace) -> AsyncLLM:
+    engine_args = AsyncEngineArgs.from_cli_args(args)
+    try:
+        vllm_config = engine_args.create_engine_config(usage_context=UsageContext.OPENAI_API_SERVER)
+        return AsyncLLM.from_vllm_config(
+            vllm_config=vllm_config,
+            usage_context=UsageContext.OPENAI_API_SERVER,
+            enable_log_requests=engine_args.enable_log_requests,
+            disable_log_stats=engine_args.disable_log_stats,
+        )
+    except Exception as error:
+        logger.exception("vLLM's engine did not start")
+        raise KServeLMCacheError(f"vLLM's engine did not start: {error}") from error

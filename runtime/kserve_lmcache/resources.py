@@ -1,0 +1,94 @@
+"""What this container may use: memory and CPU cores.
+
+Read from cgroup v2 (https://docs.kernel.org/admin-guide/cgroup-v2.html: ``memory.max``,
+``cpu.max``) or v1 (``memory.limit_in_bytes``, ``cpu.cfs_quota_us``), else the machine.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+# cgroup v1 has no word for "no limit": the kernel reports the largest page-aligned integer.
+_V1_UNLIMITED = 1 << 60
+
+
+@dataclass(frozen=True)
+class Limit:
+    """A limit and where it was read: ``value`` in bytes (memory) or cores (CPU)."""
+
+    value: float
+    source: str
+
+
+def memory_limit(root: Path = Path("/")) -> Limit:
+    """The memory that this process may use, in bytes.
+
+    ``root`` is where ``/proc`` and ``/sys`` are looked for.
+    """
+    limits = [Limit(_machine_memory(root), "the machine's memory")]
+    for directory in _cgroup_directories(root, "memory"):
+        for name in ("memory.max", "memory.limit_in_bytes"):
+            text = _read(directory / name)
+            if text and text.isdigit() and int(text) < _V1_UNLIMITED:
+                limits.append(Limit(int(text), f"the container's limit ({name})"))
+    return min(limits, key=lambda limit: limit.value)
+
+
+def cpu_cores(root: Path = Path("/")) -> tuple[list[int], str]:
+    """The cores to compute on, and why: the process's affinity, cut to the CPU quota.
+
+    A quota below one core still gets one; fractions of a core are dropped, since a thread
+    that is throttled stalls the others at every barrier.
+    """
+    cores = sorted(os.sched_getaffinity(0))
+    quota = _cpu_quota(root)
+    if quota is None or quota.value >= len(cores):
+        return cores, "the process's CPU affinity"
+    return cores[: max(1, int(quota.value))], quota.source
+
+
+def _cpu_quota(root: Path) -> Limit | None:
+    quotas = []
+    for directory in _cgroup_directories(root, "cpu"):
+        text = _read(directory / "cpu.max")
+        if text and not text.startswith("max"):
+            quota, period = (float(word) for word in text.split())
+            quotas.append(Limit(quota / period, f"the container's quota (cpu.max {text})"))
+        quota_us = _read(directory / "cpu.cfs_quota_us")
+        period_us = _read(directory / "cpu.cfs_period_us")
+        if quota_us and period_us and float(quota_us) > 0:
+            source = f"the container's quota (cpu.cfs_quota_us {quota_us})"
+            quotas.append(Limit(float(quota_us) / float(period_us), source))
+    return min(quotas, key=lambda limit: limit.value, default=None)
+
+
+def _cgroup_directories(root: Path, controller: str) -> Iterator[Path]:
+    """This process's cgroup and its ancestors: a limit may be set on any of them."""
+    mount = root / "sys/fs/cgroup"
+    for line in (_read(root / "proc/self/cgroup") or "").splitlines():
+        _, controllers, path = line.split(":", 2)
+        if not controllers:
+            base = mount
+        elif controller in controllers.split(","):
+            base = mount / controller
+        else:
+            continue
+        own = base / path.lstrip("/")
+        yield from (level for level in (own, *own.parents) if level.is_relative_to(base))
+
+
+def _machine_memory(root: Path) -> int:
+    for line in (_read(root / "proc/meminfo") or "").splitlines():
+        if line.startswith("MemTotal:"):
+            return int(line.split()[1]) * 1024
+    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+
+
+def _read(path: Path) -> str | None:
+    try:
+        return path.read_text().strip()
+    except OSError:
+        return None

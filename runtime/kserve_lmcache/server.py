@@ -1,0 +1,124 @@
+"""KServe's model server around one model."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import signal
+import sys
+from argparse import Namespace
+from types import FrameType
+
+from kserve import model_server
+from kserve.errors import ServerNotLive
+from kserve.logging import logger
+from kserve.protocol.dataplane import DataPlane
+
+from kserve_lmcache import process_guard, request_errors
+from kserve_lmcache.metrics import metrics
+from kserve_lmcache.model import LMCacheModel
+from kserve_lmcache.offload import Offload
+
+
+class OffloadDataPlane(DataPlane):  # type: ignore[misc]
+    """KServe's data plane with health that tells the truth about the engine."""
+
+    async def ready(self) -> bool:
+        """False until a generation can succeed, and after the engine died."""
+        models = self.model_registry.get_models().values()
+        return all([await model.healthy() for model in models])
+
+    async def live(self) -> dict[str, str]:  # type: ignore[override]
+        """Alive while the engine is: the port opens after it, and only a restart revives it.
+
+        Raises:
+            ServerNotLive: answered with 503.
+        """
+        if not await self.ready():
+            raise ServerNotLive
+        return {"status": "alive"}
+
+
+class OffloadModelServer(model_server.ModelServer):  # type: ignore[misc]
+    """KServe's server, which opens its port once the engine is up, and not before.
+
+    KServe starts both at the same time: a default (TCP) readiness probe would pass while the
+    model is still loading, and an engine that fails would be reported as a failed HTTP server.
+    """
+
+    example = ""
+
+    async def _serve(self) -> None:
+        engine, *servers = self.servers
+        on_ready = {number: signal.signal(number, _end_start) for number in _STOP_SIGNALS}
+        try:
+            await engine
+        except BaseException:
+            for server in servers:
+                server.close()
+            raise
+        for number, handler in on_ready.items():
+            signal.signal(number, handler)
+        logger.info("Ready. Try: %s", self.example)
+        await asyncio.gather(*servers)
+
+
+_STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT)
+
+
+def _end_start(number: int, frame: FrameType | None) -> None:
+    """Nothing is being answered yet, so there is nothing to drain."""
+    sys.exit(128 + number)
+
+
+def serve(args: Namespace, offload: Offload) -> None:
+    """Serve until SIGTERM or SIGINT, which let running requests finish.
+
+    Raises:
+        KServeLMCacheError: the engine or offloading could not start.
+    """
+    process_guard.mark_server(os.environ)
+    server = _create_server(args)
+    model = LMCacheModel(args, offload)
+    model.load()
+    for alias in (*args.served_model_name[1:], *(lora.name for lora in args.lora_modules or ())):
+        server.register_model(model, alias)
+    try:
+        server.start([model])
+    finally:
+        # Also after an error in start_engine: nothing may stay behind.
+        model.stop_engine()
+        logger.info("The server has stopped")
+
+
+def _create_server(args: Namespace) -> OffloadModelServer:
+    server = OffloadModelServer(
+        http_port=args.http_port,
+        grpc_port=args.grpc_port,
+        workers=args.workers,
+        max_threads=args.max_threads,
+        max_asyncio_workers=args.max_asyncio_workers,
+        enable_grpc=args.enable_grpc,
+        enable_latency_logging=args.enable_latency_logging,
+        access_log_format=args.access_log_format,
+        event_loop=args.event_loop,
+        timeout_keep_alive=args.timeout_keep_alive,
+        ssl_certfile=args.ssl_certfile,
+        ssl_keyfile=args.ssl_keyfile,
+    )
+    server.example = _curl(args)
+    server.dataplane = OffloadDataPlane(model_registry=server.registered_models)
+    # The first route of a path wins: KServe's own /metrics knows this process alone.
+    model_server.app.add_api_route("/metrics", metrics, methods=["GET"], include_in_schema=False)
+    request_errors.register(model_server.app)
+    return server
+
+
+def _curl(args: Namespace) -> str:
+    scheme = "https" if args.ssl_certfile else "http"
+    body = {"model": args.model_name, "messages": [{"role": "user", "content": "Hello!"}]}
+    return (
+        f"curl {scheme}://localhost:{args.http_port}/openai/v1/chat/completions "
+        f"-H 'Content-Type: application/json' -d '{json.dumps(body)}'"
+    )

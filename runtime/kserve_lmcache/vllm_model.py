@@ -1,0 +1,101 @@
+"""The members of KServe's ``huggingfaceserver.vllm.vllm_model.VLLMModel``, without its image."""
+
+from __future__ import annotations
+
+from argparse import Namespace
+from http import HTTPStatus
+from typing import Any
+
+from fastapi import Request
+from kserve.protocol.rest.openai import OpenAIEncoderModel, OpenAIGenerativeModel
+from kserve.protocol.rest.openai.errors import create_error_response
+from vllm.engine.arg_utils import AsyncEngineArgs
+from vllm.entrypoints.openai.cli_args import validate_parsed_serve_args
+from vllm.entrypoints.openai.engine.protocol import ErrorResponse
+
+
+class VLLMModel(OpenAIEncoderModel, OpenAIGenerativeModel):  # type: ignore[misc]
+    """A model of KServe's server that answers by vLLM's OpenAI handlers.
+
+    ``start_engine`` is the subclass's: it sets ``engine_client`` and the handlers.
+    """
+
+    engine_client: Any = None
+    openai_serving_models: Any = None
+    openai_serving_completion: Any = None
+    openai_serving_chat: Any = None
+    openai_serving_embedding: Any = None
+    serving_reranking: Any = None
+
+    def __init__(self, model_name: str, args: Namespace, request_logger: Any = None) -> None:
+        super().__init__(model_name)
+        validate_parsed_serve_args(args)
+        self.args = args
+        self.vllm_engine_args = AsyncEngineArgs.from_cli_args(args)
+        self.request_logger = request_logger
+        self.model_name = model_name
+
+    def load(self) -> bool:
+        """Mark that there is an engine to start; it is started with the server."""
+        self.engine = True
+        return False
+
+    def start(self) -> None:
+        """Nothing to do before the engine."""
+
+    def stop_engine(self) -> None:
+        """End the engine's processes."""
+        self.ready = False
+        if self.engine_client is not None:
+            self.engine_client.shutdown()
+
+    async def create_completion(
+        self, request: Any, raw_request: Request | None = None, context: Any = None
+    ) -> Any:
+        """``/v1/completions``."""
+        if self.openai_serving_completion is None:
+            return _unsupported("Completions")
+        return _answer(await self.openai_serving_completion.create_completion(request, raw_request))
+
+    async def create_chat_completion(
+        self, request: Any, raw_request: Request | None = None, context: Any = None
+    ) -> Any:
+        """``/v1/chat/completions``."""
+        if self.openai_serving_chat is None:
+            return _unsupported("Chat Completions")
+        return _answer(await self.openai_serving_chat.create_chat_completion(request, raw_request))
+
+    async def create_embedding(
+        self, request: Any, raw_request: Request | None = None, context: Any = None
+    ) -> Any:
+        """``/v1/embeddings``."""
+        if self.openai_serving_embedding is None:
+            return _unsupported("Embeddings")
+        return _answer(await self.openai_serving_embedding(request, raw_request))
+
+    async def create_rerank(
+        self, request: Any, raw_request: Request | None = None, context: Any = None
+    ) -> Any:
+        """``/v1/rerank``."""
+        if self.serving_reranking is None:
+            return _unsupported("Rerank")
+        return _answer(await self.serving_reranking(request, raw_request))
+
+
+def _unsupported(api: str) -> Any:
+    return create_error_response(
+        message=f"The model does not support {api} API", status_code=HTTPStatus.BAD_REQUEST
+    )
+
+
+def _answer(response: Any) -> Any:
+    """vLLM's answer, with an error in KServe's type, which KServe's routes look for."""
+    if not isinstance(response, ErrorResponse):
+        return response
+    error = response.error
+    return create_error_response(
+        message=error.message,
+        err_type=error.type,
+        param=error.param or "",
+        status_code=HTTPStatus(int(error.code)),
+    )

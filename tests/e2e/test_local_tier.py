@@ -1,0 +1,138 @@
+"""One server with the defaults: no YAML, no variables, no connector JSON."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import httpx
+import pytest
+
+from tests.support.metrics import samples
+from tests.support.server import Server, cached_tokens, engine_environment, long_prompt, running
+
+# Of vLLM's own cache, room for little more than the longest prompt (23 KB a token).
+SMALL_CACHE = "--kv-cache-memory-bytes=110M"
+CHUNK = 256
+
+
+@pytest.fixture(scope="module")
+def server(logs: Path) -> Iterator[Server]:
+    environ = engine_environment(LMCACHE_MAX_LOCAL_CPU_SIZE="1.0")
+    with running(logs / "server.log", SMALL_CACHE, environ=environ) as server:
+        yield server
+
+
+def test_answers_the_guides_request(server: Server) -> None:
+    body = {
+        "model": server.name,
+        "messages": [
+            {"role": "system", "content": "You are a helpful AI coding assistant."},
+            {"role": "user", "content": "Write a segment tree implementation in python"},
+        ],
+        "max_tokens": 150,
+    }
+    response = httpx.post(f"{server.openai_url}/chat/completions", json=body, timeout=120)
+    assert response.status_code == 200
+    answer = response.json()
+    assert answer["choices"][0]["message"]["content"].strip()
+    assert answer["usage"]["prompt_tokens"] > 0
+    assert answer["usage"]["prompt_tokens_details"]["cached_tokens"] == 0
+
+
+def test_says_that_offloading_is_on_and_why_that_size(server: Server) -> None:
+    log = server.process.output()
+    assert "KV-cache offloading is on: local CPU tier of 1 GiB (LMCACHE_MAX_LOCAL_CPU_SIZE)" in log
+    assert "Computing on CPU cores" in log
+
+
+def test_a_prefix_that_vllm_evicted_comes_from_lmcache(server: Server) -> None:
+    prompt = long_prompt("evicted")
+    first = server.chat(prompt)
+    assert first.usage is not None
+    assert first.usage.prompt_tokens > 1000
+    assert cached_tokens(first) < CHUNK
+    for seed in ("filler", "other", "third"):
+        server.chat(long_prompt(seed, words=1200))
+    before = samples(server.url)["vllm:external_prefix_cache_hits_total"]
+    again = server.chat(prompt)
+    loaded = samples(server.url)["vllm:external_prefix_cache_hits_total"] - before
+    assert loaded >= first.usage.prompt_tokens // CHUNK * CHUNK - CHUNK
+    assert cached_tokens(again) >= loaded
+    assert again.choices[0].message.content == first.choices[0].message.content
+
+
+def test_streams_the_same_text_with_usage(server: Server) -> None:
+    whole = server.chat("Name three colours.")
+    stream = server.client().chat.completions.create(
+        model=server.name,
+        messages=[{"role": "user", "content": "Name three colours."}],
+        temperature=0,
+        max_tokens=24,
+        seed=0,
+        stream=True,
+        stream_options={"include_usage": True},
+    )
+    chunks = list(stream)
+    text = "".join(chunk.choices[0].delta.content or "" for chunk in chunks if chunk.choices)
+    assert text == whole.choices[0].message.content
+    assert text
+    assert len(chunks) > 3
+    usage = chunks[-1].usage
+    assert usage is not None
+    assert usage.prompt_tokens_details is not None
+
+
+def test_completions(server: Server) -> None:
+    answer = server.client().completions.create(
+        model=server.name, prompt="The capital of France is", max_tokens=8, temperature=0
+    )
+    assert answer.choices[0].text.strip()
+
+
+@pytest.mark.parametrize(
+    ("path", "body"),
+    [
+        ("embeddings", {"input": "text"}),
+        ("rerank", {"query": "a", "documents": ["b", "c"]}),
+    ],
+)
+def test_a_generative_model_refuses_encoder_routes(
+    server: Server, path: str, body: dict[str, object]
+) -> None:
+    response = httpx.post(f"{server.openai_url}/{path}", json={"model": server.name, **body})
+    assert response.status_code == 400
+    assert "does not support" in response.json()["error"]["message"]
+
+
+def test_lists_the_model_and_its_health(server: Server) -> None:
+    assert [model.id for model in server.client().models.list()] == [server.name]
+    assert httpx.get(f"{server.url}/v1/models").json() == {"models": [server.name]}
+    assert httpx.get(f"{server.url}/v1/models/{server.name}").json()["ready"] is True
+    for path in ("live", "ready"):
+        assert httpx.get(f"{server.url}/v2/health/{path}").status_code == 200
+    assert httpx.get(f"{server.url}/v2/models/{server.name}/ready").json()["ready"] is True
+    assert httpx.get(f"{server.url}/v2/models/{server.name}").json()["name"] == server.name
+
+
+def test_a_prompt_that_is_too_long_is_refused_and_serving_goes_on(server: Server) -> None:
+    prompt = long_prompt("long", words=3000)
+    body = {"model": server.name, "messages": [{"role": "user", "content": prompt}]}
+    response = httpx.post(f"{server.openai_url}/chat/completions", json=body)
+    assert response.status_code == 400
+    assert "4096" in response.json()["error"]["message"]
+    assert prompt not in response.text
+    assert server.chat("Hello!").choices[0].message.content
+
+
+def test_an_unknown_model_is_not_found(server: Server) -> None:
+    body = {"model": "nobody", "messages": [{"role": "user", "content": "Hi"}]}
+    response = httpx.post(f"{server.openai_url}/chat/completions", json=body)
+    assert response.status_code == 404
+
+
+def test_metrics_hold_every_process(server: Server) -> None:
+    found = samples(server.url)
+    assert found["vllm:prompt_tokens_total"] > 0
+    assert found["lmcache:num_stored_tokens_total"] > 0
+    assert found["process_resident_memory_bytes"] > 0

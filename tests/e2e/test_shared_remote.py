@@ -1,0 +1,54 @@
+"""Two replicas with the guide's YAML and one real Redis."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import httpx
+
+from tests.support.server import Server, cached_tokens, engine_environment, long_prompt, running
+from tests.support.stores import Store
+
+GUIDE_YAML = """\
+local_cpu: true  # Enable local CPU RAM cache for fast access (Recommended)
+chunk_size: 256  # Size of cache chunks (tune for your model)
+max_local_cpu_size: 2.0  # Max size (GB) for local CPU cache
+remote_url: "{url}"  # Redis as remote backend
+remote_serde: "naive"  # Serialization method for remote cache.
+"""
+
+
+def _liveness_sees_a_dead_engine(server: Server) -> None:
+    engine = next(process for process in server.process.family() if "EngineCore" in process.name())
+    assert httpx.get(f"{server.url}/v2/health/live").status_code == 200
+    engine.kill()
+    server.process.wait_until(
+        lambda: httpx.get(f"{server.url}/v2/health/live").status_code == 503, seconds=10
+    )
+    assert not server.is_ready()
+
+
+def test_a_second_replica_takes_the_prefix_from_redis(
+    logs: Path, tmp_path: Path, redis_store: Store
+) -> None:
+    file = tmp_path / "lmcache_config.yaml"
+    file.write_text(GUIDE_YAML.format(url=redis_store.url))
+    environ = engine_environment(LMCACHE_CONFIG_FILE=str(file), LMCACHE_USE_EXPERIMENTAL="True")
+    prompt = long_prompt("shared", words=960)
+
+    with running(logs / "first.log", environ=environ) as first:
+        stored = first.chat(prompt)
+        assert stored.usage is not None
+        assert stored.usage.prompt_tokens > 1024
+        assert cached_tokens(stored) == 0
+        with running(logs / "second.log", environ=environ) as second:
+            loaded = second.chat(prompt)
+    with running(logs / "without.log", "--offload=off") as without:
+        computed = without.chat(prompt)
+        assert cached_tokens(computed) == 0
+        assert "Serving WITHOUT KV-cache offloading: --offload=off" in without.process.output()
+        _liveness_sees_a_dead_engine(without)
+
+    assert cached_tokens(loaded) >= 1024
+    assert loaded.choices[0].message.content == stored.choices[0].message.content
+    assert loaded.choices[0].message.content == computed.choices[0].message.content

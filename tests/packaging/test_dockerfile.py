@@ -1,0 +1,121 @@
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import pytest
+
+from tests.packaging.dockerfile import Stage, excluded, stages
+from tests.packaging.manifests import ROOT
+from tests.packaging.tools import run
+
+DOCKERFILE = ROOT / "Dockerfile"
+DOCKERIGNORE = ROOT / ".dockerignore"
+IMAGES = ("on-kserve", "runtime")
+
+each_image = pytest.mark.parametrize("image", IMAGES)
+
+
+def test_hadolint_is_content() -> None:
+    assert run("hadolint", "--no-color", str(DOCKERFILE)) == ""
+
+
+def test_hadolint_finds_a_planted_fault(tmp_path: Path) -> None:
+    faulty = tmp_path / "Dockerfile"
+    faulty.write_text("FROM debian:latest\n")
+    assert "DL3007" in run("hadolint", "--no-color", str(faulty))
+
+
+def test_every_copied_path_exists_and_is_in_the_build_context() -> None:
+    sources = {path for stage in _stages() for path in stage.context_sources()}
+    assert sources
+    assert {path for path in sources if not (ROOT / path).exists()} == set()
+    ignored = DOCKERIGNORE.read_text()
+    assert {path for path in sources if excluded(path, ignored)} == set()
+
+
+@pytest.mark.parametrize("device", ["cpu", "gpu"])
+def test_each_device_has_its_lock_and_its_system_stage(device: str) -> None:
+    lock = ROOT / "requirements" / f"{device}.txt"
+    assert lock.exists()
+    assert not excluded(str(lock.relative_to(ROOT)), DOCKERIGNORE.read_text())
+    assert f"system-{device}" in [stage.name for stage in _stages()]
+
+
+def test_the_package_sources_are_in_the_build_context() -> None:
+    ignored = DOCKERIGNORE.read_text()
+    modules = [path.relative_to(ROOT) for path in (ROOT / "runtime").rglob("*.py")]
+    assert modules
+    assert [str(path) for path in modules if excluded(str(path), ignored)] == []
+
+
+@pytest.mark.parametrize(
+    ("path", "expected"),
+    [
+        ("runtime", False),
+        ("runtime/package/module.py", False),
+        ("runtime/package/__pycache__/module.pyc", True),
+        (".git/config", True),
+        ("tests/unit/test_it.py", True),
+    ],
+)
+def test_the_last_pattern_decides(path: str, expected: bool) -> None:
+    assert excluded(path, "# a comment\n*\n!runtime\n**/__pycache__\n") is expected
+
+
+@each_image
+def test_image_runs_as_uid_1000(image: str) -> None:
+    assert _stage(image).last("USER") == "1000"
+
+
+@each_image
+def test_image_starts_by_the_entry_point(image: str) -> None:
+    stage = _stage(image)
+    assert stage.last("ENTRYPOINT") == '["/usr/local/bin/entrypoint.sh"]'
+    copied = ("COPY", "--chmod=0755 entrypoint.sh /usr/local/bin/entrypoint.sh")
+    assert copied in stage.instructions
+    assert stage.last("EXPOSE") == "8080"
+    assert stage.last("CMD") is None
+
+
+def test_the_runtime_is_the_default_target() -> None:
+    assert _stages()[-1].name == "runtime"
+
+
+def test_base_images_are_pinned() -> None:
+    images = re.findall(r"^ARG \w+_IMAGE=(\S+)$", DOCKERFILE.read_text(), re.MULTILINE)
+    assert images
+    assert [i for i in images if not re.search(r":[^:/]*\d[^:/]*$", i)] == []
+
+
+def test_only_our_package_is_laid_on_kserve_image() -> None:
+    installs = [a for name, a in _stage("on-kserve").instructions if name == "RUN"]
+    assert len(installs) == 1
+    assert installs[0].split()[-5:] == [
+        "pip",
+        "install",
+        "--no-cache-dir",
+        "--no-deps",
+        "/dist/*.whl",
+    ]
+
+
+def test_every_install_takes_what_it_names_and_nothing_else() -> None:
+    installs = [
+        command
+        for stage in _stages()
+        for name, argument in stage.instructions
+        if name == "RUN"
+        for command in re.findall(r"pip (?:install|wheel)[^&;]*", argument)
+    ]
+    assert installs
+    assert [command for command in installs if "--no-deps" not in command] == []
+
+
+def _stages() -> list[Stage]:
+    return stages(DOCKERFILE.read_text())
+
+
+def _stage(name: str) -> Stage:
+    (stage,) = (stage for stage in _stages() if stage.name == name)
+    return stage

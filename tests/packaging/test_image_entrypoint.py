@@ -1,0 +1,31 @@
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+from tests.packaging.manifests import ROOT
+from tests.packaging.tools import run
+
+ENTRYPOINT = ROOT / "entrypoint.sh"
+
+
+def test_shellcheck_is_content() -> None:
+    assert run("shellcheck", "--enable=quote-safe-variables", str(ENTRYPOINT)) == ""
+
+
+def test_shellcheck_finds_a_planted_fault(tmp_path: Path) -> None:
+    faulty = tmp_path / "entrypoint.sh"
+    faulty.write_text("#!/bin/sh\npython3 -m server $@\n")
+    assert "SC2068" in run("shellcheck", str(faulty))
+
+
+def test_last_command_replaces_the_shell_and_keeps_arguments_whole() -> None:
+    lines = [line.strip() for line in ENTRYPOINT.read_text().splitlines() if line.strip()]
+    # Without exec the shell is process 1 and SIGTERM never reaches the server.
+    assert lines[-1].startswith("exec ")
+    assert lines[-1].endswith(' "$@"')
+
+
+def test_script_is_executable_and_fails_on_errors() -> None:
+    assert os.access(ENTRYPOINT, os.X_OK)
+    assert "set -eu" in ENTRYPOINT.read_text().splitlines()

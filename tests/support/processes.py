@@ -1,0 +1,86 @@
+"""Processes that a test starts: waited for by their own protocol, log shown on failure, stopped."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import time
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+
+import psutil
+
+
+class Process:
+    """A process whose output goes to a log file."""
+
+    def __init__(
+        self, command: Sequence[str], log: Path, environ: Mapping[str, str] | None = None
+    ) -> None:
+        self.log = log
+        self.command = list(command)
+        with log.open("wb") as output:
+            self._popen = subprocess.Popen(
+                self.command,
+                stdin=subprocess.DEVNULL,
+                stdout=output,
+                stderr=subprocess.STDOUT,
+                env=dict(os.environ if environ is None else environ),
+                start_new_session=True,
+            )
+        self.pid = self._popen.pid
+
+    def wait_until(self, ready: Callable[[], bool], seconds: float) -> None:
+        """Wait for ``ready``; fails with the log when the process ends or time runs out."""
+        deadline = time.monotonic() + seconds
+        while not ready():
+            if self._popen.poll() is not None:
+                raise AssertionError(f"{self} ended with {self._popen.returncode}\n{self.tail()}")
+            if time.monotonic() > deadline:
+                raise AssertionError(f"{self} is not ready after {seconds} s\n{self.tail()}")
+            time.sleep(0.1)
+
+    def wait(self, seconds: float) -> int:
+        """The exit code; fails with the log when it does not end in time."""
+        try:
+            return self._popen.wait(seconds)
+        except subprocess.TimeoutExpired:
+            raise AssertionError(f"{self} still runs after {seconds} s\n{self.tail()}") from None
+
+    def signal(self, number: signal.Signals) -> None:
+        self._popen.send_signal(number)
+
+    def family(self) -> list[psutil.Process]:
+        """The process and all its descendants."""
+        own = psutil.Process(self.pid)
+        return [own, *own.children(recursive=True)]
+
+    def stop(self, seconds: float = 30) -> None:
+        """End it and everything it started, at the latest after ``seconds`` by force."""
+        if self._popen.poll() is not None:
+            return
+        family = self.family()
+        self._popen.terminate()
+        try:
+            self._popen.wait(seconds)
+        except subprocess.TimeoutExpired:
+            for member in family:
+                if member.is_running():
+                    member.kill()
+            self._popen.wait()
+
+    def output(self) -> str:
+        return self.log.read_text(errors="replace")
+
+    def tail(self, lines: int = 60) -> str:
+        return "\n".join(self.output().splitlines()[-lines:])
+
+    def __str__(self) -> str:
+        return f"{Path(self.command[0]).name} (log {self.log})"
+
+
+def wait_for_end(processes: Sequence[psutil.Process], seconds: float) -> list[psutil.Process]:
+    """Those that still run after ``seconds``."""
+    _, alive = psutil.wait_procs(processes, timeout=seconds)
+    return [process for process in alive if process.status() != psutil.STATUS_ZOMBIE]

@@ -1,0 +1,104 @@
+"""The real server process, started as the image starts it."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import httpx
+import openai
+
+from tests.support.ports import free_port
+from tests.support.processes import Process
+
+ROOT = Path(__file__).parents[2]
+MODEL = ROOT / ".models" / "SmolLM2-135M-Instruct"
+START_SECONDS = 180.0
+
+# The sizes keep two servers on a small machine; compiling would take longer than the tests.
+SMALL = ("--max-model-len=4096", "--kv-cache-memory-bytes=400M", "--enforce-eager")
+
+
+def engine_environment(**variables: str) -> dict[str, str]:
+    """This process's environment without any setting of the product, plus ``variables``."""
+    ours = ("LMCACHE_", "VLLM_", "KSERVE_", "PYTHONHASHSEED", "PROMETHEUS_MULTIPROC_DIR")
+    kept = {name: value for name, value in os.environ.items() if not name.startswith(ours)}
+    return {**kept, "PYTHON": sys.executable, **variables}
+
+
+@dataclass
+class Server:
+    """A running server."""
+
+    port: int
+    name: str
+    process: Process
+
+    @property
+    def url(self) -> str:
+        return f"http://127.0.0.1:{self.port}"
+
+    @property
+    def openai_url(self) -> str:
+        return f"{self.url}/openai/v1"
+
+    def client(self) -> openai.OpenAI:
+        return openai.OpenAI(base_url=self.openai_url, api_key="none", timeout=120, max_retries=0)
+
+    def chat(self, prompt: str, **parameters: Any) -> openai.types.chat.ChatCompletion:
+        """One deterministic answer to a user's message."""
+        defaults: dict[str, Any] = {"temperature": 0, "max_tokens": 24, "seed": 0}
+        return self.client().chat.completions.create(
+            model=self.name,
+            messages=[{"role": "user", "content": prompt}],
+            **{**defaults, **parameters},
+        )
+
+    def is_ready(self) -> bool:
+        try:
+            return httpx.get(f"{self.url}/v2/health/ready").status_code == 200
+        except httpx.TransportError:
+            return False
+
+
+def start(
+    log: Path,
+    *arguments: str,
+    environ: Mapping[str, str] | None = None,
+    name: str = "smollm2",
+    model: Sequence[str] = (f"--model_id={MODEL}",),
+) -> Server:
+    """Start a server through ``entrypoint.sh``; it is not ready yet."""
+    port = free_port()
+    command = [str(ROOT / "entrypoint.sh"), *model, f"--model_name={name}", *SMALL]
+    process = Process(
+        [*command, f"--http_port={port}", *arguments], log, environ or engine_environment()
+    )
+    return Server(port, name, process)
+
+
+@contextmanager
+def running(log: Path, *arguments: str, **options: Any) -> Iterator[Server]:
+    """A server that is ready."""
+    server = start(log, *arguments, **options)
+    try:
+        server.process.wait_until(server.is_ready, START_SECONDS)
+        yield server
+    finally:
+        server.process.stop()
+
+
+def cached_tokens(answer: openai.types.chat.ChatCompletion) -> int:
+    assert answer.usage is not None
+    assert answer.usage.prompt_tokens_details is not None
+    return answer.usage.prompt_tokens_details.cached_tokens or 0
+
+
+def long_prompt(seed: str, words: int = 900) -> str:
+    """A prompt of more than 1,000 tokens that shares no prefix with that of another seed."""
+    return " ".join(f"{seed}{number % 37} item {number}." for number in range(words // 3))

@@ -1,0 +1,75 @@
+"""Imports point one way, and nothing runs at import."""
+
+from __future__ import annotations
+
+import ast
+import subprocess
+import sys
+from pathlib import Path
+
+from tests.support.server import ROOT
+
+PACKAGE = ROOT / "runtime" / "kserve_lmcache"
+
+# From the command down to what depends on nothing; a module imports only from later layers.
+LAYERS = (
+    ("__main__",),
+    ("cli.main",),
+    ("cli.serve", "cli.demo_model"),
+    ("cli.arguments", "cli", "server"),
+    ("model",),
+    ("base_model", "offload"),
+    ("vllm_model", "engine_arguments", "local_tier", "metrics", "process_guard", "request_errors"),
+    ("connector",),
+    ("connector.connector", "connector.report"),
+    ("connector.lmcache_engine",),
+    ("connector.cpu_copy", "lmcache_config"),
+    ("environment", "resources"),
+    ("errors",),
+    ("",),
+)
+
+
+def module_name(path: Path) -> str:
+    parts = list(path.relative_to(PACKAGE).with_suffix("").parts)
+    return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
+
+
+def imports(path: Path) -> set[str]:
+    found = set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        if not isinstance(node, ast.ImportFrom) or not (node.module or "").startswith(
+            "kserve_lmcache"
+        ):
+            continue
+        base = (node.module or "").removeprefix("kserve_lmcache").lstrip(".")
+        for alias in node.names:
+            inner = f"{base}.{alias.name}".lstrip(".")
+            is_module = (PACKAGE / inner.replace(".", "/")).with_suffix(".py").exists()
+            found.add(inner if is_module else base)
+    return found
+
+
+def test_every_module_has_its_layer_and_imports_only_from_later_ones() -> None:
+    layer_of = {name: number for number, names in enumerate(LAYERS) for name in names}
+    files = {module_name(path): path for path in PACKAGE.rglob("*.py")}
+    assert set(files) == set(layer_of)
+    for name, path in files.items():
+        for imported in imports(path):
+            assert layer_of[imported] > layer_of[name], f"{name} imports {imported}"
+
+
+def test_importing_the_package_imports_neither_vllm_nor_torch() -> None:
+    probe = (
+        "import sys, kserve_lmcache.cli.main, kserve_lmcache.process_guard;"
+        "print([name for name in ('vllm', 'torch', 'lmcache', 'kserve') if name in sys.modules])"
+    )
+    result = subprocess.run(
+        [sys.executable, "-c", probe], capture_output=True, text=True, check=True
+    )
+    assert result.stdout.strip() == "[]"
+
+
+def test_files_stay_small() -> None:
+    for path in PACKAGE.rglob("*.py"):
+        assert len(path.read_text().splitlines()) <= 400, path

@@ -1,0 +1,99 @@
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+
+from kserve_lmcache import local_tier
+from kserve_lmcache.errors import ConfigurationError
+from kserve_lmcache.lmcache_config import Setting
+from kserve_lmcache.resources import Limit, cpu_cores, memory_limit
+
+GIB = 2**30
+
+
+@pytest.fixture
+def root(tmp_path: Path) -> Path:
+    (tmp_path / "proc/self").mkdir(parents=True)
+    (tmp_path / "proc/meminfo").write_text("MemTotal:       67108864 kB\nMemFree: 1 kB\n")
+    return tmp_path
+
+
+def cgroup(root: Path, line: str, **files: str) -> None:
+    (root / "proc/self/cgroup").write_text(line + "\n")
+    for name, text in files.items():
+        path = root / "sys/fs/cgroup" / name.replace("__", "/").replace("_dot_", ".")
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(text + "\n")
+
+
+def test_memory_of_cgroup_v2(root: Path) -> None:
+    cgroup(root, "0::/pod/container", pod__container__memory_dot_max="4294967296")
+    assert memory_limit(root) == Limit(4 * GIB, "the container's limit (memory.max)")
+
+
+def test_the_least_limit_of_all_ancestors_counts(root: Path) -> None:
+    cgroup(
+        root,
+        "0::/pod/container",
+        pod__container__memory_dot_max="max",
+        pod__memory_dot_max=str(2 * GIB),
+        memory_dot_max=str(8 * GIB),
+    )
+    assert memory_limit(root).value == 2 * GIB
+
+
+def test_memory_of_cgroup_v1(root: Path) -> None:
+    path = root / "sys/fs/cgroup/memory/memory.limit_in_bytes"
+    path.parent.mkdir(parents=True)
+    path.write_text(str(3 * GIB))
+    (root / "proc/self/cgroup").write_text("5:memory:/\n4:cpu,cpuacct:/\n")
+    expected = Limit(3 * GIB, "the container's limit (memory.limit_in_bytes)")
+    assert memory_limit(root) == expected
+
+
+def test_no_limit_is_the_machine(root: Path) -> None:
+    path = root / "sys/fs/cgroup/memory/memory.limit_in_bytes"
+    path.parent.mkdir(parents=True)
+    path.write_text("9223372036854771712")
+    (root / "proc/self/cgroup").write_text("5:memory:/\n")
+    assert memory_limit(root) == Limit(64 * GIB, "the machine's memory")
+
+
+def test_cores_without_a_quota_are_the_affinity(root: Path) -> None:
+    cgroup(root, "0::/", cpu_dot_max="max 100000")
+    assert cpu_cores(root) == (sorted(os.sched_getaffinity(0)), "the process's CPU affinity")
+
+
+@pytest.mark.parametrize(("quota", "count"), [("100000 100000", 1), ("50000 100000", 1)])
+def test_a_quota_cuts_the_cores(root: Path, quota: str, count: int) -> None:
+    cgroup(root, "0::/", cpu_dot_max=quota)
+    cores, reason = cpu_cores(root)
+    if len(os.sched_getaffinity(0)) > 1:
+        assert reason == f"the container's quota (cpu.max {quota})"
+    assert len(cores) == count
+
+
+@pytest.mark.parametrize(
+    ("gib", "device", "workers", "expected"),
+    [
+        (24, "cpu", 1, 3.6),
+        (24, "cuda", 1, 9.6),
+        (24, "cuda", 4, 2.4),
+        (1024, "cuda", 1, 32.0),
+        (0.5, "cpu", 1, 0.125),
+    ],
+)
+def test_default_size(gib: float, device: str, workers: int, expected: float) -> None:
+    setting = local_tier.default_size(Limit(gib * GIB, "the test"), device, workers)
+    assert setting.value == expected
+    assert f"{gib:.1f} GiB, the test" in setting.source
+
+
+def test_a_tier_larger_than_the_container_is_refused() -> None:
+    size = Setting(2.5, "LMCACHE_MAX_LOCAL_CPU_SIZE")
+    with pytest.raises(ConfigurationError) as error:
+        local_tier.check_fits(size, Limit(4 * GIB, "the container's limit"), workers=2)
+    assert "2.5 GiB for each of 2 workers is more than the 4.0 GiB" in str(error.value)
+    local_tier.check_fits(size, Limit(5 * GIB, "the container's limit"), workers=2)
