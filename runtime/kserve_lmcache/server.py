@@ -9,6 +9,7 @@ import signal
 import sys
 from argparse import Namespace
 from types import FrameType
+from typing import Any
 
 from kserve import model_server
 from kserve.errors import ServerNotLive
@@ -22,14 +23,23 @@ from kserve_lmcache.offload import Offload
 
 
 class OffloadDataPlane(DataPlane):  # type: ignore[misc]
-    """KServe's data plane with health that tells the truth about the engine."""
+    """KServe's data plane, with health and metadata that are true of a vLLM engine."""
+
+    async def model_metadata(self, model_name: str) -> dict[str, Any]:
+        """KServe's v2 metadata; text goes in and out by the OpenAI routes, so no tensors.
+
+        Raises:
+            ModelNotFound: answered with 404.
+        """
+        self.get_model_from_registry(model_name)
+        return {"name": model_name, "platform": "vllm", "inputs": [], "outputs": []}
 
     async def ready(self) -> bool:
         """False until a generation can succeed, and after the engine died."""
         models = self.model_registry.get_models().values()
         return all([await model.healthy() for model in models])
 
-    async def live(self) -> dict[str, str]:  # type: ignore[override]
+    async def live(self) -> dict[str, str]:
         """Alive while the engine is: the port opens after it, and only a restart revives it.
 
         Raises:

@@ -101,4 +101,5 @@ def test_every_key_of_lmcache_has_a_type_that_we_parse() -> None:
     assert len(table) > 50
     for definition in table.values():
         kind = next(name for name in examples if name in str(definition.type).lower())
-        assert parse(definition, examples["list" if "list" in str(definition.type) else kind])
+        text = examples["list" if "list" in str(definition.type) else kind]
+        assert parse(definition, text) is not None, definition.name

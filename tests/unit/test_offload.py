@@ -77,7 +77,7 @@ def test_a_mistake_is_refused_or_turns_offloading_off() -> None:
 
 
 def test_a_taken_worker_extension_is_refused() -> None:
-    with pytest.raises(UsageError, match="--worker-extension-cls=my.Extension cannot be used"):
+    with pytest.raises(UsageError, match="--worker-extension-cls=my"):
         planned("--worker-extension-cls=my.Extension")
 
 
@@ -97,8 +97,8 @@ def test_giving_up_ends_the_start_unless_told_otherwise() -> None:
         (["--model_id=org/a"], "org/a"),
         (["org/b"], "org/b"),
         (["--model=org/c"], "org/c"),
-        (["--model_id=org/a", "--model_dir=/tmp"], "org/a"),
-        (["--model_dir=/tmp"], "/tmp"),
+        (["--model_id=org/a", "--model_dir=/usr"], "org/a"),
+        (["--model_dir=/usr"], "/usr"),
     ],
 )
 def test_the_model(argv: list[str], model: str) -> None:
