@@ -70,3 +70,6 @@ def test_sigterm_lets_a_streamed_answer_finish(server: Server) -> None:
     assert tokens > 100
     assert server.process.wait(seconds=30) == 0
     assert wait_for_end(family, seconds=10) == []
+    # The worker flushed its tiers and ended by itself.
+    assert "Assertion failed" not in server.process.output()
+    assert server.process.output().count("LMCache engine destroyed successfully") == 2

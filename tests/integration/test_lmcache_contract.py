@@ -14,9 +14,11 @@ from lmcache.v1 import manager
 from lmcache.v1.cache_engine import LMCacheEngine, LMCacheEngineBuilder
 from lmcache.v1.config import LMCacheEngineConfig
 from lmcache.v1.metadata import LMCacheMetadata
+from lmcache.v1.offload_server.zmq_server import ZMQOffloadServer
 from vllm.distributed.kv_transfer.kv_connector.v1.lmcache_connector import LMCacheConnectorV1
 
 from kserve_lmcache.connector.cpu_copy import CPUPagedMemoryConnector
+from kserve_lmcache.connector.lmcache_engine import end_offload_server
 from kserve_lmcache.lmcache_config import definitions, parse
 
 LAYERS, HEADS, HEAD_SIZE, CHUNK, BLOCK = 2, 3, 8, 16, 4
@@ -61,6 +63,15 @@ def test_an_engine_with_our_copy_stores_and_loads(engine: LMCacheEngine) -> None
     assert int(mask.sum()) == 2 * CHUNK
     for stored, loaded in zip(source, target, strict=True):
         assert torch.equal(stored, loaded)
+
+
+def test_the_offload_servers_thread_ends_before_its_socket_is_closed(
+    engine: LMCacheEngine,
+) -> None:
+    server = ZMQOffloadServer(engine, 0)
+    end_offload_server(server, engine.metadata, 0)
+    assert not server.thread.is_alive()
+    server.close()
 
 
 def test_the_factory_takes_the_engine_that_is_already_there(engine: LMCacheEngine) -> None:

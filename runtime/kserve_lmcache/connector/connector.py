@@ -54,7 +54,7 @@ class KServeLMCacheConnector(LMCacheConnectorV1):  # type: ignore[misc]
     def shutdown(self) -> None:
         """Flush and stop LMCache; its threads would keep the process from exiting."""
         if not self._failure:
-            self._lmcache_engine.shutdown()
+            lmcache_engine.stop(self._lmcache_engine)
 
     def report(self) -> dict[str, Any]:
         """State of this worker's LMCache: ``failure`` (empty when it works) and ``config``."""

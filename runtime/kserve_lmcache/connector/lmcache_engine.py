@@ -5,16 +5,23 @@
 
 from __future__ import annotations
 
+import os
 from typing import TYPE_CHECKING, Any
 
+import msgspec
+import zmq
 from lmcache.integration.vllm.utils import ENGINE_NAME, lmcache_get_or_create_config
 from lmcache.integration.vllm.vllm_service_factory import VllmServiceFactory
 from lmcache.v1.cache_engine import LMCacheEngineBuilder
+from lmcache.v1.offload_server.message import OffloadMsg
+from lmcache.v1.rpc_utils import get_zmq_rpc_path_lmcache, get_zmq_socket
 
 from kserve_lmcache.connector.cpu_copy import CPUPagedMemoryConnector
 
 if TYPE_CHECKING:
     from lmcache.integration.vllm.vllm_v1_adapter import LMCacheConnectorV1Impl
+    from lmcache.v1.metadata import LMCacheMetadata
+    from lmcache.v1.offload_server.zmq_server import ZMQOffloadServer
     from vllm.config import VllmConfig
 
 
@@ -40,6 +47,35 @@ def create_on_cpu(vllm_config: VllmConfig) -> None:
         group.broadcast,
         group.broadcast_object,
     )
+
+
+def stop(adapter: LMCacheConnectorV1Impl) -> None:
+    """Stop LMCache's services; what waits to be stored is flushed."""
+    if (server := adapter._manager.offload_server) is not None:
+        from vllm.distributed.parallel_state import get_tensor_model_parallel_rank
+
+        end_offload_server(
+            server, adapter.lmcache_engine_metadata, get_tensor_model_parallel_rank()
+        )
+    adapter.shutdown()
+
+
+def end_offload_server(server: ZMQOffloadServer, metadata: LMCacheMetadata, rank: int) -> None:
+    """End the server's thread, by an empty request, before its socket is closed.
+
+    LMCache closes the socket while the thread waits on it. Sockets belong to one thread in
+    libzmq, which aborts the process then, and nothing is flushed.
+    """
+    server.running = False
+    port = int(os.environ.get("LMCACHE_OFFLOAD_RPC_PORT", 100))
+    path = get_zmq_rpc_path_lmcache(metadata.engine_id or "default", "offload", port, rank)
+    with (
+        zmq.Context() as context,
+        get_zmq_socket(context, path, "ipc", zmq.REQ, "connect") as client,
+    ):
+        client.linger = 0
+        client.send(msgspec.msgpack.encode(OffloadMsg(hashes=[], slot_mapping=[], offsets=[])))
+        server.thread.join(timeout=2)
 
 
 def failure(adapter: LMCacheConnectorV1Impl) -> str:
