@@ -8,10 +8,12 @@ from pathlib import Path
 
 import torch
 from kserve.logging import logger
+from vllm.config import VllmConfig
 from vllm.engine.arg_utils import AsyncEngineArgs
 from vllm.platforms import current_platform
+from vllm.usage.usage_lib import UsageContext
 
-from kserve_lmcache.errors import UsageError
+from kserve_lmcache.errors import KServeLMCacheError, UsageError
 from kserve_lmcache.resources import cpu_cores, memory_limit
 
 _THREADS = "VLLM_CPU_OMP_THREADS_BIND"
@@ -52,6 +54,21 @@ def resolve_engine_arguments(args: Namespace, environ: MutableMapping[str, str])
         _size_kv_cache(args, environ)
     if args.gpu_memory_utilization is None:
         args.gpu_memory_utilization = AsyncEngineArgs.gpu_memory_utilization
+
+
+def create_engine_config(args: Namespace) -> VllmConfig:
+    """vLLM's configuration of the engine that ``args`` ask for.
+
+    Raises:
+        KServeLMCacheError: vLLM refuses them, or cannot read the model's configuration.
+    """
+    try:
+        return AsyncEngineArgs.from_cli_args(args).create_engine_config(
+            usage_context=UsageContext.OPENAI_API_SERVER
+        )
+    except Exception as error:
+        logger.debug("vLLM's own error", exc_info=True)
+        raise KServeLMCacheError(f"vLLM refuses the engine's arguments: {error}") from error
 
 
 def _model(args: Namespace) -> str:

@@ -23,7 +23,7 @@ DEFAULTS: Mapping[str, str] = {
 METRICS_DIRECTORY = "PROMETHEUS_MULTIPROC_DIR"
 METRICS_DIRECTORY_PREFIX = "kserve-lmcache-metrics."
 
-_REEXECUTED = "KSERVE_LMCACHE_REEXECUTED"
+_REEXECUTED = "_KSERVE_LMCACHE_REEXECUTED"
 
 
 def missing(environ: Mapping[str, str]) -> dict[str, str]:

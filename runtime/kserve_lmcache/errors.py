@@ -11,6 +11,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from kserve_lmcache.redaction import hide_in_urls
+
 
 class KServeLMCacheError(Exception):
     """Base of every error that is shown to the user without a traceback."""
@@ -26,14 +28,17 @@ class UsageError(KServeLMCacheError):
 
 @dataclass(frozen=True)
 class Problem:
-    """One mistake: what is wrong, where it came from, how to mend it."""
+    """One mistake: what is wrong, where it came from, how to mend it.
+
+    As a text it shows no password of any URL.
+    """
 
     what: str
     where: str
     mend: str
 
     def __str__(self) -> str:
-        return f"{self.where}: {self.what}. {self.mend}"
+        return hide_in_urls(f"{self.where}: {self.what}. {self.mend}")
 
 
 class ConfigurationError(KServeLMCacheError):

@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 from argparse import Namespace
+from pathlib import Path
 from typing import Any
 
 from kserve.logging import logger
 from starlette.datastructures import State
-from vllm.engine.arg_utils import AsyncEngineArgs
+from vllm.config import VllmConfig
 from vllm.entrypoints.openai.api_server import init_app_state
 from vllm.usage.usage_lib import UsageContext
 from vllm.v1.engine.async_llm import AsyncLLM
 
 from kserve_lmcache.base_model import choose_base
+from kserve_lmcache.config import engine_file
 from kserve_lmcache.errors import KServeLMCacheError
-from kserve_lmcache.offload import Offload, give_up
+from kserve_lmcache.offload import Offload, differences, give_up
 
 _Base, BASE_REASON = choose_base()
 
@@ -22,11 +24,12 @@ _Base, BASE_REASON = choose_base()
 class LMCacheModel(_Base):  # type: ignore[misc, valid-type]
     """Started by KServe's server beside its HTTP port (:meth:`start_engine`)."""
 
-    def __init__(self, args: Namespace, offload: Offload) -> None:
+    def __init__(self, args: Namespace, offload: Offload, engine_config: VllmConfig) -> None:
         super().__init__(args.model_name, args)
         # KServe refuses to start without a model that calls itself ready; healthy() is the gate.
         self.ready = True
         self.offload = offload
+        self.engine_config = engine_config
         self.started = False
         logger.info("Model base class %s: %s", _Base.__module__, BASE_REASON)
 
@@ -37,12 +40,13 @@ class LMCacheModel(_Base):  # type: ignore[misc, valid-type]
             OffloadUnavailableError: LMCache does not work in a worker, and it is required.
             KServeLMCacheError: vLLM's engine did not start.
         """
-        self.engine_client = _create_engine(self.args)
-        if self.offload.enabled and (failure := await self._offload_failure()):
+        self.engine_client = self._create_engine()
+        path = self.offload.engine_file
+        if path is not None and (failure := await self._offload_failure(path)):
             self.engine_client.shutdown()
             self.engine_client = None
-            self.offload = give_up(self.args, failure)
-            self.engine_client = _create_engine(self.args)
+            self.offload, self.engine_config = give_up(self.args, self.offload, failure)
+            self.engine_client = self._create_engine()
         await self._create_handlers()
         self.started = True
         logger.info("KV-cache offloading is %s", self.offload_state())
@@ -51,14 +55,15 @@ class LMCacheModel(_Base):  # type: ignore[misc, valid-type]
         """One line for the log: on with its sizes, or off with the reason."""
         if not self.offload.enabled:
             return f"off: {self.offload.reason}"
-        settings = self.offload.settings
-        size = settings["max_local_cpu_size"]
+        values = self.offload.configuration.shown()
+        size = values["max_local_cpu_size"]
         tiers = []
-        if settings["local_cpu"].value:
+        if values["local_cpu"].value:
             tiers.append(f"local CPU tier of {size.value:g} GiB ({size.source})")
-        if (remote := settings.get("remote_url")) and remote.value:
-            tiers.append(f"remote tier ({remote.source})")
-        return "on: " + ", ".join(tiers or ["no tier is configured"])
+        for name in ("local_disk", "remote_url"):
+            if name in values and values[name].value:
+                tiers.append(f"{name} {values[name].value} ({values[name].source})")
+        return "on: " + ", ".join(tiers)
 
     async def healthy(self) -> bool:
         """True once a generation can succeed, until the engine dies."""
@@ -77,12 +82,27 @@ class LMCacheModel(_Base):  # type: ignore[misc, valid-type]
         if self.engine_client is not None:
             self.engine_client.shutdown()
 
-    async def _offload_failure(self) -> str:
+    def _create_engine(self) -> AsyncLLM:
+        try:
+            return AsyncLLM.from_vllm_config(
+                vllm_config=self.engine_config,
+                usage_context=UsageContext.OPENAI_API_SERVER,
+                enable_log_requests=self.args.enable_log_requests,
+                disable_log_stats=self.args.disable_log_stats,
+            )
+        except Exception as error:
+            logger.exception("vLLM's engine did not start")
+            raise KServeLMCacheError(f"vLLM's engine did not start: {error}") from error
+
+    async def _offload_failure(self, path: Path) -> str:
+        """Why offloading does not work as configured, in any of the engine's processes."""
         reports: list[dict[str, Any]] = await self.engine_client.collective_rpc(
             "kserve_lmcache_report"
         )
-        failures = {report["failure"] for report in reports if report["failure"]}
-        return "; ".join(sorted(failures))
+        failures = {engine_file.scheduler_failure(path)}
+        for report in reports:
+            failures.add(report["failure"] or "; ".join(differences(path, report["config"])))
+        return "; ".join(sorted(failures - {""}))
 
     async def _create_handlers(self) -> None:
         state = State()
@@ -94,18 +114,3 @@ class LMCacheModel(_Base):  # type: ignore[misc, valid-type]
         self.openai_serving_completion = handlers.get("openai_serving_completion")
         self.openai_serving_embedding = handlers.get("serving_embedding")
         self.serving_reranking = handlers.get("serving_scores")
-
-
-def _create_engine(args: Namespace) -> AsyncLLM:
-    engine_args = AsyncEngineArgs.from_cli_args(args)
-    try:
-        vllm_config = engine_args.create_engine_config(usage_context=UsageContext.OPENAI_API_SERVER)
-        return AsyncLLM.from_vllm_config(
-            vllm_config=vllm_config,
-            usage_context=UsageContext.OPENAI_API_SERVER,
-            enable_log_requests=engine_args.enable_log_requests,
-            disable_log_stats=engine_args.disable_log_stats,
-        )
-    except Exception as error:
-        logger.exception("vLLM's engine did not start")
-        raise KServeLMCacheError(f"vLLM's engine did not start: {error}") from error

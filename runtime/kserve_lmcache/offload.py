@@ -9,15 +9,26 @@ import tempfile
 from argparse import Namespace
 from collections.abc import Mapping, MutableMapping
 from pathlib import Path
+from typing import Any
 
 from kserve.logging import logger
-from vllm.config import KVTransferConfig
+from vllm.config import KVTransferConfig, VllmConfig
 
-from kserve_lmcache import lmcache_config, local_tier
-from kserve_lmcache.engine_arguments import device
-from kserve_lmcache.errors import KServeLMCacheError, OffloadUnavailableError, UsageError
-from kserve_lmcache.lmcache_config import Setting
+from kserve_lmcache import local_tier, redaction
+from kserve_lmcache.config import engine_file, keys
+from kserve_lmcache.config.credentials import remote_of
+from kserve_lmcache.config.resolve import Configuration, Flags, Value, resolve
+from kserve_lmcache.engine_arguments import create_engine_config, device
+from kserve_lmcache.engine_shape import EngineShape, shape_of
+from kserve_lmcache.errors import (
+    ConfigurationError,
+    KServeLMCacheError,
+    OffloadUnavailableError,
+    UsageError,
+)
+from kserve_lmcache.remote import Remote
 from kserve_lmcache.resources import memory_limit
+from kserve_lmcache.settings import SETTINGS
 
 CONNECTOR = "KServeLMCacheConnector"
 CONNECTOR_MODULE = "kserve_lmcache.connector"
@@ -31,96 +42,170 @@ class Offload:
     """The decision.
 
     Attributes:
-        enabled: our connector is configured in the engine.
         required: the server must not become ready without it.
         reason: why it is not enabled; empty when it is.
-        settings: the LMCache configuration in force, by key.
+        configuration: what is in force.
+        engine_file: what LMCache reads it from; ``None`` when it is not enabled.
     """
 
-    enabled: bool
-    required: bool
+    required: bool = False
     reason: str = ""
-    settings: Mapping[str, Setting] = dataclasses.field(default_factory=dict)
+    configuration: Configuration = dataclasses.field(default_factory=Configuration)
+    engine_file: Path | None = None
+
+    @property
+    def enabled(self) -> bool:
+        """Whether our connector is configured in the engine."""
+        return self.engine_file is not None
 
 
-def plan_offload(args: Namespace, environ: MutableMapping[str, str]) -> Offload:
-    """Decide, and put the connector into ``args`` and LMCache's configuration into ``environ``.
+def plan_offload(args: Namespace, environ: MutableMapping[str, str]) -> tuple[Offload, VllmConfig]:
+    """Decide; put the connector into the engine's configuration and LMCache's into ``environ``.
 
     Raises:
         ConfigurationError: the configuration has mistakes and offloading is required.
         UsageError: ``--worker-extension-cls`` is taken.
+        KServeLMCacheError: vLLM refuses the engine's arguments.
     """
-    if args.offload == "off":
-        return _without(args, "--offload=off")
+    configuration = resolve_configuration(args, environ)
+    if not configuration.get("offload"):
+        reason = f"{configuration.source('offload')} is off"
+        return _without(args, reason), create_engine_config(args)
     wanted = args.kv_transfer_config
     if wanted is not None and wanted.kv_connector != _STOCK_CONNECTOR:
         # Another connector (NIXL, multi-process LMCache, …) is the user's own business.
         reason = f"--kv-transfer-config asks for {wanted.kv_connector}"
         logger.warning("KV-cache offloading is not managed by this server: %s", reason)
-        return Offload(enabled=False, required=False, reason=reason)
+        return Offload(reason=reason), create_engine_config(args)
     if args.worker_extension_cls:
         raise UsageError(
             f"--worker-extension-cls={args.worker_extension_cls} cannot be used together with "
             "offloading, which reports its state by it. Add --offload=off, or leave it out."
         )
+    required = bool(configuration.get("offload_required"))
     try:
-        settings = _settings(args, environ)
-    except KServeLMCacheError as error:
-        if args.offload_required:
+        engine_config = _configure_engine(args, configuration)
+        remote = complete(configuration, shape_of(engine_config))
+        configuration.check()
+    except ConfigurationError as error:
+        if required:
             raise
-        return _without(args, str(error))
-    _configure_engine(args, settings, environ)
-    return Offload(enabled=True, required=args.offload_required, settings=settings)
+        return _without(args, str(error)), create_engine_config(args)
+    path = _write(configuration, remote)
+    engine_file.hand_over(path, environ)
+    _log(configuration)
+    offload = Offload(required, configuration=configuration, engine_file=path)
+    return offload, engine_config
 
 
-def give_up(args: Namespace, reason: str) -> Offload:
+def resolve_configuration(args: Namespace, environ: Mapping[str, str]) -> Configuration:
+    """The configuration as flags, file, variables and our defaults give it; not yet complete."""
+    wanted = args.kv_transfer_config
+    extra = (wanted.kv_connector_extra_config or {}) if wanted is not None else {}
+    flags = Flags(
+        own={setting.name: getattr(args, f"own_{setting.name}", None) for setting in SETTINGS},
+        assignments=args.lmcache,
+        connector=extra,
+    )
+    defaults = {
+        "local_cpu": Value(True, "default"),
+        "chunk_size": Value(256, "default"),
+        # Stable between processes and machines, which Python's own hash is not.
+        "pre_caching_hash_algorithm": Value("sha256_cbor", "default"),
+    }
+    return resolve(flags, environ, defaults, device())
+
+
+def complete(configuration: Configuration, shape: EngineShape | None) -> Remote | None:
+    """Add what depends on the machine and the engine, and look for mistakes in it.
+
+    Returns:
+        The remote store that is asked for.
+    """
+    memory = memory_limit()
+    if "max_local_cpu_size" not in configuration.values:
+        configuration.values["max_local_cpu_size"] = local_tier.default_size(
+            memory,
+            device(),
+            shape.workers if shape else 1,
+            shape.request_bytes if shape else 0,
+        )
+    if shape:
+        local_tier.check(configuration, memory, shape)
+    return remote_of(configuration)
+
+
+def give_up(args: Namespace, offload: Offload, reason: str) -> tuple[Offload, VllmConfig]:
     """What remains after the engine could not start offloading.
 
     Raises:
         OffloadUnavailableError: it is required.
     """
-    if args.offload_required:
+    if offload.required:
         raise OffloadUnavailableError(reason)
     args.worker_extension_cls = ""
-    return _without(args, reason)
+    return _without(args, reason), create_engine_config(args)
 
 
 def _without(args: Namespace, reason: str) -> Offload:
     args.kv_transfer_config = None
     logger.warning("Serving WITHOUT KV-cache offloading: %s", reason)
-    return Offload(enabled=False, required=False, reason=reason)
+    return Offload(reason=reason)
 
 
-def _settings(args: Namespace, environ: Mapping[str, str]) -> dict[str, Setting]:
-    workers = args.tensor_parallel_size * args.pipeline_parallel_size
-    memory = memory_limit()
-    defaults = {
-        "local_cpu": Setting(True, "default"),
-        "chunk_size": Setting(256, "default"),
-        "max_local_cpu_size": local_tier.default_size(memory, device(), workers),
-        # Stable between processes and machines, which Python's own hash is not.
-        "pre_caching_hash_algorithm": Setting("sha256_cbor", "default"),
-    }
-    settings, notes = lmcache_config.resolve(environ, defaults)
-    local_tier.check_fits(settings["max_local_cpu_size"], memory, workers)
-    for note in notes:
-        logger.warning(note)
-    logger.info(
-        "LMCache: %s", lmcache_config.describe(settings, ("max_local_cpu_size", "chunk_size"))
+def _configure_engine(args: Namespace, configuration: Configuration) -> VllmConfig:
+    """Put our connector in.
+
+    Raises:
+        ConfigurationError: vLLM refuses the engine's arguments, and there were mistakes already.
+        KServeLMCacheError: vLLM refuses them.
+    """
+    wanted = args.kv_transfer_config or KVTransferConfig(kv_role="kv_both")
+    extra = wanted.kv_connector_extra_config or {}
+    args.kv_transfer_config = dataclasses.replace(
+        wanted,
+        kv_connector=CONNECTOR,
+        kv_connector_module_path=CONNECTOR_MODULE,
+        # Merged into the configuration; LMCache would put them over everything again.
+        kv_connector_extra_config={
+            name: value for name, value in extra.items() if not name.startswith("lmcache.")
+        },
     )
-    return settings
+    args.worker_extension_cls = WORKER_EXTENSION
+    try:
+        return create_engine_config(args)
+    except KServeLMCacheError:
+        configuration.check()
+        raise
 
 
-def _configure_engine(
-    args: Namespace, settings: Mapping[str, Setting], environ: MutableMapping[str, str]
-) -> None:
+def _write(configuration: Configuration, remote: Remote | None) -> Path:
     directory = Path(tempfile.mkdtemp(prefix="kserve-lmcache-"))
     atexit.register(shutil.rmtree, directory, ignore_errors=True)
     path = directory / "lmcache.yaml"
-    lmcache_config.write(settings, path)
-    lmcache_config.hand_over(path, environ)
-    wanted = args.kv_transfer_config or KVTransferConfig(kv_role="kv_both")
-    args.kv_transfer_config = dataclasses.replace(
-        wanted, kv_connector=CONNECTOR, kv_connector_module_path=CONNECTOR_MODULE
-    )
-    args.worker_extension_cls = WORKER_EXTENSION
+    engine_file.write(configuration.lmcache(), remote, path)
+    redaction.guard_logs(redaction.find(engine_file.read(path)))
+    return path
+
+
+def differences(path: Path, used: Mapping[str, Any]) -> list[str]:
+    """Where LMCache uses something else than it was told.
+
+    Args:
+        path: the file that it was told to read.
+        used: its own configuration, read back from a worker.
+    """
+    return [
+        f"{name} is {redaction.hide(used.get(name), name)!r} where "
+        f"{redaction.hide(value, name)!r} was asked for"
+        for name, value in engine_file.read(path).items()
+        if used.get(name) != value
+    ]
+
+
+def _log(configuration: Configuration) -> None:
+    for note in configuration.notes:
+        logger.warning(note)
+    for name, shown in configuration.shown().items():
+        if not keys.table()[name].own:
+            logger.info("LMCache: %s = %s (%s)", name, shown.value, shown.source)

@@ -15,8 +15,9 @@ from kserve import model_server
 from kserve.errors import ServerNotLive
 from kserve.logging import logger
 from kserve.protocol.dataplane import DataPlane
+from vllm.config import VllmConfig
 
-from kserve_lmcache import process_guard, request_errors
+from kserve_lmcache import engine_process, request_errors
 from kserve_lmcache.metrics import metrics
 from kserve_lmcache.model import LMCacheModel
 from kserve_lmcache.offload import Offload
@@ -82,15 +83,15 @@ def _end_start(number: int, frame: FrameType | None) -> None:
     sys.exit(128 + number)
 
 
-def serve(args: Namespace, offload: Offload) -> None:
+def serve(args: Namespace, offload: Offload, engine_config: VllmConfig) -> None:
     """Serve until SIGTERM or SIGINT, which let running requests finish.
 
     Raises:
         KServeLMCacheError: the engine or offloading could not start.
     """
-    process_guard.mark_server(os.environ)
+    engine_process.mark_server(os.environ, offload.engine_file)
     server = _create_server(args)
-    model = LMCacheModel(args, offload)
+    model = LMCacheModel(args, offload, engine_config)
     model.load()
     for alias in (*args.served_model_name[1:], *(lora.name for lora in args.lora_modules or ())):
         server.register_model(model, alias)

@@ -9,8 +9,10 @@ from tests.support.processes import wait_for_end
 from tests.support.server import START_SECONDS, engine_environment, running, start
 
 IMPOSSIBLE = engine_environment(LMCACHE_MAX_LOCAL_CPU_SIZE="1000000")
-# Accepted by LMCache's configuration, refused in the engine: it has no layerwise copy on a CPU.
-FAILS_IN_ENGINE = engine_environment(LMCACHE_USE_LAYERWISE="true")
+# Sound as a configuration; LMCache only finds in the engine that it cannot be made.
+FAILS_IN_ENGINE = engine_environment(
+    LMCACHE_LOCAL_DISK="/proc/cache", LMCACHE_MAX_LOCAL_DISK_SIZE="1"
+)
 
 
 def error_lines(log: str) -> list[str]:
@@ -30,7 +32,7 @@ def test_a_failure_in_the_engine_ends_the_start_with_its_reason(logs: Path) -> N
     server = start(logs / "required.log", environ=FAILS_IN_ENGINE)
     assert server.process.wait(seconds=START_SECONDS) == 1
     (error,) = error_lines(server.process.output())
-    assert "use_layerwise is set" in error
+    assert "/proc/cache" in error
     assert "--offload-required=false" in error
 
 
@@ -39,7 +41,7 @@ def test_not_required_serves_on_without_it_and_leaves_no_orphan_when_killed(logs
     with running(logs / "optional.log", *arguments, environ=FAILS_IN_ENGINE) as server:
         assert server.chat("Hello!").choices[0].message.content
         log = server.process.output()
-        assert "Serving WITHOUT KV-cache offloading: NotImplementedError" in log
+        assert "Serving WITHOUT KV-cache offloading: FileNotFoundError" in log
         assert "KV-cache offloading is off" in log
         family = server.process.family()
         server.process.signal(signal.SIGKILL)

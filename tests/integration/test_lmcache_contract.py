@@ -12,14 +12,16 @@ from lmcache.integration.vllm import vllm_service_factory, vllm_v1_adapter
 from lmcache.integration.vllm.utils import ENGINE_NAME
 from lmcache.v1 import manager
 from lmcache.v1.cache_engine import LMCacheEngine, LMCacheEngineBuilder
-from lmcache.v1.config import LMCacheEngineConfig
+from lmcache.v1.config import _CONFIG_DEFINITIONS, LMCacheEngineConfig
 from lmcache.v1.metadata import LMCacheMetadata
 from lmcache.v1.offload_server.zmq_server import ZMQOffloadServer
 from vllm.distributed.kv_transfer.kv_connector.v1.lmcache_connector import LMCacheConnectorV1
 
+from kserve_lmcache.config import keys
+from kserve_lmcache.config.values import parse
 from kserve_lmcache.connector.cpu_copy import CPUPagedMemoryConnector
 from kserve_lmcache.connector.lmcache_engine import end_offload_server
-from kserve_lmcache.lmcache_config import definitions, parse
+from kserve_lmcache.settings import SETTINGS
 
 LAYERS, HEADS, HEAD_SIZE, CHUNK, BLOCK = 2, 3, 8, 16, 4
 
@@ -108,9 +110,18 @@ def test_vllms_connector_keeps_the_adapter() -> None:
 
 def test_every_key_of_lmcache_has_a_type_that_we_parse() -> None:
     examples = {"int": "3", "float": "3.5", "bool": "true", "str": "a", "list": "1,2", "dict": "{}"}
-    table = definitions()
+    examples_of = {"hidden_states_retrieve_mode": "prefix_strict"}
+    table = keys.table()
     assert len(table) > 50
-    for definition in table.values():
-        kind = next(name for name in examples if name in str(definition.type).lower())
-        text = examples["list" if "list" in str(definition.type) else kind]
-        assert parse(definition, text) is not None, definition.name
+    for key in table.values():
+        kind = next(name for name in examples if name in str(key.type).lower())
+        text = examples["list" if "list" in str(key.type) else kind]
+        assert parse(key, examples_of.get(key.name, text)) is not None, key.name
+
+
+def test_no_setting_of_ours_has_the_name_of_one_of_lmcaches() -> None:
+    assert not {setting.name for setting in SETTINGS} & set(_CONFIG_DEFINITIONS)
+
+
+def test_what_lmcache_reads_outside_its_table_is_found_in_its_source() -> None:
+    assert {"LMCACHE_LOG_LEVEL", "LMCACHE_TRACK_USAGE"} <= keys.other_variables()

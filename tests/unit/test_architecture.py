@@ -15,17 +15,29 @@ PACKAGE = ROOT / "runtime" / "kserve_lmcache"
 LAYERS = (
     ("__main__",),
     ("cli.main",),
-    ("cli.serve", "cli.demo_model"),
-    ("cli.arguments", "cli", "server"),
+    ("cli.serve", "cli.config", "cli.demo_model"),
+    ("cli", "server"),
     ("model",),
-    ("base_model", "offload"),
-    ("vllm_model", "engine_arguments", "local_tier", "metrics", "process_guard", "request_errors"),
+    ("offload",),
+    ("cli.arguments", "base_model", "engine_arguments", "local_tier", "metrics"),
+    ("vllm_model", "request_errors", "engine_process"),
     ("connector",),
     ("connector.connector", "connector.report"),
     ("connector.lmcache_engine",),
-    ("connector.cpu_copy", "lmcache_config"),
-    ("environment", "resources"),
+    ("connector.cpu_copy",),
+    ("identity",),
+    ("identity.weights",),
+    ("identity.cache", "identity.hub", "identity.samples"),
+    ("identity.files", "identity.safetensors_header"),
+    ("identity.errors",),
+    ("config.credentials", "config.engine_file"),
+    ("config.resolve",),
+    ("config.rules", "config.sources"),
+    ("config.values",),
+    ("config.keys",),
+    ("config", "settings", "engine_shape", "environment", "remote", "resources"),
     ("errors",),
+    ("redaction",),
     ("",),
 )
 
@@ -61,7 +73,7 @@ def test_every_module_has_its_layer_and_imports_only_from_later_ones() -> None:
 
 def test_importing_the_package_imports_neither_vllm_nor_torch() -> None:
     probe = (
-        "import sys, kserve_lmcache.cli.main, kserve_lmcache.process_guard;"
+        "import sys, kserve_lmcache.cli.main, kserve_lmcache.engine_process;"
         "print([name for name in ('vllm', 'torch', 'lmcache', 'kserve') if name in sys.modules])"
     )
     result = subprocess.run(

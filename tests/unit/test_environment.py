@@ -50,7 +50,7 @@ def test_a_seed_that_no_replica_could_repeat_is_refused(seed: str) -> None:
 
 
 def test_a_second_start_that_still_lacks_it_is_refused() -> None:
-    assert probe(KSERVE_LMCACHE_REEXECUTED="1").startswith("refused")
+    assert probe(_KSERVE_LMCACHE_REEXECUTED="1").startswith("refused")
 
 
 def test_the_entry_point_sets_the_same(tmp_path: Path) -> None:

@@ -7,15 +7,19 @@ from pathlib import Path
 import pytest
 
 from kserve_lmcache.cli.arguments import parse_arguments
+from kserve_lmcache.config import engine_file
 from kserve_lmcache.engine_arguments import resolve_engine_arguments
 from kserve_lmcache.errors import ConfigurationError, OffloadUnavailableError, UsageError
-from kserve_lmcache.offload import Offload, give_up, plan_offload
+from kserve_lmcache.offload import Offload, differences, give_up, plan_offload
+from tests.support.server import MODEL
 
 
 def planned(*argv: str, **environ: str) -> tuple[Namespace, Offload, dict[str, str]]:
-    args = parse_arguments(["--model_id=org/model", *argv])
+    args = parse_arguments([f"--model_id={MODEL}", "--max-model-len=4096", *argv])
     resolve_engine_arguments(args, environ)
-    return args, plan_offload(args, environ), environ
+    offload, engine_config = plan_offload(args, environ)
+    assert engine_config.kv_transfer_config == args.kv_transfer_config
+    return args, offload, environ
 
 
 @pytest.mark.parametrize(
@@ -33,22 +37,25 @@ def test_nothing_and_the_guides_json_give_our_connector(argv: tuple[str, ...]) -
         "kserve_lmcache.connector",
         "kv_both",
     )
-    assert offload.enabled
-    assert offload.settings["chunk_size"].value == 256
-    assert offload.settings["pre_caching_hash_algorithm"].value == "sha256_cbor"
-    assert "default: 15% of" in offload.settings["max_local_cpu_size"].source
-    assert Path(environ["LMCACHE_CONFIG_FILE"]).exists()
+    assert offload.engine_file is not None
+    configuration = offload.configuration
+    assert configuration.get("chunk_size") == 256
+    assert configuration.get("pre_caching_hash_algorithm") == "sha256_cbor"
+    assert "default: 15% of" in configuration.source("max_local_cpu_size")
+    assert Path(environ["LMCACHE_CONFIG_FILE"]) == offload.engine_file
+    assert engine_file.read(offload.engine_file) == configuration.lmcache()
 
 
 def test_what_the_user_put_into_the_json_stays() -> None:
     wanted = {
         "kv_connector": "LMCacheConnectorV1",
         "kv_role": "kv_consumer",
-        "kv_connector_extra_config": {"discard_partial_chunks": True},
+        "kv_connector_extra_config": {"discard_partial_chunks": True, "lmcache.chunk_size": 128},
     }
-    args, _, _ = planned(f"--kv-transfer-config={json.dumps(wanted)}")
+    args, offload, _ = planned(f"--kv-transfer-config={json.dumps(wanted)}")
     assert args.kv_transfer_config.kv_role == "kv_consumer"
     assert args.kv_transfer_config.kv_connector_extra_config == {"discard_partial_chunks": True}
+    assert offload.configuration.get("chunk_size") == 128
 
 
 def test_another_connector_is_left_alone() -> None:
@@ -65,15 +72,47 @@ def test_another_connector_is_left_alone() -> None:
 def test_off_is_off() -> None:
     args, offload, _ = planned("--offload=off")
     assert args.kv_transfer_config is None
-    assert (offload.enabled, offload.reason) == (False, "--offload=off")
+    assert (offload.enabled, offload.reason) == (False, "--offload is off")
+    _, offload, _ = planned(KSERVE_LMCACHE_OFFLOAD="off")
+    assert (offload.enabled, offload.reason) == (False, "KSERVE_LMCACHE_OFFLOAD is off")
 
 
 def test_a_mistake_is_refused_or_turns_offloading_off() -> None:
-    with pytest.raises(ConfigurationError, match="LMCACHE_CHUNK_SIZE: 'many' is not a whole"):
+    with pytest.raises(ConfigurationError, match="LMCACHE_CHUNK_SIZE: chunk_size 'many' is not"):
         planned(LMCACHE_CHUNK_SIZE="many")
     args, offload, _ = planned("--offload-required=false", LMCACHE_CHUNK_SIZE="many")
     assert args.kv_transfer_config is None
     assert "LMCACHE_CHUNK_SIZE" in offload.reason
+
+
+def test_mistakes_of_all_kinds_come_together() -> None:
+    with pytest.raises(ConfigurationError) as error:
+        planned(
+            "--lmcache",
+            "chunk_size=100",
+            LMCACHE_MAX_LOCAL_CPU_SIZE="1000000",
+            LMCACHE_LOCAL_CPUS="true",
+            LMCACHE_REMOTE_PASSWORD_FILE="/nonexistent",
+            LMCACHE_REMOTE_URL="redis://redis:6379",
+        )
+    assert [problem.where for problem in error.value.problems] == [
+        "LMCACHE_LOCAL_CPUS",
+        "LMCACHE_MAX_LOCAL_CPU_SIZE",
+        "--lmcache chunk_size",
+        "LMCACHE_REMOTE_PASSWORD_FILE",
+    ]
+
+
+def test_what_the_engine_uses_instead_is_told_without_secrets(tmp_path: Path) -> None:
+    path = tmp_path / "engine.yaml"
+    told = {"chunk_size": 64, "remote_url": "redis://:hunter2@redis:6379", "local_cpu": True}
+    engine_file.write(told, None, path)
+    assert differences(path, {**told, "other": 1}) == []
+    used = {"chunk_size": 128, "remote_url": "redis://:other@redis:6379", "local_cpu": True}
+    assert differences(path, used) == [
+        "chunk_size is 128 where 64 was asked for",
+        "remote_url is 'redis://:***@redis:6379' where 'redis://:***@redis:6379' was asked for",
+    ]
 
 
 def test_a_taken_worker_extension_is_refused() -> None:
@@ -82,12 +121,13 @@ def test_a_taken_worker_extension_is_refused() -> None:
 
 
 def test_giving_up_ends_the_start_unless_told_otherwise() -> None:
-    args, _, _ = planned()
+    args, offload, _ = planned()
     with pytest.raises(OffloadUnavailableError, match="could not start: no memory"):
-        give_up(args, "no memory")
-    args, _, _ = planned("--offload-required=false")
-    assert give_up(args, "no memory").reason == "no memory"
-    assert args.kv_transfer_config is None
+        give_up(args, offload, "no memory")
+    args, offload, _ = planned("--offload-required=false")
+    without, engine_config = give_up(args, offload, "no memory")
+    assert (without.enabled, without.reason) == (False, "no memory")
+    assert engine_config.kv_transfer_config is args.kv_transfer_config is None
     assert args.worker_extension_cls == ""
 
 

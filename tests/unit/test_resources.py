@@ -5,9 +5,6 @@ from pathlib import Path
 
 import pytest
 
-from kserve_lmcache import local_tier
-from kserve_lmcache.errors import ConfigurationError
-from kserve_lmcache.lmcache_config import Setting
 from kserve_lmcache.resources import Limit, cpu_cores, memory_limit
 
 GIB = 2**30
@@ -73,27 +70,3 @@ def test_a_quota_cuts_the_cores(root: Path, quota: str, count: int) -> None:
     if len(os.sched_getaffinity(0)) > 1:
         assert reason == f"the container's quota (cpu.max {quota})"
     assert len(cores) == count
-
-
-@pytest.mark.parametrize(
-    ("gib", "device", "workers", "expected"),
-    [
-        (24, "cpu", 1, 3.6),
-        (24, "cuda", 1, 9.6),
-        (24, "cuda", 4, 2.4),
-        (1024, "cuda", 1, 32.0),
-        (0.5, "cpu", 1, 0.125),
-    ],
-)
-def test_default_size(gib: float, device: str, workers: int, expected: float) -> None:
-    setting = local_tier.default_size(Limit(gib * GIB, "the test"), device, workers)
-    assert setting.value == expected
-    assert f"{gib:.1f} GiB, the test" in setting.source
-
-
-def test_a_tier_larger_than_the_container_is_refused() -> None:
-    size = Setting(2.5, "LMCACHE_MAX_LOCAL_CPU_SIZE")
-    with pytest.raises(ConfigurationError) as error:
-        local_tier.check_fits(size, Limit(4 * GIB, "the container's limit"), workers=2)
-    assert "2.5 GiB for each of 2 workers is more than the 4.0 GiB" in str(error.value)
-    local_tier.check_fits(size, Limit(5 * GIB, "the container's limit"), workers=2)

@@ -18,7 +18,9 @@ from typing import NoReturn
 from vllm.entrypoints.openai.cli_args import make_arg_parser
 from vllm.utils.argparse_utils import FlexibleArgumentParser
 
+from kserve_lmcache.config.sources import KEY_FLAG
 from kserve_lmcache.errors import UsageError
+from kserve_lmcache.settings import SETTINGS
 
 # Flags of vLLM's own HTTP server. KServe's server answers here, so they would be dropped.
 _HTTP_SERVER_FLAGS = (
@@ -151,18 +153,23 @@ def _add_hugging_face_flags(parser: argparse.ArgumentParser) -> None:
 
 
 def _add_own_flags(parser: argparse.ArgumentParser) -> None:
+    """Their values are texts here: they are parsed where those of the other sources are."""
     group = parser.add_argument_group("KV-cache offloading")
+    for setting in SETTINGS:
+        if not setting.secret:
+            group.add_argument(
+                setting.flag,
+                dest=f"own_{setting.name}",
+                metavar="VALUE",
+                help=f"{setting.help} Also {setting.environment_variable}.",
+            )
     group.add_argument(
-        "--offload",
-        choices=["on", "off"],
-        default="on",
-        help="Offload the KV cache by LMCache.",
-    )
-    group.add_argument(
-        "--offload-required",
-        type=_boolean,
-        default=True,
-        help="Refuse to become ready when offloading cannot start; false serves on without it.",
+        KEY_FLAG,
+        nargs="+",
+        action="extend",
+        default=[],
+        metavar="KEY=VALUE",
+        help="Keys of LMCache's configuration, stronger than its file and variables.",
     )
 
 
@@ -188,14 +195,6 @@ def _refuse_without_effect(parser: argparse.ArgumentParser, args: Namespace) -> 
         refused.append("--workers above 1 never serves: the engine cannot be shared by processes")
     if refused:
         raise UsageError("; ".join(refused))
-
-
-def _boolean(text: str) -> bool:
-    if text.lower() in ("true", "1", "yes", "on"):
-        return True
-    if text.lower() in ("false", "0", "no", "off"):
-        return False
-    raise argparse.ArgumentTypeError(f"{text!r} is neither true nor false")
 
 
 def _unquote(argument: str) -> str:

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import sys
 from collections.abc import Sequence
 
 from kserve_lmcache import environment
 from kserve_lmcache.errors import KServeLMCacheError
 
-_COMMANDS = ("serve", "demo-model")
+_COMMANDS = ("serve", "config", "doctor", "demo-model")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -24,6 +25,14 @@ def main(argv: Sequence[str] | None = None) -> int:
             from kserve_lmcache.cli.demo_model import run as run_demo_model
 
             run_demo_model(arguments)
+            return 0
+        if command == "config":
+            # vLLM and LMCache log to the standard output, which is the answer's alone here.
+            with contextlib.redirect_stdout(sys.stderr):
+                from kserve_lmcache.cli.config import run as run_config
+
+                text = run_config(arguments)
+            print(text)
             return 0
         environment.ensure()
         from kserve_lmcache.cli.serve import run as run_serve

@@ -23,5 +23,5 @@ def run(argv: Sequence[str]) -> None:
     if args.configure_logging:
         configure_logging(args.log_config_file)
     resolve_engine_arguments(args, os.environ)
-    offload = plan_offload(args, os.environ)
-    serve(args, offload)
+    offload, engine_config = plan_offload(args, os.environ)
+    serve(args, offload, engine_config)

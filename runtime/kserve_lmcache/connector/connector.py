@@ -9,6 +9,7 @@ from vllm.distributed.kv_transfer.kv_connector.v1.base import KVConnectorRole
 from vllm.distributed.kv_transfer.kv_connector.v1.lmcache_connector import LMCacheConnectorV1
 from vllm.logger import init_logger
 
+from kserve_lmcache.config import engine_file
 from kserve_lmcache.connector import lmcache_engine
 
 if TYPE_CHECKING:
@@ -22,8 +23,8 @@ logger = init_logger(__name__)
 class KServeLMCacheConnector(LMCacheConnectorV1):  # type: ignore[misc]
     """vLLM's LMCache connector that works on a CPU too, and says when it does not work.
 
-    A worker whose LMCache failed survives until the server has read the reason
-    (:meth:`report`); the server then ends the engine, so no request ever meets it.
+    A process whose LMCache failed survives until the server has read the reason
+    (:mod:`.report`); the server then ends the engine, so no request ever meets it.
     """
 
     def __init__(
@@ -38,9 +39,9 @@ class KServeLMCacheConnector(LMCacheConnectorV1):  # type: ignore[misc]
                 lmcache_engine.create_on_cpu(vllm_config)
             super().__init__(vllm_config, role, kv_cache_config)
         except Exception as error:
-            if role == KVConnectorRole.SCHEDULER:
-                raise
             self._fail(error)
+        if role == KVConnectorRole.SCHEDULER and (failure := self._scheduler_failure()):
+            engine_file.leave_scheduler_failure(failure)
 
     def register_kv_caches(self, kv_caches: dict[str, torch.Tensor]) -> None:
         """Give LMCache the paged KV cache: one tensor a layer, by the layer's name."""
@@ -64,6 +65,9 @@ class KServeLMCacheConnector(LMCacheConnectorV1):  # type: ignore[misc]
             "failure": lmcache_engine.failure(self._lmcache_engine),
             "config": lmcache_engine.effective_config(self._lmcache_engine),
         }
+
+    def _scheduler_failure(self) -> str:
+        return self._failure or lmcache_engine.scheduler_failure(self._lmcache_engine)
 
     def _fail(self, error: Exception) -> None:
         self._failure = f"{type(error).__name__}: {error}"

@@ -90,6 +90,14 @@ def failure(adapter: LMCacheConnectorV1Impl) -> str:
     return ""
 
 
+def scheduler_failure(adapter: LMCacheConnectorV1Impl) -> str:
+    """Why LMCache cannot look anything up for the scheduler; empty when it can."""
+    manager = adapter._manager
+    if manager._init_failed:
+        return _last_line(manager._init_failed_reason)
+    return "" if manager.lookup_client is not None else "LMCache created no lookup client"
+
+
 def effective_config(adapter: LMCacheConnectorV1Impl) -> dict[str, Any]:
     """The configuration that LMCache uses, key by key."""
     return dict(adapter.config.to_dict())

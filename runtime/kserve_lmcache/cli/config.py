@@ -1,0 +1,99 @@
+"""``kserve-lmcache config``: the configuration that a server with the same flags would use."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+from argparse import Namespace
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from kserve_lmcache.cli.arguments import parse_arguments
+from kserve_lmcache.config import keys
+from kserve_lmcache.config.resolve import Configuration, Value
+from kserve_lmcache.engine_arguments import create_engine_config, resolve_engine_arguments
+from kserve_lmcache.engine_shape import EngineShape, shape_of
+from kserve_lmcache.errors import UsageError
+from kserve_lmcache.offload import complete, resolve_configuration
+from kserve_lmcache.redaction import hide
+
+
+def run(argv: Sequence[str]) -> str:
+    """The configuration in force, each value with its source.
+
+    Raises:
+        ConfigurationError: it has mistakes.
+        UsageError: a flag is unknown, or ``--explain`` names no key.
+    """
+    parser = argparse.ArgumentParser(
+        prog="kserve-lmcache config",
+        description="Prints the effective configuration; all flags of serve are taken as well.",
+        allow_abbrev=False,
+    )
+    parser.add_argument("--json", action="store_true", help="print JSON instead of YAML")
+    parser.add_argument("--explain", metavar="KEY", help="what a key does and where it comes from")
+    own, rest = parser.parse_known_args(argv)
+    args = parse_arguments(rest)
+    configuration = resolve_configuration(args, os.environ)
+    complete(configuration, _shape(args))
+    configuration.check()
+    if own.explain:
+        return explain(configuration, own.explain)
+    if own.json:
+        return json.dumps(as_json(configuration), indent=2)
+    return as_yaml(configuration)
+
+
+def as_json(configuration: Configuration) -> dict[str, Any]:
+    """``{"values": {KEY: {"value": …, "source": …}}, "notes": […]}``, secrets hidden."""
+    return {
+        "values": {
+            name: {"value": shown.value, "source": shown.source}
+            for name, shown in configuration.shown().items()
+        },
+        "notes": [hide(note) for note in configuration.notes],
+    }
+
+
+def as_yaml(configuration: Configuration) -> str:
+    """A YAML mapping that the server would take for its file, sources in comments."""
+    lines = [f"# {hide(note)}" for note in configuration.notes]
+    for name, shown in configuration.shown().items():
+        first, *more = yaml.safe_dump({name: shown.value}).splitlines()
+        lines += [f"{first}  # {shown.source}", *more]
+    return "\n".join(lines)
+
+
+def explain(configuration: Configuration, name: str) -> str:
+    """What a key does, what may stand there, and where its value came from.
+
+    Raises:
+        UsageError: there is no such key.
+    """
+    name = keys.aliases().get(name, name)
+    key = keys.table().get(name)
+    if key is None:
+        raise UsageError(f"{name} is not a key; `kserve-lmcache config` lists those in force")
+    shown = configuration.shown().get(name) or Value(key.default, configuration.source(name))
+    kind = key.type.__name__ if isinstance(key.type, type) else str(key.type)
+    return "\n".join(
+        [
+            f"{name}: {key.help or 'LMCache has no description of it.'}",
+            f"  value    {shown.value} ({shown.source})",
+            f"  type     {kind.replace('typing.', '')}",
+            f"  default  {key.default}" + ("" if key.own else " (LMCache's)"),
+            f"  variable {key.variable}",
+        ]
+    )
+
+
+def _shape(args: Namespace) -> EngineShape | None:
+    """The engine's, where the flags name a model."""
+    if not (args.model_id or args.model_tag or args.model or Path(args.model_dir).is_dir()):
+        return None
+    resolve_engine_arguments(args, dict(os.environ))
+    return shape_of(create_engine_config(args))

@@ -1,0 +1,82 @@
+"""What the server and the engine's processes tell each other by files in a directory of theirs.
+
+The server hands LMCache its configuration, and nothing else to read. The scheduler's process,
+whose connector nothing of vLLM's reaches from the server, leaves there why it does not work.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping, MutableMapping
+from pathlib import Path
+from typing import Any
+from urllib.parse import quote, urlencode, urlsplit
+
+import yaml
+
+from kserve_lmcache.config import keys
+from kserve_lmcache.config.sources import CONFIG_FILE
+from kserve_lmcache.remote import Remote
+
+# LMCache has a client of its own for valkey://, in a package that is not installed; what it has
+# for Redis speaks the same protocol.
+_SAME_PROTOCOL = {"valkey": "redis", "valkeys": "rediss"}
+
+
+def write(values: Mapping[str, Any], remote: Remote | None, path: Path) -> None:
+    """Write what LMCache has to be told; only its user may read the file."""
+    told = dict(values)
+    if remote is not None and remote.speaks_redis:
+        told["remote_url"] = _redis_url(remote)
+    with os.fdopen(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w") as file:
+        yaml.safe_dump(told, file)
+
+
+def read(path: Path) -> dict[str, Any]:
+    """What :func:`write` wrote."""
+    values: dict[str, Any] = yaml.safe_load(path.read_text("utf-8"))
+    return values
+
+
+def hand_over(path: Path, environ: MutableMapping[str, str]) -> None:
+    """Let LMCache read ``path`` and nothing else.
+
+    LMCache puts every ``LMCACHE_<KEY>`` variable over its file: none may reach its processes,
+    nor any credentials beside those in the file.
+    """
+    for variable in keys.variables():
+        environ.pop(variable, None)
+    environ[CONFIG_FILE] = str(path)
+
+
+def leave_scheduler_failure(reason: str) -> None:
+    """Say, in the scheduler's process, why LMCache does not work there."""
+    _scheduler_failure_of(Path(os.environ[CONFIG_FILE])).write_text(reason, "utf-8")
+
+
+def scheduler_failure(path: Path) -> str:
+    """What :func:`leave_scheduler_failure` said; empty when all is well."""
+    left = _scheduler_failure_of(path)
+    return left.read_text("utf-8") if left.exists() else ""
+
+
+def _scheduler_failure_of(path: Path) -> Path:
+    return path.with_name("scheduler-failure")
+
+
+def _redis_url(remote: Remote) -> str:
+    """The URL as LMCache's connector, which hands it to redis-py, takes credentials and files."""
+    split = urlsplit(remote.url)
+    scheme = _SAME_PROTOCOL.get(split.scheme, split.scheme)
+    netloc = split.netloc
+    if remote.username or remote.password:
+        who = f"{quote(remote.username or '', safe='')}:{quote(remote.password or '', safe='')}"
+        netloc = f"{who}@{netloc}"
+    files = {
+        "ssl_ca_certs": remote.ca_file,
+        "ssl_certfile": remote.cert_file,
+        "ssl_keyfile": remote.key_file,
+    }
+    options = urlencode({name: path for name, path in files.items() if path})
+    query = "&".join(part for part in (split.query, options) if part)
+    return f"{scheme}://{netloc}{split.path}" + (f"?{query}" if query else "")

@@ -1,0 +1,223 @@
+"""What is refused although every value has the right type.
+
+LMCache answers most of it by switching a tier, or everything, off, and serving on.
+"""
+
+from __future__ import annotations
+
+import functools
+import importlib
+import inspect
+import math
+import pkgutil
+import traceback
+from collections.abc import Callable, Iterator
+from typing import TYPE_CHECKING, Any
+from urllib.parse import urlsplit
+
+from kserve_lmcache.config import keys
+from kserve_lmcache.config.values import is_size
+from kserve_lmcache.errors import Problem
+from kserve_lmcache.redaction import hide, hide_in_urls
+from kserve_lmcache.remote import REDIS_SCHEMES, TLS_SCHEMES
+
+if TYPE_CHECKING:
+    from kserve_lmcache.config.resolve import Configuration
+
+Rule = Callable[["Configuration", str], Iterator[Problem]]
+
+_POSITIVE = ("chunk_size", "max_local_cpu_size", "blocking_timeout_secs", "lookup_timeout_ms")
+_SERDES = {
+    "cachegen": "knows a few models only and changes what it stores",
+    "kivi": "is not implemented in LMCache",
+}
+_NOT_ON_CPU = ("use_layerwise", "enable_blending", "use_gds")
+_TLS_SETTINGS = ("remote_ca_file", "remote_cert_file", "remote_key_file")
+_CREDENTIALS = ("remote_username", "remote_password", "remote_password_file")
+_DANGEROUS = {
+    "remote_config_url": "would post the whole environment to that address",
+    "internal_api_server_enabled": "shows every variable, passwords included, to whoever asks",
+    "run_script_api_enabled": "runs whatever code it is sent",
+}
+
+
+def _problem(configuration: Configuration, name: str, what: str, mend: str) -> Problem:
+    return Problem(f"{name} {what}", configuration.source(name), mend)
+
+
+def _ranges(configuration: Configuration, device: str) -> Iterator[Problem]:
+    for name in configuration.values:
+        key, value = keys.table()[name], configuration.get(name)
+        if name in _POSITIVE and not value > 0:
+            mend = f"Set {name} to more than 0."
+            yield _problem(configuration, name, f"must be positive, got {value}", mend)
+        elif is_size(key) and not (value >= 0 and math.isfinite(value)):
+            mend = f"Set {name} to a size in GB, for example 2.0 or 512Mi."
+            yield _problem(configuration, name, f"must be a size, got {value}", mend)
+
+
+def _dangerous(configuration: Configuration, device: str) -> Iterator[Problem]:
+    for name, reason in _DANGEROUS.items():
+        if configuration.get(name):
+            yield _problem(configuration, name, reason, "Leave it out.")
+
+
+def _names(configuration: Configuration, device: str) -> Iterator[Problem]:
+    from lmcache.v1.storage_backend.cache_policy import POLICY_MAPPING
+    from vllm.utils.hashing import get_hash_fn_by_name
+
+    policy = configuration.get("cache_policy")
+    if policy.upper() not in POLICY_MAPPING:
+        what = f"is {policy!r}, which LMCache does not know"
+        mend = f"Use one of {', '.join(POLICY_MAPPING)}."
+        yield _problem(configuration, "cache_policy", what, mend)
+    algorithm = configuration.get("pre_caching_hash_algorithm")
+    try:
+        algorithm == "builtin" or get_hash_fn_by_name(algorithm)
+    except (ValueError, ImportError):
+        what = f"is {algorithm!r}, which vLLM does not know: LMCache would use another, silently"
+        yield _problem(
+            configuration, "pre_caching_hash_algorithm", what, "Use sha256_cbor (the default)."
+        )
+
+
+def _tiers(configuration: Configuration, device: str) -> Iterator[Problem]:
+    disk, size = configuration.get("local_disk"), configuration.get("max_local_disk_size")
+    if disk and not size > 0:
+        what = "is not used without max_local_disk_size"
+        yield _problem(configuration, "local_disk", what, "Set max_local_disk_size too.")
+    if size > 0 and not disk:
+        what = "is not used without local_disk"
+        yield _problem(configuration, "max_local_disk_size", what, "Set local_disk too.")
+    others = ("remote_url", "remote_storage_plugins", "storage_plugins", "gds_path", "maru_path")
+    if configuration.get("local_cpu") or disk or any(configuration.get(name) for name in others):
+        return
+    if configuration.get("enable_p2p") or configuration.get("enable_pd"):
+        return
+    extra = configuration.get("extra_config") or {}
+    if not any(name.startswith("enable_") for name in extra):
+        what = "is off and there is no other tier: nothing would ever be kept"
+        yield _problem(configuration, "local_cpu", what, "Set another tier, or --offload=off.")
+
+
+def _device(configuration: Configuration, device: str) -> Iterator[Problem]:
+    for name in _NOT_ON_CPU:
+        if device == "cpu" and name in configuration.values and configuration.get(name):
+            yield _problem(configuration, name, "does not work on a CPU", f"Leave {name} out.")
+
+
+def _layerwise(configuration: Configuration, device: str) -> Iterator[Problem]:
+    if configuration.get("use_layerwise"):
+        for name in ("remote_url", "local_disk"):
+            if configuration.get(name):
+                what = f"does not work together with {name}: a layer that fails to load is used"
+                mend = f"Leave out use_layerwise or {name}."
+                yield _problem(configuration, "use_layerwise", what, mend)
+
+
+def _serde(configuration: Configuration, device: str) -> Iterator[Problem]:
+    serde = configuration.get("remote_serde")
+    if serde not in (None, "naive"):
+        what = f"is {serde}, which {_SERDES.get(serde, 'LMCache does not know')}"
+        yield _problem(configuration, "remote_serde", what, "Use naive.")
+
+
+def _remote(configuration: Configuration, device: str) -> Iterator[Problem]:
+    url = configuration.get("remote_url")
+    scheme = ""
+    if url:
+        try:
+            split = urlsplit(url)
+            scheme, _ = split.scheme, split.port if "," not in split.netloc else None
+        except ValueError as error:
+            what = f"is {hide_in_urls(url)!r}, which is no URL ({error})"
+            yield _problem(configuration, "remote_url", what, "Write SCHEME://HOST:PORT.")
+            return
+        yield from _scheme(configuration, url, scheme)
+    for name in (*_CREDENTIALS, *_TLS_SETTINGS):
+        if not configuration.get(name):
+            continue
+        if not url:
+            what = "is set and remote_url is not"
+            yield _problem(configuration, name, what, f"Set remote_url, or leave {name} out.")
+        elif scheme not in REDIS_SCHEMES:
+            what = f"is for Redis and Valkey, and remote_url is {scheme}://"
+            yield _problem(configuration, name, what, f"Leave {name} out.")
+        elif name in _TLS_SETTINGS and scheme not in TLS_SCHEMES:
+            what = f"is for TLS, and remote_url is {scheme}://, which is not encrypted"
+            yield _problem(configuration, name, what, "Use rediss:// or valkeys://.")
+    if bool(configuration.get("remote_cert_file")) != bool(configuration.get("remote_key_file")):
+        missing, present = ("remote_key_file", "remote_cert_file")
+        if configuration.get("remote_key_file"):
+            missing, present = present, missing
+        yield _problem(configuration, present, f"needs {missing} as well", f"Set {missing}.")
+
+
+def _scheme(configuration: Configuration, url: str, scheme: str) -> Iterator[Problem]:
+    shown = hide_in_urls(url)
+    if scheme == "redis-sentinel":
+        what = f"is {shown!r}, and LMCache's connector for it stores nothing"
+        mend = "Use the address of the master, redis://HOST:PORT, or of a proxy."
+        yield _problem(configuration, "remote_url", what, mend)
+    elif not (
+        scheme in REDIS_SCHEMES
+        or configuration.get("remote_storage_plugins")
+        or any(adapter.can_parse(url) for adapter in _adapters())
+    ):
+        what = f"is {shown!r}, a scheme that LMCache does not know: it would turn every tier off"
+        schemes = sorted({a.schema for a in _adapters()} | {f"{s}://" for s in REDIS_SCHEMES})
+        yield _problem(configuration, "remote_url", what, f"Use one of {', '.join(schemes)}.")
+
+
+@functools.cache
+def _adapters() -> list[Any]:
+    """LMCache's adapters, one for each kind of remote store; none of them connects."""
+    from lmcache.v1.storage_backend import connector
+
+    found = []
+    for module in pkgutil.iter_modules(connector.__path__):
+        if module.name.endswith("_adapter"):
+            content = vars(importlib.import_module(f"{connector.__name__}.{module.name}"))
+            found += [
+                value()
+                for value in content.values()
+                if inspect.isclass(value)
+                and issubclass(value, connector.ConnectorAdapter)
+                and value.__module__.endswith(module.name)
+            ]
+    return found
+
+
+def _lmcache(configuration: Configuration, device: str) -> Iterator[Problem]:
+    """LMCache's own check of features that need each other."""
+    from lmcache.v1.config import LMCacheEngineConfig
+
+    values = configuration.lmcache()
+    try:
+        used = LMCacheEngineConfig.from_dict(values).validate().to_dict()
+    except (ValueError, AssertionError) as error:
+        source = traceback.extract_tb(error.__traceback__)[-1].line or ""
+        what = f"LMCache refuses it: {hide(str(error)) or source}"
+        where = ", ".join(
+            sorted({configuration.source(n) for n in values if n.startswith("enable_")})
+        )
+        yield Problem(what, where or "the configuration", "Set what it needs, or leave it out.")
+        return
+    for name, value in values.items():
+        if used[name] != value:
+            shown = hide(used[name], name)
+            what = f"is {hide(value, name)!r}, and LMCache makes it {shown!r} for another setting"
+            yield _problem(configuration, name, what, f"Leave {name} out.")
+
+
+RULES: tuple[Rule, ...] = (
+    _ranges,
+    _dangerous,
+    _names,
+    _tiers,
+    _device,
+    _layerwise,
+    _serde,
+    _remote,
+    _lmcache,
+)

@@ -1,0 +1,95 @@
+"""Where the tensors are in a safetensors file.
+
+The format (https://github.com/huggingface/safetensors#format): 8 bytes, the header's length as a
+little-endian integer; the header, a JSON object of tensor names; the tensors' bytes, at
+``data_offsets`` counted from the header's end.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from kserve_lmcache.identity.errors import IdentityError, unreadable
+
+LENGTH_BYTES = 8
+# The library refuses longer ones (MAX_HEADER_SIZE in safetensors/src/tensor.rs).
+_LONGEST = 100_000_000
+_GIT_LFS_POINTER = b"version https://git-lfs"
+_AGAIN = "The file is incomplete or damaged: download it again."
+
+
+def read_header(path: Path, size: int) -> tuple[int, list[tuple[int, int]]]:
+    """Where the data begin, and the (offset, length) of every tensor.
+
+    Args:
+        path: the file.
+        size: its length in bytes.
+
+    Returns:
+        Offsets and lengths are in bytes, offsets counted from the file's start.
+
+    Raises:
+        IdentityError: the file is truncated, malformed or unreadable.
+    """
+    try:
+        with path.open("rb") as file:
+            prefix = file.read(LENGTH_BYTES)
+            length = int.from_bytes(prefix, "little")
+            if len(prefix) < LENGTH_BYTES:
+                raise IdentityError(
+                    path, f"has {size} bytes, too few for a safetensors file", _AGAIN
+                )
+            if length > min(_LONGEST, size - LENGTH_BYTES):
+                file.seek(0)
+                raise _bad_length(path, length, size, file.read(len(_GIT_LFS_POINTER)))
+            text = file.read(length)
+    except OSError as error:
+        raise unreadable(path, error) from error
+    try:
+        header = json.loads(text)
+    except (ValueError, RecursionError) as error:
+        raise IdentityError(path, f"has a header that is not JSON ({error})", _AGAIN) from error
+    if not isinstance(header, dict):
+        raise IdentityError(path, "has a header that is not a JSON object", _AGAIN)
+    data_start = LENGTH_BYTES + length
+    tensors = [
+        _tensor(path, name, entry, data_start, size)
+        for name, entry in header.items()
+        if name != "__metadata__"
+    ]
+    return data_start, tensors
+
+
+def _tensor(path: Path, name: str, entry: Any, data_start: int, size: int) -> tuple[int, int]:
+    offsets = entry.get("data_offsets") if isinstance(entry, dict) else None
+    # JSON's true is an int to isinstance.
+    if not isinstance(offsets, list) or [type(offset) for offset in offsets] != [int, int]:
+        raise IdentityError(path, f"does not say where tensor {name!r} is (data_offsets)", _AGAIN)
+    begin, end = offsets
+    if not 0 <= begin <= end:
+        raise IdentityError(path, f"has data_offsets [{begin}, {end}] for tensor {name!r}", _AGAIN)
+    if data_start + end > size:
+        raise IdentityError(
+            path,
+            f"has {size} bytes, but tensor {name!r} ends at byte {data_start + end} (data_offsets)",
+            _AGAIN,
+        )
+    return data_start + begin, end - begin
+
+
+def _bad_length(path: Path, length: int, size: int, beginning: bytes) -> IdentityError:
+    if beginning == _GIT_LFS_POINTER:
+        return IdentityError(
+            path, "is a Git LFS pointer, not the weights", "Run git lfs pull in the repository."
+        )
+    if length > _LONGEST:
+        return IdentityError(
+            path,
+            f"has a header length of {length} bytes, more than the format's {_LONGEST}",
+            "The file is damaged or not a safetensors file: download it again.",
+        )
+    return IdentityError(
+        path, f"has {size} bytes, but a header of {length} bytes after the first 8", _AGAIN
+    )

@@ -1,0 +1,35 @@
+"""Resolves a configuration from texts, as the server would."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from kserve_lmcache.config.resolve import Configuration, Flags, Value, resolve
+
+NOWHERE = Path("/nonexistent/lmcache_config.yaml")
+DEFAULTS = {"chunk_size": Value(256, "default")}
+
+
+def resolved(
+    tmp_path: Path,
+    file: str | None = None,
+    flags: Sequence[str] = (),
+    own: dict[str, str | None] | None = None,
+    connector: dict[str, Any] | None = None,
+    device: str = "cuda",
+    **environ: str,
+) -> Configuration:
+    """From a file's text, ``--lmcache`` assignments, our flags, and variables."""
+    if file is not None:
+        path = tmp_path / "lmcache.yaml"
+        path.write_text(file, "utf-8")
+        environ["LMCACHE_CONFIG_FILE"] = str(path)
+    return resolve(Flags(own or {}, flags, connector or {}), environ, DEFAULTS, device, NOWHERE)
+
+
+def problems(tmp_path: Path, *arguments: Any, **keywords: Any) -> list[str]:
+    """Every mistake, without the test's own directory."""
+    found = resolved(tmp_path, *arguments, **keywords).problems
+    return [str(problem).replace(str(tmp_path), "") for problem in found]

@@ -1,0 +1,69 @@
+"""Puts a remote store before the doctor."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from kserve_lmcache.doctor import report, store
+from kserve_lmcache.doctor.check import Finding, Status, Subject
+from kserve_lmcache.doctor.run import examine
+from kserve_lmcache.remote import Remote
+from tests.support.stores import Store
+
+STORE_STAGES = (
+    "remote name",
+    "remote connection",
+    "remote login",
+    "remote server",
+    "remote topology",
+    "remote clock",
+    "remote memory",
+    "remote persistence",
+    "remote round trip",
+)
+CHUNK_BYTES = 2**20
+
+
+def redis_remote(
+    store: Store | str, scheme: str | None = None, port: int | None = None, **fields: Any
+) -> Remote:
+    """A remote by URL, or the one that a running server is, with its password."""
+    if isinstance(store, Store):
+        fields.setdefault("password", store.password)
+        store = f"{scheme or 'redis'}://{store.host}:{port or store.port}"
+    return Remote(store, "the test", **fields)
+
+
+def look_at(remote: Remote, timeout: float = 10.0, chunk_bytes: int = CHUNK_BYTES) -> list[Finding]:
+    """What is found; no report may show the password."""
+    subject = Subject(remote=remote, chunk_bytes=chunk_bytes)
+    findings = examine(subject, (store.CHECK,), timeout)
+    if remote.password:
+        for shown in (
+            report.table(findings, colour=True),
+            report.as_json(findings),
+            repr(findings),
+            repr(subject),
+        ):
+            assert remote.password not in shown
+    return findings
+
+
+def find(findings: Sequence[Finding], name: str) -> Finding:
+    (finding,) = [finding for finding in findings if finding.name == name]
+    return finding
+
+
+def statuses(findings: Sequence[Finding]) -> dict[str, Status]:
+    return {finding.name: finding.status for finding in findings}
+
+
+def unchecked_after(findings: Sequence[Finding], name: str) -> None:
+    """Everything before this stage is well, and everything after it was skipped for it."""
+    names = [finding.name for finding in findings]
+    position = names.index(name)
+    assert all(finding.status is Status.OK for finding in findings[:position])
+    assert len(findings) > position + 1
+    for finding in findings[position + 1 :]:
+        assert (finding.status, finding.evidence) == (Status.SKIPPED, f"needs {name}")

@@ -1,0 +1,91 @@
+"""Arbitrary files and variables: a configuration, or our problems; nothing else.
+
+``CONFIG_FUZZ_INPUTS=1000000`` asks for more than the usual number.
+"""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import yaml
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from kserve_lmcache.config import keys
+from tests.fuzz.configuration import hold, known_names
+from tests.support.configuration import resolved
+from tests.support.server import ROOT
+
+INPUTS = int(os.environ.get("CONFIG_FUZZ_INPUTS", "10000"))
+
+any_text = st.text(st.characters(exclude_characters="\0", exclude_categories=("Cs",)), max_size=20)
+likely_text = st.one_of(
+    any_text,
+    st.sampled_from(["true", "no", "", "0", "-1", "2Gi", "512Mi", "nan", "inf", "[1]", "{}", '""']),
+    st.sampled_from(
+        ["redis://a:1", "lm://a:1", "://", "redis://[", "fs:///a", "a,b", "1,2", "naive"]
+    ),
+    st.integers().map(str),
+    st.floats().map(str),
+)
+names = st.sampled_from(sorted(keys.variables()))
+unknown = st.text("ABCDEFGHIJKLMNOPQRSTUVWXYZ_", max_size=12).map(lambda end: f"LMCACHE_{end}")
+variables = st.dictionaries(st.one_of(names, names, names, unknown), likely_text, max_size=6)
+scalars = st.one_of(
+    st.none(), st.booleans(), st.integers(), st.floats(), likely_text, st.dates(), st.binary()
+)
+values = st.recursive(
+    scalars,
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(any_text, inner, max_size=3),
+)
+mappings = st.dictionaries(
+    st.one_of(st.sampled_from(sorted(keys.table())), any_text), values, max_size=6
+)
+
+
+@settings(
+    max_examples=INPUTS // 4, deadline=None, suppress_health_check=list(HealthCheck), database=None
+)
+@given(environ=variables, mapping=mappings)
+def test_any_variables_and_any_mapping(
+    environ: dict[str, str], mapping: dict[str, Any], tmp_path_factory: Any
+) -> None:
+    file = yaml.safe_dump(mapping)
+    configuration = resolved(directory(tmp_path_factory), file, **environ)
+    links = {name for name, text in environ.items() if "://" in text and name not in URLS}
+    expected = known_names({n: t for n, t in environ.items() if n not in links})
+    hold(configuration, expected | (set(mapping) & set(keys.table())))
+
+
+URLS = {key.variable for key in keys.table().values() if "url" in key.name}
+
+
+@settings(max_examples=INPUTS // 4, deadline=None, suppress_health_check=list(HealthCheck))
+@given(text=st.text(max_size=200))
+def test_any_text_for_a_file(text: str, tmp_path_factory: Any) -> None:
+    path = directory(tmp_path_factory) / "any.yaml"
+    path.write_bytes(text.encode("utf-8", "surrogatepass"))
+    hold(resolved(path.parent, LMCACHE_CONFIG_FILE=str(path)), set())
+
+
+def directory(factory: Any) -> Path:
+    base: Path = factory.getbasetemp()
+    return base
+
+
+def test_coverage_guided(tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "tests.fuzz.configuration", f"-runs={INPUTS}", "-max_len=400"]
+    result = subprocess.run(
+        [*command, f"-artifact_prefix={tmp_path}/", "-timeout=20"],
+        cwd=ROOT,
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert result.returncode == 0, result.stdout[-3000:] + result.stderr[-5000:]
+    assert f"Done {INPUTS} runs" in result.stderr
