@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from kserve_lmcache.config.resolve import Configuration, Value
+from kserve_lmcache.config.configuration import Configuration, Value
 from kserve_lmcache.engine_shape import EngineShape
 from kserve_lmcache.errors import Problem
 from kserve_lmcache.resources import Limit

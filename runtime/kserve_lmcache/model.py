@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from argparse import Namespace
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ from kserve_lmcache.base_model import choose_base
 from kserve_lmcache.config import engine_file
 from kserve_lmcache.errors import KServeLMCacheError
 from kserve_lmcache.offload import Offload, differences, give_up
+from kserve_lmcache.redaction import hide
 
 _Base, BASE_REASON = choose_base()
 
@@ -102,7 +104,20 @@ class LMCacheModel(_Base):  # type: ignore[misc, valid-type]
         failures = {engine_file.scheduler_failure(path)}
         for report in reports:
             failures.add(report["failure"] or "; ".join(differences(path, report["config"])))
+        if failures == {""}:
+            self._log_configuration(reports[0]["config"])
         return "; ".join(sorted(failures - {""}))
+
+    def _log_configuration(self, used: Mapping[str, Any]) -> None:
+        """The values that a worker's LMCache uses, as read back from it, and their sources."""
+        configuration = self.offload.configuration
+        for name in configuration.lmcache():
+            logger.info(
+                "LMCache uses %s = %s (%s)",
+                name,
+                hide(used[name], name),
+                configuration.source(name),
+            )
 
     async def _create_handlers(self) -> None:
         state = State()

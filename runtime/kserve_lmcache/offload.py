@@ -15,9 +15,11 @@ from kserve.logging import logger
 from vllm.config import KVTransferConfig, VllmConfig
 
 from kserve_lmcache import local_tier, redaction
-from kserve_lmcache.config import engine_file, keys
+from kserve_lmcache.config import engine_file
+from kserve_lmcache.config.configuration import Configuration
 from kserve_lmcache.config.credentials import remote_of
-from kserve_lmcache.config.resolve import Configuration, Flags, Value, resolve
+from kserve_lmcache.config.flags import own_flags
+from kserve_lmcache.config.resolve import resolve
 from kserve_lmcache.engine_arguments import create_engine_config, device
 from kserve_lmcache.engine_shape import EngineShape, shape_of
 from kserve_lmcache.errors import (
@@ -28,7 +30,6 @@ from kserve_lmcache.errors import (
 )
 from kserve_lmcache.remote import Remote
 from kserve_lmcache.resources import memory_limit
-from kserve_lmcache.settings import SETTINGS
 
 CONNECTOR = "KServeLMCacheConnector"
 CONNECTOR_MODULE = "kserve_lmcache.connector"
@@ -46,12 +47,16 @@ class Offload:
         reason: why it is not enabled; empty when it is.
         configuration: what is in force.
         engine_file: what LMCache reads it from; ``None`` when it is not enabled.
+        remote: the remote store that is asked for.
+        shape: the engine's sizes; ``None`` when it is not enabled.
     """
 
     required: bool = False
     reason: str = ""
     configuration: Configuration = dataclasses.field(default_factory=Configuration)
     engine_file: Path | None = None
+    remote: Remote | None = None
+    shape: EngineShape | None = None
 
     @property
     def enabled(self) -> bool:
@@ -85,7 +90,8 @@ def plan_offload(args: Namespace, environ: MutableMapping[str, str]) -> tuple[Of
     required = bool(configuration.get("offload_required"))
     try:
         engine_config = _configure_engine(args, configuration)
-        remote = complete(configuration, shape_of(engine_config))
+        shape = shape_of(engine_config)
+        remote = complete(configuration, shape)
         configuration.check()
     except ConfigurationError as error:
         if required:
@@ -93,27 +99,14 @@ def plan_offload(args: Namespace, environ: MutableMapping[str, str]) -> tuple[Of
         return _without(args, str(error)), create_engine_config(args)
     path = _write(configuration, remote)
     engine_file.hand_over(path, environ)
-    _log(configuration)
-    offload = Offload(required, configuration=configuration, engine_file=path)
-    return offload, engine_config
+    for note in configuration.notes:
+        logger.warning(note)
+    return Offload(required, "", configuration, path, remote, shape), engine_config
 
 
 def resolve_configuration(args: Namespace, environ: Mapping[str, str]) -> Configuration:
     """The configuration as flags, file, variables and our defaults give it; not yet complete."""
-    wanted = args.kv_transfer_config
-    extra = (wanted.kv_connector_extra_config or {}) if wanted is not None else {}
-    flags = Flags(
-        own={setting.name: getattr(args, f"own_{setting.name}", None) for setting in SETTINGS},
-        assignments=args.lmcache,
-        connector=extra,
-    )
-    defaults = {
-        "local_cpu": Value(True, "default"),
-        "chunk_size": Value(256, "default"),
-        # Stable between processes and machines, which Python's own hash is not.
-        "pre_caching_hash_algorithm": Value("sha256_cbor", "default"),
-    }
-    return resolve(flags, environ, defaults, device())
+    return resolve(own_flags(args), environ, device())
 
 
 def complete(configuration: Configuration, shape: EngineShape | None) -> Remote | None:
@@ -201,11 +194,3 @@ def differences(path: Path, used: Mapping[str, Any]) -> list[str]:
         for name, value in engine_file.read(path).items()
         if used.get(name) != value
     ]
-
-
-def _log(configuration: Configuration) -> None:
-    for note in configuration.notes:
-        logger.warning(note)
-    for name, shown in configuration.shown().items():
-        if not keys.table()[name].own:
-            logger.info("LMCache: %s = %s (%s)", name, shown.value, shown.source)

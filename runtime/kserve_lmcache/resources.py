@@ -7,6 +7,7 @@ Read from cgroup v2 (https://docs.kernel.org/admin-guide/cgroup-v2.html: ``memor
 from __future__ import annotations
 
 import os
+import resource
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -29,6 +30,9 @@ def memory_limit(root: Path = Path("/")) -> Limit:
     ``root`` is where ``/proc`` and ``/sys`` are looked for.
     """
     limits = [Limit(_machine_memory(root), "the machine's memory")]
+    address_space, _ = resource.getrlimit(resource.RLIMIT_AS)
+    if address_space != resource.RLIM_INFINITY:
+        limits.append(Limit(address_space, "the process's limit (ulimit -v)"))
     for directory in _cgroup_directories(root, "memory"):
         for name in ("memory.max", "memory.limit_in_bytes"):
             text = _read(directory / name)

@@ -18,6 +18,10 @@ from kserve.protocol.dataplane import DataPlane
 from vllm.config import VllmConfig
 
 from kserve_lmcache import engine_process, request_errors
+from kserve_lmcache.doctor.at_start import log_findings
+from kserve_lmcache.doctor.check import Subject
+from kserve_lmcache.engine_shape import EngineShape
+from kserve_lmcache.local_tier import GIB
 from kserve_lmcache.metrics import metrics
 from kserve_lmcache.model import LMCacheModel
 from kserve_lmcache.offload import Offload
@@ -91,6 +95,8 @@ def serve(args: Namespace, offload: Offload, engine_config: VllmConfig) -> None:
     """
     engine_process.mark_server(os.environ, offload.engine_file)
     server = _create_server(args)
+    if offload.shape is not None:
+        log_findings(_subject(args, offload, offload.shape), logger)
     model = LMCacheModel(args, offload, engine_config)
     model.load()
     for alias in (*args.served_model_name[1:], *(lora.name for lora in args.lora_modules or ())):
@@ -101,6 +107,19 @@ def serve(args: Namespace, offload: Offload, engine_config: VllmConfig) -> None:
         # Also after an error in start_engine: nothing may stay behind.
         model.stop_engine()
         logger.info("The server has stopped")
+
+
+def _subject(args: Namespace, offload: Offload, shape: EngineShape) -> Subject:
+    """What the doctor looks at."""
+    configuration = offload.configuration
+    return Subject(
+        environ=os.environ,
+        remote=offload.remote,
+        local_cpu_bytes=configuration.get("max_local_cpu_size") * GIB * shape.workers,
+        chunk_bytes=configuration.get("chunk_size") * shape.kv_bytes_per_token,
+        model=args.model,
+        revision=args.revision,
+    )
 
 
 def _create_server(args: Namespace) -> OffloadModelServer:

@@ -16,7 +16,8 @@ import atheris
 
 with atheris.instrument_imports(include=["kserve_lmcache.config", "yaml"]):
     from kserve_lmcache.config import keys
-    from kserve_lmcache.config.resolve import Configuration, Flags, resolve
+    from kserve_lmcache.config.configuration import Configuration
+    from kserve_lmcache.config.resolve import Flags, resolve
 
 NOWHERE = Path("/nonexistent")
 
@@ -38,7 +39,7 @@ def hold(configuration: Configuration, given: set[str]) -> None:
         return
     assert given <= set(configuration.values), given - set(configuration.values)
     told = configuration.lmcache()
-    used = LMCacheEngineConfig.from_dict(told).validate().to_dict()
+    used = LMCacheEngineConfig.from_defaults(**told).validate().to_dict()
     for name, value in told.items():
         assert used[name] == value, f"{name}: LMCache makes {used[name]!r} of {value!r}"
     configuration.shown()
@@ -63,7 +64,7 @@ def one_input(data: bytes) -> None:
         file.write(provider.ConsumeBytes(sys.maxsize))
         file.flush()
         environ["LMCACHE_CONFIG_FILE"] = file.name
-        hold(resolve(Flags(), environ, {}, "cuda", NOWHERE), given)
+        hold(resolve(Flags(), environ, "cuda", NOWHERE), given)
 
 
 def main(arguments: list[str]) -> Any:

@@ -6,10 +6,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from kserve_lmcache.config.resolve import Configuration, Flags, Value, resolve
+from kserve_lmcache.config.configuration import Configuration
+from kserve_lmcache.config.resolve import Flags, resolve
 
 NOWHERE = Path("/nonexistent/lmcache_config.yaml")
-DEFAULTS = {"chunk_size": Value(256, "default")}
 
 
 def resolved(
@@ -26,7 +26,7 @@ def resolved(
         path = tmp_path / "lmcache.yaml"
         path.write_text(file, "utf-8")
         environ["LMCACHE_CONFIG_FILE"] = str(path)
-    return resolve(Flags(own or {}, flags, connector or {}), environ, DEFAULTS, device, NOWHERE)
+    return resolve(Flags(own or {}, flags, connector or {}), environ, device, NOWHERE)
 
 
 def problems(tmp_path: Path, *arguments: Any, **keywords: Any) -> list[str]:

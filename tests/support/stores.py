@@ -6,6 +6,7 @@ import importlib.util
 import os
 import shutil
 import socket
+import sys
 from collections.abc import Iterator, Sequence
 from contextlib import closing, contextmanager
 from dataclasses import dataclass
@@ -28,13 +29,15 @@ class Store:
     host: str
     port: int
     process: Process | None = None
+    password: str | None = None
 
     @property
     def url(self) -> str:
+        """Without the password."""
         return f"redis://{self.host}:{self.port}"
 
     def client(self) -> redis.Redis:
-        return redis.Redis(self.host, self.port)
+        return redis.Redis(self.host, self.port, password=self.password)
 
     def answers(self) -> bool:
         try:
@@ -45,39 +48,102 @@ class Store:
 
 
 @contextmanager
-def redis_server(directory: Path, *options: str) -> Iterator[Store]:
+def redis_server(directory: Path, *options: str, password: str | None = None) -> Iterator[Store]:
     """A Redis server: a container where a Docker engine answers, else a process."""
     if _docker_answers():
         from testcontainers.redis import RedisContainer
 
-        container = RedisContainer(REDIS_IMAGE)
-        if options:
-            container = container.with_command(["redis-server", *options])
+        container = RedisContainer(REDIS_IMAGE, password=password)
+        if options or password:
+            container = container.with_command(["redis-server", *_login(password), *options])
         with container as server:
-            yield Store(server.get_container_host_ip(), int(server.get_exposed_port(6379)))
+            host, port = server.get_container_host_ip(), int(server.get_exposed_port(6379))
+            yield Store(host, port, password=password)
         return
-    with _server_process(_redis_binary(), directory, options) as store:
+    with redis_process(directory, *options, password=password) as store:
         yield store
 
 
 @contextmanager
-def valkey_server(directory: Path, *options: str) -> Iterator[Store]:
+def redis_process(directory: Path, *options: str, password: str | None = None) -> Iterator[Store]:
+    """A Redis server process: one whose files, addresses and peers are this machine's."""
+    with _server_process(_redis_binary(), directory, options, password) as store:
+        yield store
+
+
+@contextmanager
+def valkey_server(directory: Path, *options: str, password: str | None = None) -> Iterator[Store]:
     """A Valkey server process."""
-    with _server_process(_packaged(*_VALKEY), directory, options) as store:
+    with _server_process(_packaged(*_VALKEY), directory, options, password) as store:
         yield store
 
 
 @contextmanager
-def _server_process(binary: str, directory: Path, options: Sequence[str]) -> Iterator[Store]:
+def sentinel(directory: Path, service: str, primary: Store) -> Iterator[Store]:
+    """A sentinel process that watches ``primary`` under the name of ``service``."""
+    configuration = directory / "sentinel.conf"
     port = free_port()
-    command = [binary, "--port", str(port), "--bind", "127.0.0.1", "--save", "", "--dir"]
-    process = Process([*command, str(directory), *options], directory / f"{Path(binary).name}.log")
+    configuration.write_text(
+        f"port {port}\nbind 127.0.0.1\ndir {directory}\n"
+        f"sentinel monitor {service} {primary.host} {primary.port} 1\n"
+    )
+    command = [_redis_binary(), str(configuration), "--sentinel"]
+    process = Process(command, directory / "sentinel.log")
     store = Store("127.0.0.1", port, process)
     try:
         process.wait_until(store.answers, seconds=10)
         yield store
     finally:
         process.stop()
+
+
+@contextmanager
+def lm_server(directory: Path) -> Iterator[tuple[str, int]]:
+    """LMCache's own server process: its host and port."""
+    address = ("127.0.0.1", free_port())
+    command = [sys.executable, "-m", "lmcache.v1.server", address[0], str(address[1]), "cpu"]
+    process = Process(command, directory / "lm_server.log")
+
+    def listens() -> bool:
+        with closing(socket.socket()) as client:
+            return client.connect_ex(address) == 0
+
+    try:
+        process.wait_until(listens, seconds=60)
+        yield address
+    finally:
+        process.stop()
+
+
+@contextmanager
+def silent_server() -> Iterator[tuple[str, int]]:
+    """A port that accepts connections and never answers: its host and port."""
+    with closing(socket.create_server(("127.0.0.1", 0))) as listener:
+        yield listener.getsockname()
+
+
+@contextmanager
+def _server_process(
+    binary: str, directory: Path, options: Sequence[str], password: str | None
+) -> Iterator[Store]:
+    # A node of a cluster listens on the port 10,000 above as well.
+    while (port := free_port()) > 55535:
+        pass
+    command = [binary, "--port", str(port), "--bind", "127.0.0.1", "--save", "", "--dir"]
+    process = Process(
+        [*command, str(directory), *_login(password), *options],
+        directory / f"{Path(binary).name}.log",
+    )
+    store = Store("127.0.0.1", port, process, password)
+    try:
+        process.wait_until(store.answers, seconds=10)
+        yield store
+    finally:
+        process.stop()
+
+
+def _login(password: str | None) -> tuple[str, ...]:
+    return ("--requirepass", password) if password else ()
 
 
 def _redis_binary() -> str:

@@ -80,7 +80,8 @@ def test_kserves_own_is_taken_where_it_is_installed(tmp_path: Path) -> None:
 
 
 def test_ours_is_taken_elsewhere_and_says_why(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(sys.modules, "huggingfaceserver", None)
+    # The module itself: importing it would not look at its packages again.
+    monkeypatch.setitem(sys.modules, "huggingfaceserver.vllm.vllm_model", None)
     base, reason = base_model.choose_base()
     assert base is VLLMModel
     assert "huggingfaceserver cannot be used here" in reason

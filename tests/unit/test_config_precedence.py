@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from kserve_lmcache.config.resolve import Flags, resolve
-from tests.support.configuration import DEFAULTS, NOWHERE, resolved
+from tests.support.configuration import NOWHERE, resolved
 
 # A key of each shape: as --lmcache and a variable write it, as YAML writes it, and its value.
 SHAPES: dict[str, tuple[str, list[tuple[str, str, Any]]]] = {
@@ -132,10 +132,10 @@ def test_the_mounted_file_is_found_and_a_named_one_is_preferred(tmp_path: Path) 
     mounted, named = tmp_path / "mounted.yaml", tmp_path / "named.yaml"
     mounted.write_text("chunk_size: 32")
     named.write_text("chunk_size: 64")
-    assert resolve(Flags(), {}, DEFAULTS, "cuda", mounted).get("chunk_size") == 32
+    assert resolve(Flags(), {}, "cuda", mounted).get("chunk_size") == 32
     environ = {"LMCACHE_CONFIG_FILE": str(named)}
-    assert resolve(Flags(), environ, DEFAULTS, "cuda", mounted).get("chunk_size") == 64
-    assert resolve(Flags(), {}, DEFAULTS, "cuda", NOWHERE).get("chunk_size") == 256
+    assert resolve(Flags(), environ, "cuda", mounted).get("chunk_size") == 64
+    assert resolve(Flags(), {}, "cuda", NOWHERE).get("chunk_size") == 256
 
 
 def test_older_names_are_taken_with_a_note(tmp_path: Path) -> None:

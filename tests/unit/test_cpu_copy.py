@@ -1,4 +1,4 @@
-"""Gather then scatter gives back every byte, for any layout, shape, type and slot mapping."""
+"""Gather then scatter gives back every byte, for any shape, type and slot mapping."""
 
 from __future__ import annotations
 
@@ -22,7 +22,6 @@ DTYPES = (torch.bfloat16, torch.float16, torch.float32, torch.uint8)
 
 @dataclass
 class Case:
-    layout: str
     layers: int
     heads: int
     head_size: int
@@ -32,9 +31,7 @@ class Case:
     slots: torch.Tensor
 
     def cache(self, seed: int) -> list[torch.Tensor]:
-        shape: tuple[int, ...] = (self.blocks, self.heads, self.block_size, 2 * self.head_size)
-        if self.layout == "split":
-            shape = (2, self.blocks, self.heads, self.block_size, self.head_size)
+        shape = (self.blocks, self.heads, self.block_size, 2 * self.head_size)
         generator = torch.Generator().manual_seed(seed)
         size = torch.empty(shape, dtype=self.dtype).untyped_storage().nbytes()
         return [
@@ -59,7 +56,6 @@ def cases(draw: st.DrawFn) -> Case:
         st.lists(st.integers(0, total - 1), min_size=1, max_size=min(total, 64), unique=True)
     )
     return Case(
-        layout=draw(st.sampled_from(["packed", "split"])),
         layers=draw(st.integers(1, 4)),
         heads=draw(st.integers(1, 4)),
         head_size=draw(st.sampled_from([1, 8, 64])),

@@ -1,11 +1,14 @@
 from __future__ import annotations
 
 import os
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 
 from kserve_lmcache.resources import Limit, cpu_cores, memory_limit
+from tests.support.limits import limited
 
 GIB = 2**30
 
@@ -70,3 +73,29 @@ def test_a_quota_cuts_the_cores(root: Path, quota: str, count: int) -> None:
     if len(os.sched_getaffinity(0)) > 1:
         assert reason == f"the container's quota (cpu.max {quota})"
     assert len(cores) == count
+
+
+PROBE = "from kserve_lmcache.resources import memory_limit as m; print(m().value, m().source)"
+
+
+def test_a_process_under_a_real_limit() -> None:
+    with limited(512 * 2**20) as prefix:
+        command = [*prefix, sys.executable, "-c", PROBE]
+        output = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+    value, _, source = output.strip().partition(" ")
+    assert float(value) == 512 * 2**20
+    assert "limit (" in source
+
+
+def test_a_process_under_a_limit_of_its_own() -> None:
+    command = ["prlimit", f"--as={2 * GIB}", "--", sys.executable, "-c", PROBE]
+    output = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+    assert output.strip() == f"{2 * GIB} the process's limit (ulimit -v)"
+
+
+def test_cores_of_a_process_with_an_affinity() -> None:
+    core = max(os.sched_getaffinity(0))
+    probe = "from kserve_lmcache.resources import cpu_cores; print(cpu_cores())"
+    command = ["taskset", "--cpu-list", str(core), sys.executable, "-c", probe]
+    output = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+    assert output.strip() == str(([core], "the process's CPU affinity"))

@@ -18,9 +18,8 @@ from typing import NoReturn
 from vllm.entrypoints.openai.cli_args import make_arg_parser
 from vllm.utils.argparse_utils import FlexibleArgumentParser
 
-from kserve_lmcache.config.sources import KEY_FLAG
+from kserve_lmcache.config.flags import add_own_flags
 from kserve_lmcache.errors import UsageError
-from kserve_lmcache.settings import SETTINGS
 
 # Flags of vLLM's own HTTP server. KServe's server answers here, so they would be dropped.
 _HTTP_SERVER_FLAGS = (
@@ -78,7 +77,7 @@ def build_parser() -> argparse.ArgumentParser:
     _add_hugging_face_flags(parser)
     _add_dashed_spellings(parser)
     make_arg_parser(parser)
-    _add_own_flags(parser)
+    add_own_flags(parser)
     parser.set_defaults(
         # None means that the user said nothing, so that nothing said is overridden.
         model=None,
@@ -150,27 +149,6 @@ def _add_hugging_face_flags(parser: argparse.ArgumentParser) -> None:
         group.add_argument(
             f"--{name}", action="store_true", help="Only for the huggingface backend."
         )
-
-
-def _add_own_flags(parser: argparse.ArgumentParser) -> None:
-    """Their values are texts here: they are parsed where those of the other sources are."""
-    group = parser.add_argument_group("KV-cache offloading")
-    for setting in SETTINGS:
-        if not setting.secret:
-            group.add_argument(
-                setting.flag,
-                dest=f"own_{setting.name}",
-                metavar="VALUE",
-                help=f"{setting.help} Also {setting.environment_variable}.",
-            )
-    group.add_argument(
-        KEY_FLAG,
-        nargs="+",
-        action="extend",
-        default=[],
-        metavar="KEY=VALUE",
-        help="Keys of LMCache's configuration, stronger than its file and variables.",
-    )
 
 
 def _add_dashed_spellings(parser: argparse.ArgumentParser) -> None:

@@ -14,7 +14,7 @@ import yaml
 
 from kserve_lmcache.cli.arguments import parse_arguments
 from kserve_lmcache.config import keys
-from kserve_lmcache.config.resolve import Configuration, Value
+from kserve_lmcache.config.configuration import Configuration, Value
 from kserve_lmcache.engine_arguments import create_engine_config, resolve_engine_arguments
 from kserve_lmcache.engine_shape import EngineShape, shape_of
 from kserve_lmcache.errors import UsageError

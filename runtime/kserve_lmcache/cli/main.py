@@ -26,14 +26,19 @@ def main(argv: Sequence[str] | None = None) -> int:
 
             run_demo_model(arguments)
             return 0
-        if command == "config":
+        if command in ("config", "doctor"):
             # vLLM and LMCache log to the standard output, which is the answer's alone here.
             with contextlib.redirect_stdout(sys.stderr):
-                from kserve_lmcache.cli.config import run as run_config
+                if command == "config":
+                    from kserve_lmcache.cli.config import run as run_config
 
-                text = run_config(arguments)
+                    text, exit_code = run_config(arguments), 0
+                else:
+                    from kserve_lmcache.cli.doctor import run as run_doctor
+
+                    text, exit_code = run_doctor(arguments)
             print(text)
-            return 0
+            return exit_code
         environment.ensure()
         from kserve_lmcache.cli.serve import run as run_serve
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from urllib.parse import unquote, urlsplit
 
-from kserve_lmcache.config.resolve import Configuration
+from kserve_lmcache.config.configuration import Configuration
 from kserve_lmcache.errors import Problem
 from kserve_lmcache.remote import Remote
 
@@ -29,7 +29,7 @@ def remote_of(configuration: Configuration) -> Remote | None:
     password = _one(configuration, "remote_password", password)
     from_file = _password_file(configuration)
     if from_file is not None:
-        if password:
+        if password and password != from_file:
             configuration.problems.append(
                 Problem(
                     "remote_password_file contradicts another password",

@@ -69,7 +69,7 @@ def table() -> Mapping[str, Key]:
             default=definition["default"],
             variable=PREFIX + name.upper(),
             help=_HELP.get(name) or definition.get("description", ""),
-            normalize=definition["env_converter"],
+            normalize=definition.get("env_converter"),  # LMCache 0.5.1 has none for two keys
         )
         for name, definition in _CONFIG_DEFINITIONS.items()
     }

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from kserve_lmcache.config import keys, rules
+from kserve_lmcache.config.configuration import Configuration, Value
 from kserve_lmcache.config.sources import (
     CONFIG_FILE,
     MOUNTED_FILE,
@@ -17,65 +18,7 @@ from kserve_lmcache.config.sources import (
     read_file,
     read_flags,
 )
-from kserve_lmcache.errors import ConfigurationError, Problem
-from kserve_lmcache.redaction import hide
-
-
-@dataclass(frozen=True)
-class Value:
-    """A value in force and where it came from (``file:line``, a variable, a flag, a default)."""
-
-    value: Any
-    source: str
-
-
-@dataclass
-class Configuration:
-    """The configuration in force, or everything that keeps it from being so.
-
-    Attributes:
-        values: what was set, and the defaults of ours, by key.
-        notes: what an operator should know: values that lost, older names.
-        problems: all mistakes.
-    """
-
-    values: dict[str, Value] = field(default_factory=dict)
-    notes: list[str] = field(default_factory=list)
-    problems: list[Problem] = field(default_factory=list)
-
-    def get(self, name: str) -> Any:
-        """The value in force; LMCache's default where nothing was set."""
-        return self.values[name].value if name in self.values else keys.table()[name].default
-
-    def source(self, name: str) -> str:
-        """Where the value in force came from."""
-        return self.values[name].source if name in self.values else "LMCache's default"
-
-    def lmcache(self) -> dict[str, Any]:
-        """What LMCache has to be told; nothing where its own default is nothing too."""
-        table = keys.table()
-        return {
-            name: value.value
-            for name, value in self.values.items()
-            if not table[name].own and (value.value is not None or table[name].default is not None)
-        }
-
-    def shown(self) -> dict[str, Value]:
-        """All values as they may be shown, those of LMCache's table first."""
-        names = sorted(self.values, key=lambda name: keys.table()[name].own)
-        return {
-            name: Value(hide(self.values[name].value, name), self.values[name].source)
-            for name in names
-        }
-
-    def check(self) -> None:
-        """Refuse it when it has problems.
-
-        Raises:
-            ConfigurationError: with all of them.
-        """
-        if self.problems:
-            raise ConfigurationError(self.problems)
+from kserve_lmcache.errors import Problem
 
 
 @dataclass(frozen=True)
@@ -87,21 +30,30 @@ class Flags:
     connector: Mapping[str, Any] = field(default_factory=dict)
 
 
+# Where LMCache's own do not fit; the size of the local tier depends on the machine.
+DEFAULTS = {
+    "local_cpu": Value(True, "default"),
+    "chunk_size": Value(256, "default"),
+    # Stable between processes and machines, which Python's own hash is not.
+    "pre_caching_hash_algorithm": Value("sha256_cbor", "default"),
+}
+
+
 def resolve(
     flags: Flags,
     environ: Mapping[str, str],
-    defaults: Mapping[str, Value],
     device: str = "cuda",
     mounted_file: Path = MOUNTED_FILE,
+    applied: Iterable[rules.Rule] = rules.ALL,
 ) -> Configuration:
     """The configuration from all sources; nothing is raised, see :meth:`Configuration.check`.
 
     Args:
         flags: what the command line says.
         environ: the environment.
-        defaults: ours, where LMCache's do not fit.
         device: what the engine computes on: some keys work on an accelerator alone.
         mounted_file: read where ``LMCACHE_CONFIG_FILE`` names no other.
+        applied: the rules that it must keep.
     """
     configuration = Configuration(
         values={
@@ -110,7 +62,7 @@ def resolve(
                 for key in keys.table().values()
                 if key.own and key.default is not None
             },
-            **defaults,
+            **DEFAULTS,
         }
     )
     path = Path(environ[CONFIG_FILE]) if environ.get(CONFIG_FILE) else mounted_file
@@ -123,7 +75,7 @@ def resolve(
         configuration.problems += source.problems
         configuration.notes += source.notes
     _merge(configuration, sources)
-    for rule in rules.RULES:
+    for rule in applied:
         configuration.problems += rule(configuration, device)
     return configuration
 

@@ -12,19 +12,17 @@ import math
 import pkgutil
 import traceback
 from collections.abc import Callable, Iterator
-from typing import TYPE_CHECKING, Any
+from typing import Any
 from urllib.parse import urlsplit
 
 from kserve_lmcache.config import keys
+from kserve_lmcache.config.configuration import Configuration
 from kserve_lmcache.config.values import is_size
 from kserve_lmcache.errors import Problem
 from kserve_lmcache.redaction import hide, hide_in_urls
 from kserve_lmcache.remote import REDIS_SCHEMES, TLS_SCHEMES
 
-if TYPE_CHECKING:
-    from kserve_lmcache.config.resolve import Configuration
-
-Rule = Callable[["Configuration", str], Iterator[Problem]]
+Rule = Callable[[Configuration, str], Iterator[Problem]]
 
 _POSITIVE = ("chunk_size", "max_local_cpu_size", "blocking_timeout_secs", "lookup_timeout_ms")
 _SERDES = {
@@ -58,7 +56,7 @@ def _ranges(configuration: Configuration, device: str) -> Iterator[Problem]:
 
 def _dangerous(configuration: Configuration, device: str) -> Iterator[Problem]:
     for name, reason in _DANGEROUS.items():
-        if configuration.get(name):
+        if name in keys.table() and configuration.get(name):
             yield _problem(configuration, name, reason, "Leave it out.")
 
 
@@ -194,7 +192,7 @@ def _lmcache(configuration: Configuration, device: str) -> Iterator[Problem]:
 
     values = configuration.lmcache()
     try:
-        used = LMCacheEngineConfig.from_dict(values).validate().to_dict()
+        used = LMCacheEngineConfig.from_defaults(**values).validate().to_dict()
     except (ValueError, AssertionError) as error:
         source = traceback.extract_tb(error.__traceback__)[-1].line or ""
         what = f"LMCache refuses it: {hide(str(error)) or source}"
@@ -210,10 +208,10 @@ def _lmcache(configuration: Configuration, device: str) -> Iterator[Problem]:
             yield _problem(configuration, name, what, f"Leave {name} out.")
 
 
-RULES: tuple[Rule, ...] = (
+# Without those that import parts of the engine, which takes seconds.
+LIGHT: tuple[Rule, ...] = (
     _ranges,
     _dangerous,
-    _names,
     _tiers,
     _device,
     _layerwise,
@@ -221,3 +219,4 @@ RULES: tuple[Rule, ...] = (
     _remote,
     _lmcache,
 )
+ALL: tuple[Rule, ...] = (*LIGHT, _names)

@@ -1,9 +1,7 @@
 """Copies between vLLM's paged KV cache on a CPU and LMCache's memory objects.
 
-vLLM's paged cache is one tensor a layer, in either layout:
-
-* packed: ``[blocks, heads, block_size, 2 * head_size]``, K then V in the last axis (vLLM 0.28);
-* split: ``[2, blocks, heads, block_size, head_size]``, K then V in the first axis.
+vLLM's paged cache (0.24 to 0.28) is one tensor a layer: ``[blocks, heads, block_size,
+2 * head_size]``, K then V in the last axis.
 
 A memory object is ``[2, layers, tokens, heads * head_size]`` (LMCache's ``KV_2LTD``). A slot is
 the place of one token: ``block * block_size + offset``.
@@ -27,12 +25,10 @@ def keys_and_values(layer: torch.Tensor, head_size: int) -> tuple[torch.Tensor, 
     """Views of one layer's K and V, each ``[blocks, heads, block_size, head_size]``.
 
     Raises:
-        NotImplementedError: the layer has neither layout.
+        NotImplementedError: the layer has another layout.
     """
     if layer.ndim == 4 and layer.shape[-1] == 2 * head_size:
         return layer[..., :head_size], layer[..., head_size:]
-    if layer.ndim == 5 and layer.shape[0] == 2 and layer.shape[-1] == head_size:
-        return layer[0], layer[1]
     raise NotImplementedError(
         f"a KV cache layer of shape {tuple(layer.shape)} with heads of {head_size} "
         "cannot be copied on a CPU"

@@ -1,0 +1,132 @@
+"""``kserve-lmcache doctor``: is everything there that offloading needs?"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import NoReturn
+
+from kserve_lmcache import local_tier
+from kserve_lmcache.config import rules
+from kserve_lmcache.config.configuration import Configuration
+from kserve_lmcache.config.credentials import remote_of
+from kserve_lmcache.config.flags import add_own_flags, own_flags
+from kserve_lmcache.config.resolve import resolve
+from kserve_lmcache.doctor.check import Finding, Subject, failure, ok
+from kserve_lmcache.doctor.report import as_json, exit_code, table
+from kserve_lmcache.doctor.run import examine
+from kserve_lmcache.errors import UsageError
+from kserve_lmcache.redaction import hide_in_urls
+from kserve_lmcache.resources import memory_limit
+
+_CONFIGURATION = "configuration"
+_CONNECTOR = "connector"
+_LOAD_CONNECTOR = "import kserve_lmcache.connector as c; print(c.KServeLMCacheConnector.__mro__[1])"
+
+
+def run(argv: Sequence[str]) -> tuple[str, int]:
+    """Examine this machine and the remote store.
+
+    Returns:
+        The report, and 1 when something failed, else 0.
+
+    Raises:
+        UsageError: a flag is unknown or has no such value.
+    """
+    args = _parser().parse_args(argv)
+    start = time.monotonic()
+    device = "cuda" if Path("/proc/driver/nvidia/version").exists() else "cpu"
+    configuration = resolve(own_flags(args), os.environ, device, applied=rules.LIGHT)
+    configuration.values.setdefault(
+        "max_local_cpu_size", local_tier.default_size(memory_limit(), device, workers=1)
+    )
+    remote = remote_of(configuration)
+    findings = [
+        replace(finding, seconds=time.monotonic() - start) for finding in _judge(configuration)
+    ]
+    subject = Subject(
+        environ=os.environ,
+        remote=remote,
+        local_cpu_bytes=configuration.get("max_local_cpu_size") * local_tier.GIB,
+        model=args.model_id or (args.model_dir if Path(args.model_dir).is_dir() else None),
+        revision=args.model_revision,
+    )
+    if args.engine:
+        findings.append(_connector(args.timeout))
+    findings += examine(subject, timeout=args.timeout)
+    text = as_json(findings) if args.json else table(findings, colour=_is_terminal())
+    return text, exit_code(findings)
+
+
+class _Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> NoReturn:
+        raise UsageError(message)
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = _Parser(
+        prog="kserve-lmcache doctor",
+        description="Looks at this machine and at the remote store, as a server here would.",
+        allow_abbrev=False,
+    )
+    parser.add_argument("--json", action="store_true", help="print JSON instead of a table")
+    parser.add_argument(
+        "--timeout", type=float, default=10.0, help="seconds for all checks together (10)"
+    )
+    parser.add_argument(
+        "--engine",
+        action="store_true",
+        help="also load the connector in a process of its own, as the engine does: importing vLLM "
+        "alone takes seconds",
+    )
+    parser.add_argument("--model_id", "--model-id", help="hub id or directory of the model")
+    parser.add_argument("--model_dir", "--model-dir", default="/mnt/models")
+    parser.add_argument("--model_revision", "--model-revision")
+    add_own_flags(parser)
+    return parser
+
+
+def _judge(configuration: Configuration) -> list[Finding]:
+    if configuration.problems:
+        return [
+            failure(_CONFIGURATION, hide_in_urls(f"{problem.where}: {problem.what}"), problem.mend)
+            for problem in configuration.problems
+        ]
+    count = len(configuration.lmcache())
+    notes = "".join(f"; {hide_in_urls(note)}" for note in configuration.notes)
+    return [ok(_CONFIGURATION, f"{count} keys of LMCache are set or defaulted{notes}")]
+
+
+def _connector(timeout: float) -> Finding:
+    start = time.monotonic()
+    try:
+        result = subprocess.run(  # noqa: S603
+            [sys.executable, "-c", _LOAD_CONNECTOR],
+            capture_output=True,
+            text=True,
+            timeout=max(timeout, 60.0),
+            check=False,
+        )
+    except subprocess.TimeoutExpired:
+        finding = failure(
+            _CONNECTOR, "did not load within a minute", "Look at the machine's load and storage."
+        )
+    else:
+        lines = (result.stdout if result.returncode == 0 else result.stderr).strip().splitlines()
+        last = hide_in_urls(lines[-1]) if lines else f"exit status {result.returncode}"
+        finding = (
+            ok(_CONNECTOR, f"loads, on {last}")
+            if result.returncode == 0
+            else failure(_CONNECTOR, last, "Install the versions that fit together (README).")
+        )
+    return replace(finding, seconds=time.monotonic() - start)
+
+
+def _is_terminal() -> bool:
+    return sys.__stdout__ is not None and sys.__stdout__.isatty() and "NO_COLOR" not in os.environ

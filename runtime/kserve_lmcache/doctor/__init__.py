@@ -1,0 +1,1 @@
+"""Checks of everything the server needs before it starts, and the report of them."""

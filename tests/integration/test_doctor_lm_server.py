@@ -1,0 +1,121 @@
+"""The doctor before LMCache's own server, and before the other stores that LMCache has."""
+
+from __future__ import annotations
+
+import struct
+import time
+from pathlib import Path
+
+import pytest
+
+from kserve_lmcache.doctor import lm_server as ours
+from kserve_lmcache.doctor.check import Status
+from kserve_lmcache.remote import Remote
+from tests.support.doctor import find, look_at, statuses, unchecked_after
+from tests.support.ports import free_port
+from tests.support.proxy import proxy_before
+from tests.support.stores import lm_server, silent_server
+
+
+def test_lmcaches_server(tmp_path: Path) -> None:
+    with lm_server(tmp_path) as (host, port):
+        findings = look_at(Remote(f"lm://{host}:{port}", "the test"))
+        assert statuses(findings) == dict.fromkeys(
+            ("remote name", "remote connection", "remote server"), Status.OK
+        )
+        assert find(findings, "remote server").evidence.startswith(
+            "LMCache's server answers lookups"
+        )
+
+        def damage(data: bytes) -> bytes:
+            return struct.pack("i", 500) + data[4:]
+
+        with proxy_before(host, port, change=damage) as proxy:
+            server = find(look_at(Remote(f"lm://{host}:{proxy}", "the test")), "remote server")
+    assert server.status is Status.FAILURE
+    assert server.evidence == f"{host}:{proxy} does not answer as LMCache's server does"
+
+
+def test_the_request_is_lmcaches_own() -> None:
+    from lmcache.v1.protocol import ClientCommand, ClientMetaMessage, ServerMetaMessage
+
+    request = ours.request()
+    message = ClientMetaMessage.deserialize(request)
+    assert message.command is ClientCommand.EXIST
+    assert message.key.model_name == "doctor"
+    assert message.serialize() == request
+    assert ours._ANSWER.size == ServerMetaMessage.packlength()
+
+
+def test_a_server_that_never_answers() -> None:
+    start = time.monotonic()
+    with silent_server() as (host, port):
+        findings = look_at(Remote(f"lm://{host}:{port}", "the test"), timeout=2)
+    assert time.monotonic() - start < 2.5
+    server = find(findings, "remote server")
+    assert server.status is Status.FAILURE
+    assert server.evidence.endswith("accepts connections and does not answer within 0.6 s")
+    assert "lmcache_server HOST PORT" in server.mend
+
+
+def test_a_refused_connection() -> None:
+    findings = look_at(Remote(f"lm://127.0.0.1:{free_port()}", "the test"))
+    assert find(findings, "remote connection").evidence.endswith("refuses the connection")
+    unchecked_after(findings, "remote connection")
+
+
+def test_a_url_without_a_port() -> None:
+    (address,) = look_at(Remote("lm://cache", "the test"))
+    assert address.status is Status.FAILURE
+    assert address.evidence == "remote_url names no port for cache"
+    assert address.mend == "Write lm://HOST:PORT in remote_url (the test)."
+
+
+@pytest.mark.parametrize(
+    ("url", "module"), [("infinistore://127.0.0.1:1", "infinistore"), ("eic://x", "eic")]
+)
+def test_a_store_whose_package_is_missing(url: str, module: str) -> None:
+    findings = look_at(Remote(url, "the test"))
+    package = find(findings, "remote package")
+    assert package.status is Status.FAILURE
+    assert package.evidence == f"the Python package {module} is not installed"
+    assert package.mend.startswith(f"Install {module}")
+    assert find(findings, "remote store").status is Status.SKIPPED
+
+
+def test_a_directory(tmp_path: Path) -> None:
+    findings = look_at(Remote(f"fs://localhost:0{tmp_path}", "the test"))
+    assert find(findings, "remote package").evidence == "aiofiles is installed"
+    directory = find(findings, "remote directory")
+    assert directory.status is Status.OK
+    assert directory.evidence.startswith(f"{tmp_path}, ")
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_directory_that_is_missing_or_a_file(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    for name, reason in (("missing", "does not exist"), ("file", "is no directory")):
+        path = tmp_path / name
+        found = find(look_at(Remote(f"fs://h:0{tmp_path},{path}", "the test")), "remote directory")
+        assert found.status is Status.FAILURE
+        assert found.evidence == f"{path} {reason}"
+        assert found.mend == "Mount the volume there, or create it."
+
+
+def test_a_directory_that_cannot_be_written() -> None:
+    # Not even root can make files there.
+    found = find(look_at(Remote("fs://h:0/proc/self", "the test")), "remote directory")
+    assert found.status is Status.FAILURE
+    assert found.evidence.startswith("/proc/self cannot be written: ")
+    assert "fsGroup" in found.mend
+
+
+@pytest.mark.parametrize(
+    ("url", "better"),
+    [("fs://h:0", "fs://localhost:0/DIRECTORY"), ("fs:///kv", "fs://localhost:0/kv")],
+)
+def test_no_directory_named(url: str, better: str) -> None:
+    found = find(look_at(Remote(url, "the test")), "remote directory")
+    assert found.status is Status.FAILURE
+    assert found.evidence.startswith("remote_url names no directory as LMCache reads it")
+    assert found.mend == f"Write {better}."

@@ -1,0 +1,112 @@
+"""``kserve-lmcache config`` and ``kserve-lmcache doctor``, as a shell sees them."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import yaml
+
+from tests.support.server import MODEL, engine_environment
+
+GUIDE = """\
+local_cpu: true
+chunk_size: 256
+max_local_cpu_size: 2.0
+remote_url: "redis://redis.default.svc.cluster.local:6379"
+remote_serde: "naive"
+"""
+
+
+@pytest.fixture
+def guide(tmp_path: Path) -> str:
+    file = tmp_path / "lmcache_config.yaml"
+    file.write_text(GUIDE)
+    return str(file)
+
+
+def run(*arguments: str, **environ: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-m", "kserve_lmcache", *arguments],
+        env=engine_environment(**environ),
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+
+
+def test_config_prints_yaml_that_is_a_configuration(guide: str, tmp_path: Path) -> None:
+    first = run("config", LMCACHE_CONFIG_FILE=guide, LMCACHE_CHUNK_SIZE="128")
+    assert first.returncode == 0, first.stderr
+    assert f"chunk_size: 256  # {guide}:2" in first.stdout.splitlines()
+    assert first.stdout.startswith(f"# LMCACHE_CHUNK_SIZE is not used: {guide}:2 sets chunk_size")
+    printed = tmp_path / "printed.yaml"
+    printed.write_text(first.stdout)
+    again = run("config", LMCACHE_CONFIG_FILE=str(printed))
+    assert yaml.safe_load(again.stdout) == yaml.safe_load(first.stdout)
+
+
+def test_config_as_json_of_a_model(guide: str) -> None:
+    arguments = (f"--model_id={MODEL}", "--max-model-len=4096", "--lmcache", "chunk_size=128")
+    result = run("config", "--json", *arguments, LMCACHE_CONFIG_FILE=guide)
+    assert result.returncode == 0, result.stderr
+    values = json.loads(result.stdout)["values"]
+    assert values["chunk_size"] == {"value": 128, "source": "--lmcache chunk_size"}
+    assert values["max_local_cpu_size"] == {"value": 2.0, "source": f"{guide}:3"}
+
+
+def test_config_lists_every_mistake(guide: str) -> None:
+    arguments = (f"--model_id={MODEL}", "--lmcache", "chunk_size=100", "remote_serde=kivi", "x=1")
+    result = run("config", *arguments, LMCACHE_CONFIG_FILE=guide, LMCACHE_LOCAL_CPUS="1")
+    assert result.returncode == 2
+    assert result.stdout == ""
+    assert "kserve-lmcache: error: 4 problems in the LMCache configuration:" in result.stderr
+    assert "Traceback" not in result.stderr
+
+
+def test_config_explains_a_key() -> None:
+    result = run("config", "--explain", "chunk_size", LMCACHE_CHUNK_SIZE="512")
+    assert result.stdout.splitlines() == [
+        "chunk_size: Tokens of one cached chunk; a hit is a whole number of them.",
+        "  value    512 (LMCACHE_CHUNK_SIZE)",
+        "  type     int",
+        "  default  256 (LMCache's)",
+        "  variable LMCACHE_CHUNK_SIZE",
+    ]
+    assert run("config", "--explain", "chunk").returncode == 2
+
+
+def test_doctor_says_what_is_wrong_and_how_to_mend_it(tmp_path: Path) -> None:
+    result = run(
+        "doctor",
+        "--json",
+        "--timeout=5",
+        f"--model_id={MODEL}",
+        LMCACHE_REMOTE_URL="redis://127.0.0.1:1",
+        LMCACHE_MAX_LOCAL_CPU_SIZE="lots",
+        PYTHONHASHSEED="random",
+    )
+    assert result.returncode == 1
+    report = json.loads(result.stdout)
+    statuses = {finding["name"]: finding["status"] for finding in report["findings"]}
+    assert statuses["configuration"] == statuses["hash seed"] == "failure"
+    assert statuses["remote connection"] == "failure"
+    assert statuses["remote round trip"] == "skipped"
+    assert statuses["versions"] == statuses["model"] == "ok"
+    for finding in report["findings"]:
+        assert finding["mend"] or finding["status"] in ("ok", "skipped")
+
+
+def test_doctor_loads_the_connector_in_a_process_of_its_own() -> None:
+    result = run("doctor", "--engine", f"--model_id={MODEL}")
+    assert result.returncode == 0, result.stdout
+    assert "LMCacheConnectorV1" in result.stdout
+
+
+def test_doctor_refuses_what_it_does_not_know() -> None:
+    result = run("doctor", "--nothing")
+    assert (result.returncode, result.stdout) == (2, "")
+    assert "--nothing" in result.stderr
