@@ -3,6 +3,8 @@
 KServeLMCacheError             every error of this package; ``exit_code`` is the process's
 ├── UsageError                 a flag is unknown or its value cannot be used
 ├── ConfigurationError         the LMCache configuration has mistakes (all of them, at once)
+├── IdentityError              the model's content cannot be told (identity/errors.py)
+├── UnsupportedModelError      LMCache would get the model's KV wrong
 └── OffloadUnavailableError    offloading was required and could not be started
 """
 
@@ -51,6 +53,17 @@ class ConfigurationError(KServeLMCacheError):
         count = len(self.problems)
         heading = f"{count} problem{'s' if count != 1 else ''} in the LMCache configuration:"
         super().__init__("\n".join([heading, *(f"  - {problem}" for problem in self.problems)]))
+
+
+class UnsupportedModelError(KServeLMCacheError):
+    """The model's KV must not be offloaded; carries every reason."""
+
+    def __init__(self, reasons: Sequence[str]) -> None:
+        self.reasons = tuple(reasons)
+        super().__init__(
+            f"this model's KV cache cannot be offloaded: {'; '.join(self.reasons)}. "
+            "Serve it without offloading by --offload=off or --offload-required=false."
+        )
 
 
 class OffloadUnavailableError(KServeLMCacheError):

@@ -4,16 +4,20 @@ from __future__ import annotations
 
 from argparse import Namespace
 from collections.abc import Mapping
+from http import HTTPStatus
 from pathlib import Path
 from typing import Any
 
+from fastapi import Request
 from kserve.logging import logger
+from kserve.protocol.rest.openai.errors import create_error_response
 from starlette.datastructures import State
 from vllm.config import VllmConfig
 from vllm.entrypoints.openai.api_server import init_app_state
 from vllm.usage.usage_lib import UsageContext
 from vllm.v1.engine.async_llm import AsyncLLM
 
+from kserve_lmcache import request_rules
 from kserve_lmcache.base_model import choose_base
 from kserve_lmcache.config import engine_file
 from kserve_lmcache.errors import KServeLMCacheError
@@ -52,6 +56,47 @@ class LMCacheModel(_Base):  # type: ignore[misc, valid-type]
         await self._create_handlers()
         self.started = True
         logger.info("KV-cache offloading is %s", self.offload_state())
+
+    async def create_completion(
+        self, request: Any, raw_request: Request | None = None, context: Any = None
+    ) -> Any:
+        """``/v1/completions``."""
+        return self._refuse(request, raw_request) or await super().create_completion(
+            request, raw_request, context
+        )
+
+    async def create_chat_completion(
+        self, request: Any, raw_request: Request | None = None, context: Any = None
+    ) -> Any:
+        """``/v1/chat/completions``."""
+        return self._refuse(request, raw_request) or await super().create_chat_completion(
+            request, raw_request, context
+        )
+
+    async def create_embedding(
+        self, request: Any, raw_request: Request | None = None, context: Any = None
+    ) -> Any:
+        """``/v1/embeddings``."""
+        return self._refuse(request, raw_request) or await super().create_embedding(
+            request, raw_request, context
+        )
+
+    async def create_rerank(
+        self, request: Any, raw_request: Request | None = None, context: Any = None
+    ) -> Any:
+        """``/v1/rerank``."""
+        return self._refuse(request, raw_request) or await super().create_rerank(
+            request, raw_request, context
+        )
+
+    def _refuse(self, request: Any, raw_request: Request | None) -> Any:
+        """The answer to a request that asks for what it may not; else it is isolated."""
+        headers = raw_request.headers if raw_request is not None else {}
+        reason = request_rules.refusal(request) if self.offload.enabled else ""
+        reason = reason or request_rules.isolate(request, headers, self.offload.tenant_header)
+        if not reason:
+            return None
+        return create_error_response(reason, status_code=HTTPStatus.BAD_REQUEST)
 
     def offload_state(self) -> str:
         """One line for the log: on with its sizes, or off with the reason."""

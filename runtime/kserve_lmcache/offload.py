@@ -26,10 +26,15 @@ from kserve_lmcache.errors import (
     ConfigurationError,
     KServeLMCacheError,
     OffloadUnavailableError,
+    UnsupportedModelError,
     UsageError,
 )
+from kserve_lmcache.identity import IdentityError
+from kserve_lmcache.identity.engine import namespace_of
+from kserve_lmcache.identity.namespace import NAMESPACE
 from kserve_lmcache.remote import Remote
 from kserve_lmcache.resources import memory_limit
+from kserve_lmcache.supported_models import unsupported
 
 CONNECTOR = "KServeLMCacheConnector"
 CONNECTOR_MODULE = "kserve_lmcache.connector"
@@ -43,6 +48,7 @@ class Offload:
     """The decision.
 
     Attributes:
+        tenant_header: keeps the caches of tenants apart, with offloading and without.
         required: the server must not become ready without it.
         reason: why it is not enabled; empty when it is.
         configuration: what is in force.
@@ -51,6 +57,7 @@ class Offload:
         shape: the engine's sizes; ``None`` when it is not enabled.
     """
 
+    tenant_header: str | None = None
     required: bool = False
     reason: str = ""
     configuration: Configuration = dataclasses.field(default_factory=Configuration)
@@ -69,19 +76,22 @@ def plan_offload(args: Namespace, environ: MutableMapping[str, str]) -> tuple[Of
 
     Raises:
         ConfigurationError: the configuration has mistakes and offloading is required.
+        IdentityError, UnsupportedModelError: this model cannot be offloaded, and it is required.
         UsageError: ``--worker-extension-cls`` is taken.
         KServeLMCacheError: vLLM refuses the engine's arguments.
     """
     configuration = resolve_configuration(args, environ)
     if not configuration.get("offload"):
         reason = f"{configuration.source('offload')} is off"
-        return _without(args, reason), create_engine_config(args)
+        return _without(args, configuration, reason), create_engine_config(args)
     wanted = args.kv_transfer_config
     if wanted is not None and wanted.kv_connector != _STOCK_CONNECTOR:
         # Another connector (NIXL, multi-process LMCache, …) is the user's own business.
         reason = f"--kv-transfer-config asks for {wanted.kv_connector}"
         logger.warning("KV-cache offloading is not managed by this server: %s", reason)
-        return Offload(reason=reason), create_engine_config(args)
+        return Offload(configuration.get("tenant_header"), reason=reason), create_engine_config(
+            args
+        )
     if args.worker_extension_cls:
         raise UsageError(
             f"--worker-extension-cls={args.worker_extension_cls} cannot be used together with "
@@ -90,18 +100,24 @@ def plan_offload(args: Namespace, environ: MutableMapping[str, str]) -> tuple[Of
     required = bool(configuration.get("offload_required"))
     try:
         engine_config = _configure_engine(args, configuration)
+        if reasons := unsupported(engine_config):
+            raise UnsupportedModelError(reasons)
         shape = shape_of(engine_config)
         remote = complete(configuration, shape)
         configuration.check()
-    except ConfigurationError as error:
+        _name_entries(engine_config, configuration, environ)
+    except (ConfigurationError, IdentityError, UnsupportedModelError) as error:
         if required:
             raise
-        return _without(args, str(error)), create_engine_config(args)
+        return _without(args, configuration, str(error)), create_engine_config(args)
     path = _write(configuration, remote)
     engine_file.hand_over(path, environ)
     for note in configuration.notes:
         logger.warning(note)
-    return Offload(required, "", configuration, path, remote, shape), engine_config
+    offload = Offload(
+        configuration.get("tenant_header"), required, "", configuration, path, remote, shape
+    )
+    return offload, engine_config
 
 
 def resolve_configuration(args: Namespace, environ: Mapping[str, str]) -> Configuration:
@@ -136,14 +152,34 @@ def give_up(args: Namespace, offload: Offload, reason: str) -> tuple[Offload, Vl
     """
     if offload.required:
         raise OffloadUnavailableError(reason)
-    args.worker_extension_cls = ""
-    return _without(args, reason), create_engine_config(args)
+    return _without(args, offload.configuration, reason), create_engine_config(args)
 
 
-def _without(args: Namespace, reason: str) -> Offload:
+def _without(args: Namespace, configuration: Configuration, reason: str) -> Offload:
     args.kv_transfer_config = None
+    if args.worker_extension_cls == WORKER_EXTENSION:
+        args.worker_extension_cls = ""
     logger.warning("Serving WITHOUT KV-cache offloading: %s", reason)
-    return Offload(reason=reason)
+    return Offload(configuration.get("tenant_header"), reason=reason)
+
+
+def _name_entries(
+    engine_config: VllmConfig, configuration: Configuration, environ: Mapping[str, str]
+) -> None:
+    """Tell the connector the namespace of this model's entries.
+
+    Raises:
+        IdentityError: the model's content cannot be told.
+    """
+    keys = {
+        "hash_algorithm": configuration.get("pre_caching_hash_algorithm"),
+        "hash_seed": environ.get("PYTHONHASHSEED", "0"),
+        "chunk_size": configuration.get("chunk_size"),
+    }
+    how = configuration.get("model_fingerprint")
+    name, detail = namespace_of(engine_config, how, keys, environ)
+    engine_config.kv_transfer_config.kv_connector_extra_config[NAMESPACE] = name
+    logger.info("Entries of this model are named %s (%s)", name, detail)
 
 
 def _configure_engine(args: Namespace, configuration: Configuration) -> VllmConfig:
@@ -159,6 +195,8 @@ def _configure_engine(args: Namespace, configuration: Configuration) -> VllmConf
         wanted,
         kv_connector=CONNECTOR,
         kv_connector_module_path=CONNECTOR_MODULE,
+        # A load that fails is computed, never an error to the client.
+        kv_load_failure_policy="recompute",
         # Merged into the configuration; LMCache would put them over everything again.
         kv_connector_extra_config={
             name: value for name, value in extra.items() if not name.startswith("lmcache.")

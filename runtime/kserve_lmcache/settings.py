@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from typing import Any
 
 VARIABLE_PREFIX = "KSERVE_LMCACHE_"
+FINGERPRINTS = ("sampled", "full", "private")
 
 
 @dataclass(frozen=True)
@@ -51,6 +52,19 @@ SETTINGS = (
         bool,
         True,
         "Do not become ready when offloading cannot start; false serves on without it.",
+    ),
+    Setting(
+        "model_fingerprint",
+        str,
+        "sampled",
+        "How the model's content is told: sampled, full (every byte is read), or private "
+        "(nothing is shared with other servers).",
+    ),
+    Setting(
+        "tenant_header",
+        str,
+        None,
+        "HTTP header whose value keeps the caches of tenants apart, for example X-Tenant-Id.",
     ),
     Setting(
         "remote_username",

@@ -12,6 +12,7 @@ from pathlib import Path
 import httpx
 import pytest
 
+from kserve_lmcache.settings import SETTINGS
 from tests.support.server import MODEL, Server, engine_environment, long_prompt, running
 from tests.support.stores import Store, redis_server
 
@@ -74,7 +75,7 @@ def test_the_engine_uses_what_the_config_command_prints(
     values = json.loads(printed.stdout)["values"]
     assert values["chunk_size"] == {"value": 256, "source": f"{environ['LMCACHE_CONFIG_FILE']}:2"}
     used = re.findall(r"LMCache uses (\w+) = (.*) \((.*)\)$", server.process.output(), re.MULTILINE)
-    ours = {"offload", "offload_required", "remote_password", "remote_password_file"}
+    ours = {setting.name for setting in SETTINGS}
     assert {name for name, _, _ in used} == set(values) - ours
     for name, value, source in used:
         assert (value, source) == (str(values[name]["value"]), values[name]["source"])

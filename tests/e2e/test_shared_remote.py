@@ -23,6 +23,15 @@ remote_serde: "naive"  # Serialization method for remote cache.
 EXACT = "--dtype=float32"
 
 
+def _truncate_one_chunk(store: Store, keys: set[bytes]) -> None:
+    """Of the chunks under ``keys``, leave one with its last bytes missing."""
+    client = store.client()
+    chunk = sorted(key for key in keys if client.strlen(key) > 100_000)[1]
+    value = client.get(chunk)
+    assert isinstance(value, bytes)
+    client.set(chunk, value[:-1000])
+
+
 def _liveness_sees_a_dead_engine(server: Server) -> None:
     engine = next(process for process in server.process.family() if "EngineCore" in process.name())
     assert httpx.get(f"{server.url}/v2/health/live").status_code == 200
@@ -39,15 +48,23 @@ def test_a_second_replica_takes_the_prefix_from_redis(
     file = tmp_path / "lmcache_config.yaml"
     file.write_text(GUIDE_YAML.format(url=redis_store.url))
     environ = engine_environment(LMCACHE_CONFIG_FILE=str(file), LMCACHE_USE_EXPERIMENTAL="True")
-    prompt = long_prompt("shared", words=960)
+    prompt, damaged = long_prompt("shared", words=960), long_prompt("damaged", words=960)
 
     with running(logs / "first.log", EXACT, environ=environ) as first:
         stored = first.chat(prompt)
         assert stored.usage is not None
         assert stored.usage.prompt_tokens > 1024
         assert cached_tokens(stored) == 0
+        client = redis_store.client()
+        first.process.wait_until(lambda: client.dbsize() >= 8, seconds=10)
+        before = set(client.keys())
+        whole = first.chat(damaged)
+        first.process.wait_until(lambda: client.dbsize() >= len(before) + 8, seconds=10)
+        _truncate_one_chunk(redis_store, set(client.keys()) - before)
         with running(logs / "second.log", EXACT, environ=environ) as second:
             loaded = second.chat(prompt)
+            recomputed = second.chat(damaged)
+            assert "failed to load" in second.process.output()
     with running(logs / "without.log", EXACT, "--offload=off") as without:
         computed = without.chat(prompt)
         assert cached_tokens(computed) == 0
@@ -56,4 +73,5 @@ def test_a_second_replica_takes_the_prefix_from_redis(
 
     assert cached_tokens(loaded) >= 1024
     assert loaded.choices[0].message.content == stored.choices[0].message.content
+    assert recomputed.choices[0].message.content == whole.choices[0].message.content
     assert loaded.choices[0].message.content == computed.choices[0].message.content

@@ -72,10 +72,11 @@ def start(
     environ: Mapping[str, str] | None = None,
     name: str = "smollm2",
     model: Sequence[str] = (f"--model_id={MODEL}",),
+    prefix: Sequence[str] = (),
 ) -> Server:
     """Start a server through ``entrypoint.sh``; it is not ready yet."""
     port = free_port()
-    command = [str(ROOT / "entrypoint.sh"), *model, f"--model_name={name}", *SMALL]
+    command = [*prefix, str(ROOT / "entrypoint.sh"), *model, f"--model_name={name}", *SMALL]
     process = Process(
         [*command, f"--http_port={port}", *arguments], log, environ or engine_environment()
     )

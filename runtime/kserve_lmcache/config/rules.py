@@ -21,6 +21,7 @@ from kserve_lmcache.config.values import is_size
 from kserve_lmcache.errors import Problem
 from kserve_lmcache.redaction import hide, hide_in_urls
 from kserve_lmcache.remote import REDIS_SCHEMES, TLS_SCHEMES
+from kserve_lmcache.settings import FINGERPRINTS
 
 Rule = Callable[[Configuration, str], Iterator[Problem]]
 
@@ -71,12 +72,25 @@ def _names(configuration: Configuration, device: str) -> Iterator[Problem]:
         yield _problem(configuration, "cache_policy", what, mend)
     algorithm = configuration.get("pre_caching_hash_algorithm")
     try:
-        algorithm == "builtin" or get_hash_fn_by_name(algorithm)
+        get_hash_fn_by_name(algorithm)
     except (ValueError, ImportError):
+        if algorithm == "builtin":  # refused already
+            return
         what = f"is {algorithm!r}, which vLLM does not know: LMCache would use another, silently"
         yield _problem(
             configuration, "pre_caching_hash_algorithm", what, "Use sha256_cbor (the default)."
         )
+
+
+def _own(configuration: Configuration, device: str) -> Iterator[Problem]:
+    fingerprint = configuration.get("model_fingerprint")
+    if fingerprint not in FINGERPRINTS:
+        what = f"is {fingerprint!r}, which is none of {', '.join(FINGERPRINTS)}"
+        yield _problem(configuration, "model_fingerprint", what, "Use sampled (the default).")
+    if configuration.get("pre_caching_hash_algorithm") == "builtin":
+        what = "is builtin, which two texts can easily be made to share: a hit would be wrong"
+        mend = "Use sha256_cbor (the default)."
+        yield _problem(configuration, "pre_caching_hash_algorithm", what, mend)
 
 
 def _tiers(configuration: Configuration, device: str) -> Iterator[Problem]:
@@ -212,6 +226,7 @@ def _lmcache(configuration: Configuration, device: str) -> Iterator[Problem]:
 LIGHT: tuple[Rule, ...] = (
     _ranges,
     _dangerous,
+    _own,
     _tiers,
     _device,
     _layerwise,

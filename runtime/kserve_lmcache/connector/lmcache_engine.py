@@ -12,6 +12,7 @@ import msgspec
 import zmq
 from lmcache.integration.vllm.utils import ENGINE_NAME, lmcache_get_or_create_config
 from lmcache.integration.vllm.vllm_service_factory import VllmServiceFactory
+from lmcache.integration.vllm.vllm_v1_adapter import LoadSpec
 from lmcache.v1.cache_engine import LMCacheEngineBuilder
 from lmcache.v1.offload_server.message import OffloadMsg
 from lmcache.v1.rpc_utils import get_zmq_rpc_path_lmcache, get_zmq_socket
@@ -76,6 +77,19 @@ def end_offload_server(server: ZMQOffloadServer, metadata: LMCacheMetadata, rank
         client.linger = 0
         client.send(msgspec.msgpack.encode(OffloadMsg(hashes=[], slot_mapping=[], offsets=[])))
         server.thread.join(timeout=2)
+
+
+def load_nothing(adapter: LMCacheConnectorV1Impl, request_id: str, computed_tokens: int) -> None:
+    """Leave the scheduler's side of LMCache as after a lookup that found nothing.
+
+    Args:
+        adapter: the scheduler's.
+        request_id: of a request that must not be looked up.
+        computed_tokens: found in vLLM's own cache.
+    """
+    adapter.load_specs[request_id] = LoadSpec(
+        vllm_cached_tokens=computed_tokens, lmcache_cached_tokens=0, can_load=False
+    )
 
 
 def failure(adapter: LMCacheConnectorV1Impl) -> str:

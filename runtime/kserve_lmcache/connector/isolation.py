@@ -1,0 +1,128 @@
+"""Keeps the KV of adapters and tenants apart, and clients away from the keys.
+
+Every request passes here when the scheduler first meets it, whichever route it came by.
+LMCache puts each ``lmcache.tag.*`` of a request's transfer parameters into its keys: one tag of
+ours stands for all that the tokens do not say.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from vllm.logger import init_logger
+
+from kserve_lmcache.identity import Fingerprint, IdentityError, fingerprint
+
+if TYPE_CHECKING:
+    from vllm.lora.request import LoRARequest
+    from vllm.v1.request import Request
+
+logger = init_logger(__name__)
+
+_PARAMETERS = "kv_transfer_params"
+TAG = "lmcache.tag.kserve"
+
+
+@dataclass(frozen=True)
+class _Adapter:
+    """An adapter as it was when a request first used it."""
+
+    path: Path
+    content: Fingerprint
+    stamps: list[tuple[int, ...]]
+
+
+class Isolation:
+    """Marks requests.
+
+    Args:
+        tags_reach_keys: whether LMCache puts tags into keys; layer-wise, it does not.
+    """
+
+    def __init__(self, tags_reach_keys: bool = True) -> None:
+        self._tags_reach_keys = tags_reach_keys
+        self._adapters: dict[tuple[int, str], _Adapter | None] = {}
+
+    def mark(self, request: Request) -> bool:
+        """Drop what the client said about the transfer, and tag what is not everybody's.
+
+        May be called again for the same request.
+
+        Returns:
+            Whether the request may use the cache; it may not when its KV cannot be told apart.
+        """
+        request.kv_transfer_params = None
+        parameters = request.sampling_params
+        if parameters is not None and parameters.extra_args:
+            parameters.extra_args = {
+                name: value for name, value in parameters.extra_args.items() if name != _PARAMETERS
+            }
+        if request.lora_request is None and not request.cache_salt:
+            return True
+        adapter = ""
+        if request.lora_request is not None:
+            known = self._adapter(request.lora_request)
+            if known is None:
+                return False
+            adapter = known
+        if parameters is None or not self._tags_reach_keys:
+            return False
+        extra = dict(parameters.extra_args or {})
+        extra[_PARAMETERS] = {TAG: _digest(adapter, request.cache_salt)}
+        parameters.extra_args = extra
+        return True
+
+    def _adapter(self, lora: LoRARequest) -> str | None:
+        """The digest of an adapter's content; ``None`` when it cannot be told for sure."""
+        key = (lora.lora_int_id, lora.lora_path)
+        if key not in self._adapters:
+            self._adapters[key] = _examine(lora)
+        known = self._adapters[key]
+        if known is None:
+            return None
+        if _stamps(known.path) != known.stamps:
+            # The engine may have either the old or the new content in use.
+            logger.warning(
+                "The files of adapter %s changed after it was loaded: its requests are no longer "
+                "offloaded. Load changed adapters under a new name.",
+                lora.lora_name,
+            )
+            self._adapters[key] = None
+            return None
+        return known.content.digest
+
+
+def _examine(lora: LoRARequest) -> _Adapter | None:
+    from vllm.lora.utils import get_adapter_absolute_path
+
+    try:
+        path = Path(get_adapter_absolute_path(lora.lora_path))
+        stamps = _stamps(path)
+        content = fingerprint(path)
+    except (IdentityError, OSError, ValueError) as error:
+        logger.warning("Requests of adapter %s are not offloaded: %s", lora.lora_name, error)
+        return None
+    logger.info("Adapter %s: content %s (%s)", lora.lora_name, content.digest[:16], content.detail)
+    return _Adapter(path, content, stamps)
+
+
+def _stamps(path: Path) -> list[tuple[int, ...]]:
+    """Size, times and inode of the adapter's files: they change when a file is replaced."""
+    try:
+        states = [(each.name, each.stat()) for each in sorted(path.iterdir())]
+    except OSError:
+        return []
+    return [
+        (hash(name), state.st_size, state.st_mtime_ns, state.st_ctime_ns, state.st_ino)
+        for name, state in states
+    ]
+
+
+def _digest(adapter: str, salt: str | None) -> str:
+    # Nothing of a salt is in a key as it was written: it may be a secret, or hold any character.
+    canonical: Any = json.dumps([adapter, salt or ""])
+    return hashlib.sha256(canonical.encode("utf-8", "surrogatepass")).hexdigest()[:32]

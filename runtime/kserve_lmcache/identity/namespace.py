@@ -1,0 +1,76 @@
+"""The namespace of a model's cached KV: what must be alike for an entry to be right.
+
+A chunk's key holds the tokens, the engine's parallel layout and the KV's data type; LMCache puts
+them there. The rest is here: the model's content, everything that changes the numbers it computes,
+how tokens become keys, and how entries are laid out.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from vllm.config import VllmConfig
+
+# Where the server leaves the namespace for the connector: in its extra configuration.
+NAMESPACE = "kserve_lmcache.namespace"
+# Raise it when what is stored under a key changes: entries of two layouts never meet.
+LAYOUT = 1
+# What names a model, or the program that wrote its configuration, and is not computed with.
+_NAMES = {"_name_or_path", "_commit_hash", "name_or_path", "transformers_version"}
+
+
+def namespace(content: str, numerics: Mapping[str, Any], keys: Mapping[str, Any]) -> str:
+    """The namespace as LMCache puts it into every key, in the place of the model's name.
+
+    Args:
+        content: digest of the model's files (:func:`kserve_lmcache.identity.fingerprint`).
+        numerics: what else changes the KV of given tokens (:func:`numerics_of`).
+        keys: how tokens become keys: hash algorithm, seed, chunk size.
+
+    Returns:
+        ``kv`` with the layout's number, and 128 bits in hexadecimal; no character of it means
+        anything in a key.
+    """
+    parts = [LAYOUT, content, numerics, keys]
+    canonical = json.dumps(parts, sort_keys=True, default=str)
+    return f"kv{LAYOUT}-{hashlib.sha256(canonical.encode()).hexdigest()[:32]}"
+
+
+def numerics_of(config: VllmConfig) -> dict[str, Any]:
+    """What changes a token's KV beside the model's files, from the engine's configuration.
+
+    The model's configuration is taken as vLLM computes with it, so that ``--hf-overrides``, RoPE
+    scaling and the sliding window are in it.
+    """
+    model, cache, speculative = config.model_config, config.cache_config, config.speculative_config
+    return {
+        "dtype": str(model.dtype),
+        "quantization": str(model.quantization),
+        "kv_cache_dtype": str(cache.cache_dtype),
+        "hf_config": _without_names(model.hf_config.to_dict()),
+        # Some RoPE scalings (longrope, dynamic) choose their factors by it.
+        "max_model_len": model.max_model_len if _scales_rope(model.hf_text_config) else None,
+        "device": str(config.device_config.device_type),
+        # A draft model's layers are stored beside the model's own.
+        "draft": None if speculative is None else [speculative.method, str(speculative.model)],
+    }
+
+
+def _scales_rope(text_config: Any) -> bool:
+    for name in ("rope_scaling", "rope_parameters"):
+        scaling = getattr(text_config, name, None)
+        if scaling and scaling.get("rope_type", scaling.get("type", "default")) != "default":
+            return True
+    return False
+
+
+def _without_names(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {k: _without_names(inner) for k, inner in value.items() if k not in _NAMES}
+    if isinstance(value, list | tuple):
+        return [_without_names(inner) for inner in value]
+    return value

@@ -1,0 +1,44 @@
+"""Which models LMCache's in-process connector keeps right; for the others it is not used."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from vllm.config import VllmConfig
+
+
+def unsupported(config: VllmConfig) -> list[str]:
+    """Every reason why this engine's KV must not be offloaded; none when it may."""
+    return list(_reasons(config))
+
+
+def _reasons(config: VllmConfig) -> Iterator[str]:
+    model = config.model_config
+    text = model.hf_text_config
+    if model.is_attention_free:
+        yield "the model has no attention, and so no KV"
+    elif model.is_hybrid or model.has_inner_state:
+        yield "the model mixes attention with recurrent layers, whose state is not in the KV"
+    if model.is_encoder_decoder:
+        yield "the model has an encoder, whose output is not in the key"
+    if _slides(text):
+        yield "the model's attention has a sliding window, and vLLM frees the blocks before it"
+    if getattr(text, "attention_chunk_size", None):
+        yield "the model's attention is chunked, and its KV lies in groups of blocks"
+    if model.is_multimodal_model:
+        yield "the model takes images, audio or video, which is not tested"
+    if getattr(model, "enable_prompt_embeds", False):
+        yield "--enable-prompt-embeds gives prompts without tokens, and keys are made of tokens"
+    if model.use_mla and config.device_config.device_type == "cpu":
+        yield "the model uses multi-head latent attention (MLA), which is not copied on a CPU"
+
+
+def _slides(text_config: object) -> bool:
+    if not getattr(text_config, "sliding_window", None):
+        return False
+    types = getattr(text_config, "layer_types", None)
+    if types is not None:
+        return any("sliding" in str(kind) for kind in types)
+    return getattr(text_config, "use_sliding_window", True) is not False

@@ -1,0 +1,194 @@
+"""A hit means the same weights, adapter, tenant, numerics and tokens: every pair, one Redis.
+
+Each identity writes a prompt of its own; then, started anew, it reads the prompts of all, and
+writes nothing. KServe mounts every model at ``/mnt/models``: so do these servers, each in a
+mount namespace of its own.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.support import models
+from tests.support.server import (
+    MODEL,
+    Server,
+    cached_tokens,
+    engine_environment,
+    long_prompt,
+    running,
+)
+from tests.support.stores import Store
+
+MOUNT = Path("/mnt/models")
+# In bfloat16 a tie between two tokens may turn with the shape in which they are computed.
+EXACT = "--dtype=float32"
+TENANT = "X-Tenant-Id"
+# What a reader computes must not be found by the next one.
+READS_ALONE = (
+    '--kv-transfer-config={"kv_connector": "LMCacheConnectorV1", "kv_role": "kv_consumer"}'
+)
+
+
+@dataclass(frozen=True)
+class Identity:
+    """Who asks: a server's model or adapter, for a tenant, with a salt."""
+
+    name: str
+    model: str = ""
+    tenant: str = ""
+    salt: str = ""
+
+
+@dataclass(frozen=True)
+class Setup:
+    """A server: where its model is, and who asks it."""
+
+    directory: Path
+    identities: Sequence[Identity]
+    arguments: Sequence[str] = (EXACT,)
+    mounted: bool = True
+    served: str = "smollm2"
+
+
+@dataclass
+class Table:
+    """What was cached of each identity's prompt when each other one asked."""
+
+    identities: list[str]
+    cached: dict[tuple[str, str], int] = field(default_factory=dict)
+    answers: dict[tuple[str, str], str] = field(default_factory=dict)
+
+    def __str__(self) -> str:
+        width = max(map(len, self.identities))
+        lines = [f"{'reads ↓ · written by →':<{width}}  " + "  ".join(self.identities)]
+        for reader in self.identities:
+            cells = [
+                f"{self.cached.get((reader, writer), '-')!s:>{len(writer)}}"
+                for writer in self.identities
+            ]
+            lines.append(f"{reader:<{width}}  " + "  ".join(cells))
+        return "\n".join(lines)
+
+
+def prompt_of(identity: str) -> str:
+    """About 300 tokens: a chunk and a little more."""
+    return long_prompt(chr(ord("a") + len(identity) % 26) + identity[-1], words=120)
+
+
+def ask(server: Server, identity: Identity, prompt: str) -> Any:
+    return server.client().chat.completions.create(
+        model=identity.model or server.name,
+        messages=[{"role": "user", "content": prompt}],
+        temperature=0,
+        max_tokens=6,
+        extra_headers={TENANT: identity.tenant} if identity.tenant else None,
+        extra_body={"cache_salt": identity.salt} if identity.salt else None,
+    )
+
+
+@contextmanager
+def serving(setup: Setup, log: Path, environ: Mapping[str, str], *more: str) -> Iterator[Server]:
+    prefix: Sequence[str] = ()
+    model = (f"--model_id={setup.directory}",)
+    if setup.mounted:
+        user = () if os.geteuid() == 0 else ("--map-root-user",)
+        script = f'mount --bind "{setup.directory}" {MOUNT} && exec "$@"'
+        prefix = ("unshare", "--mount", *user, "sh", "-c", script, "sh")
+        model = ()
+    arguments = ("--tenant-header", TENANT, *setup.arguments, *more)
+    options: dict[str, Any] = {"environ": environ, "model": model, "name": setup.served}
+    with running(log, *arguments, prefix=prefix, **options) as server:
+        yield server
+
+
+@pytest.fixture(scope="module")
+def setups(tmp_path_factory: pytest.TempPathFactory) -> list[Setup]:
+    root = tmp_path_factory.mktemp("models")
+    first, second = models.adapter(root / "first", 1), models.adapter(root / "second", 2)
+    loras = ("--enable-lora", "--lora-modules", f"first={first}", f"second={second}")
+    return [
+        Setup(
+            MODEL,
+            (
+                Identity("model"),
+                Identity("adapter 1", model="first"),
+                Identity("adapter 2", model="second"),
+                Identity("tenant 1", tenant="1"),
+                Identity("tenant 2", tenant="2"),
+                Identity("salt", salt="s"),
+                Identity("tenant 1, salt", tenant="1", salt="s"),
+            ),
+            (EXACT, *loras),
+        ),
+        Setup(models.copy(root / "copy"), (Identity("same, elsewhere"),), (EXACT,), False, "other"),
+        Setup(models.changed(root / "kv", ("k_proj", "v_proj"), 3), (Identity("other weights"),)),
+        Setup(models.changed(root / "mlp", ("layers.5.mlp",), 4), (Identity("other revision"),)),
+        Setup(MODEL, (Identity("other dtype"),), ("--dtype=bfloat16",)),
+        Setup(
+            MODEL,
+            (Identity("other RoPE"),),
+            (
+                EXACT,
+                '--hf-overrides={"rope_parameters": {"rope_type": "linear", "factor": 2.0, '
+                '"rope_theta": 100000}}',
+            ),
+        ),
+    ]
+
+
+@pytest.fixture(scope="module")
+def table(
+    setups: list[Setup], redis_store: Store, logs: Path, tmp_path_factory: pytest.TempPathFactory
+) -> Table:
+    MOUNT.mkdir(parents=True, exist_ok=True)
+    environ = engine_environment(
+        LMCACHE_REMOTE_URL=redis_store.url,
+        LMCACHE_MAX_LOCAL_CPU_SIZE="0.5",
+        XDG_CACHE_HOME=str(tmp_path_factory.mktemp("cache")),
+    )
+    table = Table([identity.name for setup in setups for identity in setup.identities])
+    for number, setup in enumerate(setups):
+        with serving(setup, logs / f"write-{number}.log", environ) as server:
+            before = redis_store.client().dbsize()
+            for identity in setup.identities:
+                answer = ask(server, identity, prompt_of(identity.name))
+                assert cached_tokens(answer) == 0
+                table.answers[identity.name, "cold"] = answer.choices[0].message.content
+            # A chunk a prompt, of two keys.
+            stored = before + 2 * len(setup.identities)
+            server.process.wait_until(lambda n=stored: redis_store.client().dbsize() >= n, 30)
+    for number, setup in enumerate(setups):
+        with serving(setup, logs / f"read-{number}.log", environ, READS_ALONE) as server:
+            for identity in setup.identities:
+                for writer in table.identities:
+                    answer = ask(server, identity, prompt_of(writer))
+                    table.cached[identity.name, writer] = cached_tokens(answer)
+                    table.answers[identity.name, writer] = answer.choices[0].message.content
+    return table
+
+
+def test_hits_where_all_is_alike_and_nowhere_else(table: Table) -> None:
+    print(f"\n{table}")
+    alike = {("model", "same, elsewhere"), ("same, elsewhere", "model")}
+    for reader in table.identities:
+        for writer in table.identities:
+            cached = table.cached[reader, writer]
+            if reader == writer or (reader, writer) in alike:
+                assert cached >= 256, (reader, writer)
+            else:
+                assert cached == 0, (reader, writer)
+
+
+def test_every_hit_answers_as_nothing_cached_does(table: Table) -> None:
+    for name in table.identities:
+        assert table.answers[name, name] == table.answers[name, "cold"]
+    assert table.answers["model", "same, elsewhere"] == table.answers["same, elsewhere", "cold"]
+    assert table.answers["same, elsewhere", "model"] == table.answers["model", "cold"]

@@ -1,0 +1,86 @@
+"""The locks are complete, hashed, without addresses, and what is installed here."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import re
+from pathlib import Path
+
+import pytest
+from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
+
+from tests.packaging.manifests import ROOT
+
+LOCKS = ROOT / "requirements"
+each_lock = pytest.mark.parametrize("name", ["cpu", "gpu", "test"])
+
+
+def locked(name: str) -> list[tuple[Requirement, list[str]]]:
+    """Each requirement of a lock with its hashes."""
+    text = re.sub(r"^\s*#.*\n", "", (LOCKS / f"{name}.txt").read_text(), flags=re.MULTILINE)
+    found = []
+    for line in text.replace("\\\n", " ").splitlines():
+        if line.strip():
+            requirement, *hashes = re.split(r"\s+--hash=", line.strip())
+            found.append((Requirement(requirement.strip()), hashes))
+    return found
+
+
+def wanted(path: Path) -> list[Requirement]:
+    """What an .in file asks for, those that it includes as well."""
+    found = []
+    for line in path.read_text().splitlines():
+        if line.startswith("-r "):
+            found += wanted(path.parent / line.removeprefix("-r ").strip())
+        elif line.strip() and not line.startswith("#"):
+            found.append(Requirement(line))
+    return found
+
+
+@each_lock
+def test_every_line_is_one_version_with_hashes(name: str) -> None:
+    lines = locked(name)
+    assert len(lines) > 100
+    for requirement, hashes in lines:
+        assert re.fullmatch(r"==[^,*]+", str(requirement.specifier)), requirement
+        assert requirement.url is None
+        assert hashes, requirement
+        assert all(re.fullmatch(r"sha256:[0-9a-f]{64}", digest) for digest in hashes)
+
+
+@each_lock
+def test_no_address_is_in_it(name: str) -> None:
+    for suffix in ("in", "txt"):
+        assert "://" not in (LOCKS / f"{name}.{suffix}").read_text()
+
+
+@each_lock
+def test_everything_that_is_asked_for_is_in_it(name: str) -> None:
+    versions: dict[str, list[str]] = {}
+    for requirement, _ in locked(name):
+        version = str(requirement.specifier).removeprefix("==")
+        versions.setdefault(canonicalize_name(requirement.name), []).append(version)
+    for requirement in wanted(LOCKS / f"{name}.in"):
+        found = versions.get(canonicalize_name(requirement.name), [])
+        assert any(requirement.specifier.contains(each, prereleases=True) for each in found), (
+            requirement
+        )
+
+
+def test_what_is_locked_is_what_is_installed() -> None:
+    applicable = [
+        requirement
+        for requirement, _ in locked("test")
+        if requirement.marker is None or requirement.marker.evaluate()
+    ]
+    assert len(applicable) > 150
+    for requirement in applicable:
+        installed = importlib.metadata.version(requirement.name)
+        assert requirement.specifier.contains(installed, prereleases=True), requirement
+
+
+def test_no_package_of_an_accelerator_is_in_the_cpu_lock() -> None:
+    names = {canonicalize_name(requirement.name) for requirement, _ in locked("cpu")}
+    assert not {name for name in names if name.startswith(("nvidia-", "cupy", "cuda", "triton"))}
+    assert not names & {"torch", "torchvision", "torchaudio", "vllm", "nvtx"}

@@ -1,0 +1,117 @@
+"""What of a request reaches the keys, and what does not."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+from vllm import SamplingParams
+from vllm.lora.request import LoRARequest
+
+from kserve_lmcache.connector.isolation import TAG, Isolation
+from tests.support import models
+
+
+def request(
+    lora: LoRARequest | None = None, salt: str | None = None, extra: Any = None
+) -> SimpleNamespace:
+    return SimpleNamespace(
+        request_id="1",
+        lora_request=lora,
+        cache_salt=salt,
+        sampling_params=SamplingParams(extra_args=extra),
+        kv_transfer_params=(extra or {}).get("kv_transfer_params"),
+    )
+
+
+def tag(isolation: Isolation, *arguments: Any, **keywords: Any) -> str | None:
+    """The tag of a request that may use the cache."""
+    marked = request(*arguments, **keywords)
+    assert isolation.mark(marked)
+    first = (marked.sampling_params.extra_args or {}).get("kv_transfer_params", {}).get(TAG)
+    assert isolation.mark(marked)
+    again = (marked.sampling_params.extra_args or {}).get("kv_transfer_params", {}).get(TAG)
+    assert first == again
+    return first
+
+
+@pytest.fixture
+def lora(tmp_path: Path) -> LoRARequest:
+    return LoRARequest("first", 1, str(models.adapter(tmp_path / "first", 1)))
+
+
+def test_a_plain_request_has_no_tag() -> None:
+    assert tag(Isolation()) is None
+    assert tag(Isolation(), salt="") is None
+
+
+def test_what_the_client_says_about_the_transfer_is_dropped() -> None:
+    extra = {"kv_transfer_params": {"lmcache.tag.x": ["a"], "disagg_spec": {}}, "other": 1}
+    marked = request(extra=extra)
+    assert Isolation().mark(marked)
+    assert marked.sampling_params.extra_args == {"other": 1}
+    assert marked.kv_transfer_params is None
+    salted = request(salt="s", extra={"kv_transfer_params": {TAG: "chosen"}})
+    assert Isolation().mark(salted)
+    parameters = salted.sampling_params.extra_args["kv_transfer_params"]
+    assert list(parameters) == [TAG]
+    assert parameters[TAG] != "chosen"
+    assert extra["kv_transfer_params"]  # another request's own dictionary stays as it is
+
+
+def test_salts_and_adapters_and_both_are_apart(lora: LoRARequest, tmp_path: Path) -> None:
+    other = LoRARequest("second", 2, str(models.adapter(tmp_path / "second", 2)))
+    isolation = Isolation()
+    tags = [
+        tag(isolation, None, "a"),
+        tag(isolation, None, "b"),
+        tag(isolation, lora),
+        tag(isolation, other),
+        tag(isolation, lora, "a"),
+        tag(isolation, other, "a"),
+    ]
+    assert None not in tags
+    assert len(set(tags)) == len(tags)
+
+
+def test_a_tag_holds_nothing_that_a_key_would_read() -> None:
+    for salt in ("@", "%", "a@b%c", "\0", "é\ud800", "x" * 10**6):
+        found = tag(Isolation(), salt=salt)
+        assert found is not None
+        assert len(found) == 32
+        assert set(found) <= set("0123456789abcdef")
+        json.dumps(found)
+
+
+def test_the_same_adapter_at_another_path_shares(lora: LoRARequest, tmp_path: Path) -> None:
+    copy = LoRARequest("renamed", 7, str(models.adapter(tmp_path / "copy", 1)))
+    assert tag(Isolation(), lora) == tag(Isolation(), copy)
+
+
+def test_an_adapter_whose_files_change_is_not_offloaded_any_more(lora: LoRARequest) -> None:
+    isolation = Isolation()
+    assert tag(isolation, lora)
+    weights = Path(lora.lora_path) / "adapter_model.safetensors"
+    weights.write_bytes(weights.read_bytes())
+    assert not isolation.mark(request(lora))
+    assert not isolation.mark(request(lora))
+    # Loaded anew it has another number, and is examined anew.
+    assert tag(isolation, LoRARequest("first", 2, lora.lora_path))
+
+
+def test_an_adapter_that_cannot_be_told_is_not_offloaded(tmp_path: Path) -> None:
+    assert not Isolation().mark(request(LoRARequest("none", 1, str(tmp_path / "absent"))))
+
+
+def test_requests_whose_tags_do_not_reach_the_keys_are_not_offloaded() -> None:
+    layerwise = Isolation(tags_reach_keys=False)
+    assert layerwise.mark(request())
+    assert not layerwise.mark(request(salt="s"))
+    pooling = request(salt="s")
+    pooling.sampling_params = None
+    assert not Isolation().mark(pooling)
+    pooling.cache_salt = None
+    assert Isolation().mark(pooling)

@@ -1,0 +1,196 @@
+"""The namespace of a model's entries, and which models have none."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from kserve_lmcache.cli.arguments import parse_arguments
+from kserve_lmcache.engine_arguments import create_engine_config, resolve_engine_arguments
+from kserve_lmcache.errors import UnsupportedModelError
+from kserve_lmcache.identity import IdentityError
+from kserve_lmcache.identity.model import model_path
+from kserve_lmcache.identity.namespace import NAMESPACE, namespace, numerics_of
+from kserve_lmcache.offload import plan_offload
+from kserve_lmcache.supported_models import unsupported
+from tests.support import models
+from tests.support.server import MODEL, engine_environment
+
+
+def engine(*flags: str, model: Path = MODEL) -> Any:
+    args = parse_arguments([f"--model_id={model}", "--max-model-len=2048", *flags])
+    resolve_engine_arguments(args, {})
+    return create_engine_config(args)
+
+
+def name_of(*flags: str, model: Path = MODEL, **environ: str) -> str:
+    args = parse_arguments([f"--model_id={model}", "--max-model-len=2048", *flags])
+    resolve_engine_arguments(args, environ)
+    _, engine_config = plan_offload(args, environ)
+    name: str = engine_config.kv_transfer_config.kv_connector_extra_config[NAMESPACE]
+    return name
+
+
+@pytest.fixture(scope="module")
+def plain() -> str:
+    return name_of()
+
+
+def test_it_is_a_name_that_a_key_can_hold(plain: str) -> None:
+    prefix, _, digest = plain.partition("-")
+    assert prefix == "kv1"
+    assert len(digest) == 32
+    assert set(digest) <= set("0123456789abcdef")
+
+
+def test_neither_path_nor_served_name_is_in_it(plain: str, tmp_path: Path) -> None:
+    copy = models.copy(tmp_path / "copy")
+    config = json.loads((copy / "config.json").read_text())
+    config["_name_or_path"] = "organisation/another-name"
+    (copy / "config.json").write_text(json.dumps(config))
+    assert name_of("--model_name=other", model=copy) == plain
+
+
+@pytest.mark.parametrize(
+    "flags",
+    [
+        ("--dtype=float32",),
+        (
+            '--hf-overrides={"rope_parameters": {"rope_type": "linear", "factor": 2.0, '
+            '"rope_theta": 100000}}',
+        ),
+        ('--hf-overrides={"rms_norm_eps": 1e-6}',),
+        ("--lmcache", "chunk_size=512"),
+        ("--lmcache", "pre_caching_hash_algorithm=sha256"),
+    ],
+)
+def test_what_changes_the_numbers_or_the_keys_is_in_it(plain: str, flags: tuple[str, ...]) -> None:
+    assert name_of(*flags) != plain
+
+
+def test_the_hash_seed_is_in_it(plain: str) -> None:
+    assert name_of(PYTHONHASHSEED="0") == plain
+    assert name_of(PYTHONHASHSEED="1") != plain
+
+
+def test_the_weights_are_in_it(plain: str, tmp_path: Path) -> None:
+    assert name_of(model=models.changed(tmp_path / "kv", ("k_proj",), 1)) != plain
+
+
+def test_private_is_unlike_any_other(plain: str) -> None:
+    first, second = (name_of("--model-fingerprint=private") for _ in range(2))
+    assert len({first, second, plain}) == 3
+
+
+def test_every_part_counts() -> None:
+    same = ("content", {"dtype": "a"}, {"chunk_size": 1})
+    assert namespace(*same) == namespace(*same)
+    others = [
+        ("other", {"dtype": "a"}, {"chunk_size": 1}),
+        ("content", {"dtype": "b"}, {"chunk_size": 1}),
+        ("content", {"dtype": "a"}, {"chunk_size": 2}),
+    ]
+    assert len({namespace(*parts) for parts in [same, *others]}) == 4
+
+
+def test_the_longest_length_counts_where_rope_is_scaled() -> None:
+    assert numerics_of(engine())["max_model_len"] is None
+    scaled = (
+        '--hf-overrides={"rope_parameters": {"rope_type": "dynamic", "factor": 2.0, '
+        '"rope_theta": 100000}}'
+    )
+    assert numerics_of(engine(scaled))["max_model_len"] == 2048
+
+
+def test_weights_that_are_no_files_have_no_identity() -> None:
+    with pytest.raises(IdentityError, match="--load-format=dummy"):
+        model_path(engine("--load-format=dummy"))
+
+
+def altered(directory: Path, **changes: Any) -> Path:
+    """The small model's configuration as that of another kind of model."""
+    directory.mkdir()
+    for file in MODEL.iterdir():
+        (directory / file.name).symlink_to(file)
+    config = json.loads((MODEL / "config.json").read_text())
+    (directory / "config.json").unlink()
+    (directory / "config.json").write_text(json.dumps({**config, **changes}))
+    return directory
+
+
+MISTRAL = {"architectures": ["MistralForCausalLM"], "model_type": "mistral"}
+QWEN = {"architectures": ["Qwen2ForCausalLM"], "model_type": "qwen2"}
+
+
+@pytest.mark.parametrize(
+    ("changes", "reason"),
+    [
+        ({}, None),
+        ({**MISTRAL, "sliding_window": None}, None),
+        ({**MISTRAL, "sliding_window": 1024}, "sliding window"),
+        ({**QWEN, "sliding_window": 1024, "use_sliding_window": False}, None),
+        (
+            {
+                **QWEN,
+                "sliding_window": 1024,
+                "use_sliding_window": True,
+                "max_window_layers": 0,
+                "layer_types": ["sliding_attention"] * 30,
+            },
+            "sliding window",
+        ),
+    ],
+)
+def test_models_that_are_kept_right(
+    tmp_path: Path, changes: dict[str, Any], reason: str | None
+) -> None:
+    found = unsupported(engine(model=altered(tmp_path / "model", **changes)))
+    assert bool(found) == (reason is not None), found
+    if reason:
+        assert reason in found[0]
+
+
+def test_others_are_refused_or_served_without_offloading(tmp_path: Path) -> None:
+    model = altered(tmp_path / "model", **MISTRAL, sliding_window=1024)
+    with pytest.raises(UnsupportedModelError, match="sliding window"):
+        name_of(model=model)
+    args = parse_arguments([f"--model_id={model}", "--offload-required=false"])
+    resolve_engine_arguments(args, {})
+    offload, engine_config = plan_offload(args, {})
+    assert not offload.enabled
+    assert "sliding window" in offload.reason
+    assert engine_config.kv_transfer_config is None
+
+
+KEYS = """
+import torch
+from lmcache.v1.config import LMCacheEngineConfig
+from lmcache.v1.metadata import LMCacheMetadata
+from lmcache.v1.token_database import ChunkedTokenDatabase
+config = LMCacheEngineConfig.from_defaults(pre_caching_hash_algorithm="sha256_cbor")
+metadata = LMCacheMetadata(model_name="kv1-x", world_size=1, local_world_size=1, worker_id=0,
+    local_worker_id=0, kv_dtype=torch.float32, kv_shape=(2, 2, 256, 3, 8))
+database = ChunkedTokenDatabase(config, metadata)
+for tag in (None, {"lmcache.tag.kserve": "a"}, {"lmcache.tag.kserve": "b"}):
+    for _, _, key in database.process_tokens(tokens=list(range(512)), request_configs=tag):
+        print(key.to_string())
+"""
+
+
+def test_two_processes_make_the_same_keys() -> None:
+    environ = engine_environment(PYTHONHASHSEED="0", LMCACHE_TRACK_USAGE="false")
+    outputs = [
+        subprocess.run(
+            [sys.executable, "-c", KEYS], env=environ, capture_output=True, text=True, check=True
+        ).stdout
+        for _ in range(2)
+    ]
+    keys = [line for line in outputs[0].splitlines() if line.startswith("kv1-x@")]
+    assert keys == [line for line in outputs[1].splitlines() if line.startswith("kv1-x@")]
+    assert len(set(keys)) == 6
+    assert sum("@kserve%a" in key for key in keys) == 2
