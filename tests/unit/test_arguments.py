@@ -7,6 +7,7 @@ import pytest
 
 from kserve_lmcache.cli.arguments import build_parser, parse_arguments
 from kserve_lmcache.errors import UsageError
+from kserve_lmcache.settings import SETTINGS
 
 CONNECTOR = {"kv_connector": "LMCacheConnectorV1", "kv_role": "kv_both"}
 
@@ -101,3 +102,13 @@ def test_cached_tokens_are_reported_by_default_and_grpc_is_closed() -> None:
     assert (
         parse_arguments(["--no-enable-prompt-tokens-details"]).enable_prompt_tokens_details is False
     )
+
+
+def test_every_setting_of_ours_has_its_flag_and_help_but_no_secret_does() -> None:
+    known = build_parser()._option_string_actions
+    for setting in SETTINGS:
+        if setting.secret:
+            assert setting.flag not in known
+        else:
+            expected = f"{setting.help} Also {setting.environment_variable}."
+            assert known[setting.flag].help == expected
