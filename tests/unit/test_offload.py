@@ -10,6 +10,7 @@ from kserve_lmcache.cli.arguments import parse_arguments
 from kserve_lmcache.config import engine_file
 from kserve_lmcache.engine_arguments import resolve_engine_arguments
 from kserve_lmcache.errors import ConfigurationError, OffloadUnavailableError, UsageError
+from kserve_lmcache.identity.namespace import NAMESPACE
 from kserve_lmcache.offload import Offload, differences, give_up, plan_offload
 from tests.support.server import MODEL
 
@@ -54,7 +55,10 @@ def test_what_the_user_put_into_the_json_stays() -> None:
     }
     args, offload, _ = planned(f"--kv-transfer-config={json.dumps(wanted)}")
     assert args.kv_transfer_config.kv_role == "kv_consumer"
-    assert args.kv_transfer_config.kv_connector_extra_config == {"discard_partial_chunks": True}
+    extra = args.kv_transfer_config.kv_connector_extra_config
+    assert set(extra) == {"discard_partial_chunks", NAMESPACE}
+    assert extra["discard_partial_chunks"] is True
+    assert args.kv_transfer_config.kv_load_failure_policy == "recompute"
     assert offload.configuration.get("chunk_size") == 128
 
 
