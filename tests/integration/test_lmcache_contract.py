@@ -20,7 +20,7 @@ from vllm.distributed.kv_transfer.kv_connector.v1.lmcache_connector import LMCac
 from kserve_lmcache.config import keys
 from kserve_lmcache.config.values import parse
 from kserve_lmcache.connector.cpu_copy import CPUPagedMemoryConnector
-from kserve_lmcache.connector.lmcache_engine import end_offload_server
+from kserve_lmcache.connector.lmcache_engine import end_offload_server, load_nothing
 from kserve_lmcache.settings import SETTINGS
 
 LAYERS, HEADS, HEAD_SIZE, CHUNK, BLOCK = 2, 3, 8, 16, 4
@@ -88,6 +88,17 @@ def test_the_adapter_keeps_its_manager_and_configuration() -> None:
     assert "self.config = config" in source
     for name in ("register_kv_caches", "shutdown"):
         assert callable(getattr(vllm_v1_adapter.LMCacheConnectorV1Impl, name))
+
+
+def test_a_lookup_that_finds_nothing_leaves_what_we_leave() -> None:
+    source = inspect.getsource(vllm_v1_adapter.LMCacheConnectorV1Impl)
+    assert "self.load_specs[req_id] = LoadSpec(" in source
+    assert "load_spec = self.load_specs.pop(req_id, None)" in source
+    adapter = SimpleNamespace(load_specs={})
+    load_nothing(adapter, "request", computed_tokens=128)
+    found = adapter.load_specs["request"]
+    assert (found.vllm_cached_tokens, found.lmcache_cached_tokens) == (128, 0)
+    assert found.can_load is False
 
 
 def test_the_manager_keeps_why_it_failed() -> None:
