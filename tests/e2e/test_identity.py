@@ -147,7 +147,8 @@ def setups(tmp_path_factory: pytest.TempPathFactory) -> list[Setup]:
 @pytest.fixture(scope="module")
 def table(
     setups: list[Setup], redis_store: Store, logs: Path, tmp_path_factory: pytest.TempPathFactory
-) -> Table:
+) -> Iterator[Table]:
+    is_new = not MOUNT.exists()
     MOUNT.mkdir(parents=True, exist_ok=True)
     environ = engine_environment(
         LMCACHE_REMOTE_URL=redis_store.url,
@@ -172,7 +173,9 @@ def table(
                     answer = ask(server, identity, prompt_of(writer))
                     table.cached[identity.name, writer] = cached_tokens(answer)
                     table.answers[identity.name, writer] = answer.choices[0].message.content
-    return table
+    yield table
+    if is_new:
+        MOUNT.rmdir()
 
 
 def test_hits_where_all_is_alike_and_nowhere_else(table: Table) -> None:

@@ -93,7 +93,9 @@ def explain(configuration: Configuration, name: str) -> str:
 
 def _shape(args: Namespace) -> EngineShape | None:
     """The engine's, where the flags name a model."""
-    if not (args.model_id or args.model_tag or args.model or Path(args.model_dir).is_dir()):
+    mounted = Path(args.model_dir)
+    is_mounted = mounted.is_dir() and any(mounted.iterdir())
+    if not (args.model_id or args.model_tag or args.model or is_mounted):
         return None
     resolve_engine_arguments(args, dict(os.environ))
     return shape_of(create_engine_config(args))
