@@ -46,8 +46,12 @@ def hold(configuration: Configuration, given: set[str]) -> None:
 
 
 def known_names(variables: dict[str, str]) -> set[str]:
-    """The keys that these variables set."""
-    return {keys.variables()[name].name for name in variables if name in keys.variables()}
+    """The keys that these variables set, if Kubernetes does not (``…_PORT=tcp://…``)."""
+    return {
+        keys.variables()[name].name
+        for name, text in variables.items()
+        if name in keys.variables() and not (name.endswith("_PORT") and "://" in text)
+    }
 
 
 def one_input(data: bytes) -> None:
@@ -58,7 +62,7 @@ def one_input(data: bytes) -> None:
     for _ in range(provider.ConsumeIntInRange(0, 4)):
         name = names[provider.ConsumeIntInRange(0, len(names) - 1)]
         variables[name] = provider.ConsumeUnicodeNoSurrogates(30).replace("\0", "")
-    given = known_names({n: v for n, v in variables.items() if "://" not in v})
+    given = known_names(variables)
     environ: dict[str, str] = dict(variables)
     with tempfile.NamedTemporaryFile() as file:
         file.write(provider.ConsumeBytes(sys.maxsize))

@@ -27,7 +27,17 @@ likely_text = st.one_of(
     any_text,
     st.sampled_from(["true", "no", "", "0", "-1", "2Gi", "512Mi", "nan", "inf", "[1]", "{}", '""']),
     st.sampled_from(
-        ["redis://a:1", "lm://a:1", "://", "redis://[", "fs:///a", "a,b", "1,2", "naive"]
+        [
+            "redis://a:1",
+            "tcp://10.0.0.1:1",
+            "lm://a:1",
+            "://",
+            "redis://[",
+            "fs:///a",
+            "a,b",
+            "1,2",
+            "naive",
+        ]
     ),
     st.integers().map(str),
     st.floats().map(str),
@@ -56,12 +66,7 @@ def test_any_variables_and_any_mapping(
 ) -> None:
     file = yaml.safe_dump(mapping)
     configuration = resolved(directory(tmp_path_factory), file, **environ)
-    links = {name for name, text in environ.items() if "://" in text and name not in URLS}
-    expected = known_names({n: t for n, t in environ.items() if n not in links})
-    hold(configuration, expected | (set(mapping) & set(keys.table())))
-
-
-URLS = {key.variable for key in keys.table().values() if "url" in key.name}
+    hold(configuration, known_names(environ) | (set(mapping) & set(keys.table())))
 
 
 @settings(max_examples=INPUTS // 4, deadline=None, suppress_health_check=list(HealthCheck))

@@ -126,6 +126,16 @@ def test_what_kubernetes_sets_for_a_service_is_no_mistake(tmp_path: Path) -> Non
     assert resolved(tmp_path, LMCACHE_MP_PORT="6000").get("mp_port") == 6000
 
 
+@pytest.mark.parametrize("variable", ["LMCACHE_REMOTE_URL", "LMCACHE_CONTROLLER_URL"])
+def test_an_address_in_any_other_variable_is_not_taken_for_a_service(
+    tmp_path: Path, variable: str
+) -> None:
+    configuration = resolved(tmp_path, **{variable: "tcp://10.0.0.1:6379"})
+    assert [value.value for value in configuration.values.values()].count("tcp://10.0.0.1:6379")
+    if variable == "LMCACHE_REMOTE_URL":
+        assert "a scheme that LMCache does not know" in str(configuration.problems[0])
+
+
 def test_what_lmcache_reads_outside_its_table_is_no_mistake(tmp_path: Path) -> None:
     elsewhere = {"LMCACHE_LOG_LEVEL": "INFO", "LMCACHE_TRACK_USAGE": "false", "LMCACHE_EC_A": "1"}
     assert problems(tmp_path, **elsewhere) == []

@@ -28,9 +28,11 @@ _FORMER_VARIABLES = {"LMCACHE_USE_EXPERIMENTAL"}
 # What Kubernetes sets for every Service of the namespace, one called "lmcache-server" included
 # (https://kubernetes.io/docs/concepts/services-networking/service/#environment-variables).
 _SERVICE_LINK = re.compile(
-    r".*_(SERVICE_HOST|SERVICE_PORT(_\w+)?|PORT_\d+_(TCP|UDP|SCTP)(_(PROTO|PORT|ADDR))?)"
+    r".*_(SERVICE_HOST|SERVICE_PORT(_\w+)?|PORT_\d+_(TCP|UDP|SCTP)(_(PROTO|PORT|ADDR))?)=.*"
+    # LMCACHE_MP_PORT is a key, and what a Service called lmcache-mp brings: its value tells.
+    r"|.*_PORT=(tcp|udp|sctp)://.*",
+    re.DOTALL,
 )
-_SERVICE_LINK_VALUE = re.compile(r"(tcp|udp|sctp)://[\d.:a-f\[\]]+")
 
 
 @dataclass(frozen=True)
@@ -116,10 +118,9 @@ def read_environment(environ: Mapping[str, str]) -> Source:
         text = environ[variable]
         if not variable.startswith((PREFIX, VARIABLE_PREFIX)) or variable == CONFIG_FILE:
             continue
-        key = known.get(variable)
-        if _SERVICE_LINK.fullmatch(variable) or _SERVICE_LINK_VALUE.match(text):
+        if _SERVICE_LINK.fullmatch(f"{variable}={text}"):
             continue
-        if key is not None:
+        if (key := known.get(variable)) is not None:
             if key.variable != variable:
                 source.notes.append(f"{variable} is the older name of {key.variable}")
             source.take(key, unquote(text), variable)
