@@ -62,6 +62,20 @@ def test_files_that_cannot_be_read(tmp_path: Path) -> None:
     ]
 
 
+def test_passwords_that_are_no_text(tmp_path: Path) -> None:
+    (tmp_path / "password").write_bytes(b"caf\xe9")
+    file = f"remote_url: {URL}\nremote_password_file: {tmp_path}/password\n"
+    _, problems = remote(tmp_path, file=file)
+    assert problems == [
+        "/lmcache.yaml:2: remote_password_file is not UTF-8. Write the password as text."
+    ]
+    environ = {"LMCACHE_REMOTE_URL": URL, "LMCACHE_REMOTE_PASSWORD": "caf\udce9"}
+    _, problems = remote(tmp_path, **environ)
+    assert problems == [
+        "LMCACHE_REMOTE_PASSWORD: remote_password is not UTF-8. Write the password as text."
+    ]
+
+
 @pytest.mark.parametrize(
     ("environ", "problem"),
     [

@@ -9,6 +9,9 @@ from kserve_lmcache.config.configuration import Configuration
 from kserve_lmcache.errors import Problem
 from kserve_lmcache.remote import Remote
 
+_NO_TEXT = ("is not UTF-8", "Write the password as text.")
+_LARGEST_FILE = 2**20  # bytes; a Secret holds no more
+
 
 def remote_of(configuration: Configuration) -> Remote | None:
     """The remote store that is asked for; what is wrong with it goes to the problems."""
@@ -18,28 +21,22 @@ def remote_of(configuration: Configuration) -> Remote | None:
     source = configuration.source("remote_url")
     bare, username, password = _split(url)
     if password and source.startswith("--"):
-        configuration.problems.append(
-            Problem(
-                "remote_url has a password on the command line, where every process sees it",
-                source,
-                "Use LMCACHE_REMOTE_PASSWORD or LMCACHE_REMOTE_PASSWORD_FILE.",
-            )
-        )
+        what = "has a password on the command line, where every process sees it"
+        mend = "Use LMCACHE_REMOTE_PASSWORD or LMCACHE_REMOTE_PASSWORD_FILE."
+        _refuse(configuration, "remote_url", what, mend)
     username = _one(configuration, "remote_username", username)
     password = _one(configuration, "remote_password", password)
+    if password and not _is_text(password):
+        _refuse(configuration, "remote_password", *_NO_TEXT)
+        password = None
     from_file = _password_file(configuration)
     if from_file is not None:
         if password and password != from_file:
-            configuration.problems.append(
-                Problem(
-                    "remote_password_file contradicts another password",
-                    configuration.source("remote_password_file"),
-                    "Keep one of them.",
-                )
-            )
+            what = "contradicts another password"
+            _refuse(configuration, "remote_password_file", what, "Keep one of them.")
         password = from_file
     for name in ("remote_ca_file", "remote_cert_file", "remote_key_file"):
-        _check_readable(configuration, name)
+        _read(configuration, name)
     return Remote(
         url=bare,
         source=source,
@@ -67,32 +64,47 @@ def _split(url: str) -> tuple[str, str | None, str | None]:
 def _one(configuration: Configuration, name: str, in_url: str | None) -> str | None:
     own: str | None = configuration.get(name)
     if own and in_url and own != in_url:
-        what = f"{name} contradicts remote_url, which holds another"
-        configuration.problems.append(
-            Problem(what, configuration.source(name), "Keep one of them.")
-        )
+        what = "contradicts remote_url, which holds another"
+        _refuse(configuration, name, what, "Keep one of them.")
     return own or in_url
 
 
+def _is_text(value: str) -> bool:
+    """Whether it can be sent; a variable's bytes that are not UTF-8 come as lone surrogates."""
+    try:
+        value.encode("utf-8")
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
 def _password_file(configuration: Configuration) -> str | None:
-    path = configuration.get("remote_password_file")
-    if not path or not _check_readable(configuration, "remote_password_file"):
+    content = _read(configuration, "remote_password_file")
+    if content is None:
         return None
-    # Editors and "echo" end a file with a newline, which is no part of the password.
-    return Path(path).read_text("utf-8", errors="surrogateescape").rstrip("\r\n")
+    try:
+        # Editors and "echo" end a file with a newline, which is no part of the password.
+        return content.decode("utf-8").rstrip("\r\n")
+    except UnicodeDecodeError:
+        _refuse(configuration, "remote_password_file", *_NO_TEXT)
+        return None
 
 
-def _check_readable(configuration: Configuration, name: str) -> bool:
+def _read(configuration: Configuration, name: str) -> bytes | None:
+    """The start of a file that a setting names; what is wrong with it goes to the problems."""
     path = configuration.get(name)
     if not path:
-        return True
+        return None
     try:
-        with Path(path).open("rb"):
-            return True
+        with Path(path).open("rb") as file:
+            return file.read(_LARGEST_FILE)
     except (OSError, ValueError) as error:
         reason = getattr(error, "strerror", None) or str(error)
-        what = f"{name} {path!r} cannot be read ({reason})"
-        configuration.problems.append(
-            Problem(what, configuration.source(name), "Mount it, and let uid 1000 read it.")
-        )
-        return False
+        mend = "Mount it, and let uid 1000 read it."
+        _refuse(configuration, name, f"{path!r} cannot be read ({reason})", mend)
+        return None
+
+
+def _refuse(configuration: Configuration, name: str, what: str, mend: str) -> None:
+    problem = Problem(f"{name} {what}", configuration.source(name), mend)
+    configuration.problems.append(problem)
