@@ -57,6 +57,8 @@ def find(value: Any, name: str = "") -> Iterator[str]:
     elif isinstance(value, list):
         for inner in value:
             yield from find(inner, name)
+    elif is_secret_name(name) and isinstance(value, int | float) and not isinstance(value, bool):
+        yield str(value)
     elif isinstance(value, str) and value:
         if is_secret_name(name):
             yield value

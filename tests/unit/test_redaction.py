@@ -56,6 +56,7 @@ def test_names_of_no_secrets(name: str) -> None:
 def test_every_secret_is_found_as_written_and_as_meant() -> None:
     values = {"remote_url": "redis://u:p%40ss@redis", "extra_config": {"a_token": "t0", "b": "c"}}
     assert set(find(values)) == {"p%40ss", "p@ss", "t0"}
+    assert list(find({"pin_token": 271828, "secret_on": True})) == ["271828"]
 
 
 def test_a_problem_shows_no_password() -> None:
