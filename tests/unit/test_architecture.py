@@ -42,7 +42,7 @@ LAYERS = (
     ("config.keys",),
     ("doctor.at_start",),
     ("doctor.run", "doctor.report"),
-    ("doctor.accelerator", "doctor.store"),
+    ("doctor.accelerator", "doctor.engine", "doctor.store"),
     ("doctor.local", "doctor.model_files", "doctor.lm_server", "doctor.redis_store"),
     ("doctor.redis_memory", "doctor.redis_topology", "doctor.round_trip", "doctor.tls"),
     ("doctor.redis_session",),

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import os
-import subprocess
 import sys
 import time
 from collections.abc import Sequence
@@ -18,16 +17,17 @@ from kserve_lmcache.config.configuration import Configuration
 from kserve_lmcache.config.credentials import remote_of
 from kserve_lmcache.config.flags import add_own_flags, own_flags
 from kserve_lmcache.config.resolve import resolve
+from kserve_lmcache.doctor import engine
 from kserve_lmcache.doctor.check import Finding, Subject, failure, ok
 from kserve_lmcache.doctor.report import as_json, exit_code, table
-from kserve_lmcache.doctor.run import examine
+from kserve_lmcache.doctor.run import CHECKS, examine
 from kserve_lmcache.errors import UsageError
 from kserve_lmcache.redaction import hide_in_urls
 from kserve_lmcache.resources import memory_limit
 
 _CONFIGURATION = "configuration"
-_CONNECTOR = "connector"
-_LOAD_CONNECTOR = "import kserve_lmcache.connector as c; print(c.KServeLMCacheConnector.__mro__[1])"
+_TIMEOUT = 10.0  # seconds
+_ENGINE_TIMEOUT = 60.0
 
 
 def run(argv: Sequence[str]) -> tuple[str, int]:
@@ -57,9 +57,10 @@ def run(argv: Sequence[str]) -> tuple[str, int]:
         model=args.model_id or (args.model_dir if Path(args.model_dir).is_dir() else None),
         revision=args.model_revision,
     )
-    if args.engine:
-        findings.append(_connector(args.timeout))
-    findings += examine(subject, timeout=args.timeout)
+    timeout = args.timeout or (_ENGINE_TIMEOUT if args.engine else _TIMEOUT)
+    # A little less for the process, so that it is ended before its check is given up.
+    checks = (engine.check(0.9 * timeout), *CHECKS) if args.engine else CHECKS
+    findings += examine(subject, checks, timeout)
     text = as_json(findings) if args.json else table(findings, colour=_is_terminal())
     return text, exit_code(findings)
 
@@ -77,7 +78,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--json", action="store_true", help="print JSON instead of a table")
     parser.add_argument(
-        "--timeout", type=float, default=10.0, help="seconds for all checks together (10)"
+        "--timeout", type=float, help="seconds for all checks together (10; with --engine 60)"
     )
     parser.add_argument(
         "--engine",
@@ -101,31 +102,6 @@ def _judge(configuration: Configuration) -> list[Finding]:
     count = len(configuration.lmcache())
     notes = "".join(f"; {hide_in_urls(note)}" for note in configuration.notes)
     return [ok(_CONFIGURATION, f"{count} keys of LMCache are set or defaulted{notes}")]
-
-
-def _connector(timeout: float) -> Finding:
-    start = time.monotonic()
-    try:
-        result = subprocess.run(  # noqa: S603
-            [sys.executable, "-c", _LOAD_CONNECTOR],
-            capture_output=True,
-            text=True,
-            timeout=max(timeout, 60.0),
-            check=False,
-        )
-    except subprocess.TimeoutExpired:
-        finding = failure(
-            _CONNECTOR, "did not load within a minute", "Look at the machine's load and storage."
-        )
-    else:
-        lines = (result.stdout if result.returncode == 0 else result.stderr).strip().splitlines()
-        last = hide_in_urls(lines[-1]) if lines else f"exit status {result.returncode}"
-        finding = (
-            ok(_CONNECTOR, f"loads, on {last}")
-            if result.returncode == 0
-            else failure(_CONNECTOR, last, "Install the versions that fit together (README).")
-        )
-    return replace(finding, seconds=time.monotonic() - start)
 
 
 def _is_terminal() -> bool:
