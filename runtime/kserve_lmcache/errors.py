@@ -58,6 +58,8 @@ class ConfigurationError(KServeLMCacheError):
 class UnsupportedModelError(KServeLMCacheError):
     """The model's KV must not be offloaded; carries every reason."""
 
+    exit_code = 2
+
     def __init__(self, reasons: Sequence[str]) -> None:
         self.reasons = tuple(reasons)
         super().__init__(

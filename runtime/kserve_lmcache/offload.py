@@ -34,7 +34,8 @@ from kserve_lmcache.identity.engine import namespace_of
 from kserve_lmcache.identity.namespace import NAMESPACE
 from kserve_lmcache.remote import Remote
 from kserve_lmcache.resources import memory_limit
-from kserve_lmcache.supported_models import unsupported
+from kserve_lmcache.settings import VARIABLE_PREFIX
+from kserve_lmcache.supported_models import check_supported
 
 CONNECTOR = "KServeLMCacheConnector"
 CONNECTOR_MODULE = "kserve_lmcache.connector"
@@ -48,19 +49,15 @@ class Offload:
     """The decision.
 
     Attributes:
-        tenant_header: keeps the caches of tenants apart, with offloading and without.
-        required: the server must not become ready without it.
-        reason: why it is not enabled; empty when it is.
         configuration: what is in force.
+        reason: why it is not enabled; empty when it is.
         engine_file: what LMCache reads it from; ``None`` when it is not enabled.
         remote: the remote store that is asked for.
         shape: the engine's sizes; ``None`` when it is not enabled.
     """
 
-    tenant_header: str | None = None
-    required: bool = False
+    configuration: Configuration
     reason: str = ""
-    configuration: Configuration = dataclasses.field(default_factory=Configuration)
     engine_file: Path | None = None
     remote: Remote | None = None
     shape: EngineShape | None = None
@@ -69,6 +66,17 @@ class Offload:
     def enabled(self) -> bool:
         """Whether our connector is configured in the engine."""
         return self.engine_file is not None
+
+    @property
+    def required(self) -> bool:
+        """Whether the server must not become ready without it."""
+        return bool(self.configuration.get("offload_required"))
+
+    @property
+    def tenant_header(self) -> str | None:
+        """Keeps the caches of tenants apart, with offloading and without."""
+        header: str | None = self.configuration.get("tenant_header")
+        return header
 
 
 def plan_offload(args: Namespace, environ: MutableMapping[str, str]) -> tuple[Offload, VllmConfig]:
@@ -81,7 +89,10 @@ def plan_offload(args: Namespace, environ: MutableMapping[str, str]) -> tuple[Of
         KServeLMCacheError: vLLM refuses the engine's arguments.
     """
     configuration = resolve_configuration(args, environ)
+    _check_own_variables(configuration)
     if not configuration.get("offload"):
+        for problem in configuration.problems:
+            logger.warning("Not in force, nor needed now: %s", problem)
         reason = f"{configuration.source('offload')} is off"
         return _without(args, configuration, reason), create_engine_config(args)
     wanted = args.kv_transfer_config
@@ -89,35 +100,39 @@ def plan_offload(args: Namespace, environ: MutableMapping[str, str]) -> tuple[Of
         # Another connector (NIXL, multi-process LMCache, …) is the user's own business.
         reason = f"--kv-transfer-config asks for {wanted.kv_connector}"
         logger.warning("KV-cache offloading is not managed by this server: %s", reason)
-        return Offload(configuration.get("tenant_header"), reason=reason), create_engine_config(
-            args
-        )
+        return Offload(configuration, reason), create_engine_config(args)
     if args.worker_extension_cls:
         raise UsageError(
             f"--worker-extension-cls={args.worker_extension_cls} cannot be used together with "
             "offloading, which reports its state by it. Add --offload=off, or leave it out."
         )
-    required = bool(configuration.get("offload_required"))
     try:
         engine_config = _configure_engine(args, configuration)
-        if reasons := unsupported(engine_config):
-            raise UnsupportedModelError(reasons)
+        check_supported(engine_config)
         shape = shape_of(engine_config)
         remote = complete(configuration, shape)
         configuration.check()
         _name_entries(engine_config, configuration, environ)
     except (ConfigurationError, IdentityError, UnsupportedModelError) as error:
-        if required:
+        if configuration.get("offload_required"):
             raise
         return _without(args, configuration, str(error)), create_engine_config(args)
     path = _write(configuration, remote)
     engine_file.hand_over(path, environ)
     for note in configuration.notes:
         logger.warning(note)
-    offload = Offload(
-        configuration.get("tenant_header"), required, "", configuration, path, remote, shape
-    )
+    offload = Offload(configuration, engine_file=path, remote=remote, shape=shape)
     return offload, engine_config
+
+
+def _check_own_variables(configuration: Configuration) -> None:
+    """A mistake there may leave tenants together, whether anything is offloaded or not.
+
+    Raises:
+        ConfigurationError: one of our own variables is unknown, or has no such value.
+    """
+    if any(problem.where.startswith(VARIABLE_PREFIX) for problem in configuration.problems):
+        configuration.check()
 
 
 def resolve_configuration(args: Namespace, environ: Mapping[str, str]) -> Configuration:
@@ -160,7 +175,7 @@ def _without(args: Namespace, configuration: Configuration, reason: str) -> Offl
     if args.worker_extension_cls == WORKER_EXTENSION:
         args.worker_extension_cls = ""
     logger.warning("Serving WITHOUT KV-cache offloading: %s", reason)
-    return Offload(configuration.get("tenant_header"), reason=reason)
+    return Offload(configuration, reason)
 
 
 def _name_entries(

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
+from kserve_lmcache.errors import UnsupportedModelError
+
 if TYPE_CHECKING:
     from vllm.config import VllmConfig
 
@@ -12,6 +14,16 @@ if TYPE_CHECKING:
 def unsupported(config: VllmConfig) -> list[str]:
     """Every reason why this engine's KV must not be offloaded; none when it may."""
     return list(_reasons(config))
+
+
+def check_supported(config: VllmConfig) -> None:
+    """Refuse a model that is not kept right.
+
+    Raises:
+        UnsupportedModelError: with every reason.
+    """
+    if reasons := unsupported(config):
+        raise UnsupportedModelError(reasons)
 
 
 def _reasons(config: VllmConfig) -> Iterator[str]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors.torch import load_file, save_file
@@ -62,3 +63,17 @@ def adapter(directory: Path, seed: int, rank: int = 8) -> Path:
         )
     )
     return directory
+
+
+def altered(directory: Path, **changes: Any) -> Path:
+    """The small model's files under the configuration of another kind of model."""
+    directory.mkdir()
+    for file in MODEL.iterdir():
+        (directory / file.name).symlink_to(file)
+    config = json.loads((MODEL / "config.json").read_text())
+    (directory / "config.json").unlink()
+    (directory / "config.json").write_text(json.dumps({**config, **changes}))
+    return directory
+
+
+MISTRAL = {"architectures": ["MistralForCausalLM"], "model_type": "mistral"}

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 import yaml
 
+from tests.support.models import MISTRAL, altered
 from tests.support.server import MODEL, engine_environment
 
 GUIDE = """\
@@ -67,6 +68,17 @@ def test_config_lists_every_mistake(guide: str) -> None:
     assert "Traceback" not in result.stderr
 
 
+def test_config_refuses_a_model_that_the_server_would_refuse(tmp_path: Path) -> None:
+    model = altered(tmp_path / "model", **MISTRAL, sliding_window=1024)
+    result = run("config", f"--model_id={model}")
+    assert (result.returncode, result.stdout) == (2, "")
+    assert "sliding window" in result.stderr
+    assert "Traceback" not in result.stderr
+    without = run("config", f"--model_id={model}", "--offload=off")
+    assert without.returncode == 0
+    assert "offload: false  # --offload" in without.stdout
+
+
 def test_config_explains_a_key() -> None:
     result = run("config", "--explain", "chunk_size", LMCACHE_CHUNK_SIZE="512")
     assert result.stdout.splitlines() == [
@@ -104,6 +116,12 @@ def test_doctor_loads_the_connector_in_a_process_of_its_own() -> None:
     result = run("doctor", "--engine", f"--model_id={MODEL}")
     assert result.returncode == 0, result.stdout
     assert "LMCacheConnectorV1" in result.stdout
+
+
+def test_doctor_gives_up_the_connector_in_time() -> None:
+    result = run("doctor", "--engine", "--timeout=0.5", f"--model_id={MODEL}")
+    assert result.returncode == 1
+    assert "did not load within 0.45 s" in result.stdout
 
 
 def test_doctor_refuses_what_it_does_not_know() -> None:

@@ -19,6 +19,7 @@ from kserve_lmcache.identity.namespace import NAMESPACE, namespace, numerics_of
 from kserve_lmcache.offload import plan_offload
 from kserve_lmcache.supported_models import unsupported
 from tests.support import models
+from tests.support.models import MISTRAL, altered
 from tests.support.server import MODEL, engine_environment
 
 
@@ -112,18 +113,6 @@ def test_weights_that_are_no_files_have_no_identity() -> None:
         model_path(engine("--load-format=dummy"))
 
 
-def altered(directory: Path, **changes: Any) -> Path:
-    """The small model's configuration as that of another kind of model."""
-    directory.mkdir()
-    for file in MODEL.iterdir():
-        (directory / file.name).symlink_to(file)
-    config = json.loads((MODEL / "config.json").read_text())
-    (directory / "config.json").unlink()
-    (directory / "config.json").write_text(json.dumps({**config, **changes}))
-    return directory
-
-
-MISTRAL = {"architectures": ["MistralForCausalLM"], "model_type": "mistral"}
 QWEN = {"architectures": ["Qwen2ForCausalLM"], "model_type": "qwen2"}
 
 

@@ -89,6 +89,16 @@ def test_a_mistake_is_refused_or_turns_offloading_off() -> None:
     assert "LMCACHE_CHUNK_SIZE" in offload.reason
 
 
+def test_a_mistake_in_our_own_variables_is_refused_whatever_is_offloaded() -> None:
+    for flags in (("--offload=off",), ("--offload-required=false",), ()):
+        with pytest.raises(ConfigurationError, match="Did you mean KSERVE_LMCACHE_TENANT_HEADER"):
+            planned(*flags, KSERVE_LMCACHE_TENANT_HEADR="X-Tenant-Id")
+    _, offload, _ = planned("--offload=off", "--tenant-header=X", LMCACHE_CHUNK_SIZE="many")
+    assert (offload.enabled, offload.tenant_header) == (False, "X")
+    _, offload, _ = planned("--offload-required=false", LMCACHE_CHUNK_SIZE="many")
+    assert (offload.enabled, offload.required, offload.tenant_header) == (False, False, None)
+
+
 def test_mistakes_of_all_kinds_come_together() -> None:
     with pytest.raises(ConfigurationError) as error:
         planned(

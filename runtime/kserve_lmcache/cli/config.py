@@ -20,6 +20,7 @@ from kserve_lmcache.engine_shape import EngineShape, shape_of
 from kserve_lmcache.errors import UsageError
 from kserve_lmcache.offload import complete, resolve_configuration
 from kserve_lmcache.redaction import hide
+from kserve_lmcache.supported_models import check_supported
 
 
 def run(argv: Sequence[str]) -> str:
@@ -27,6 +28,7 @@ def run(argv: Sequence[str]) -> str:
 
     Raises:
         ConfigurationError: it has mistakes.
+        UnsupportedModelError: the model cannot be offloaded.
         UsageError: a flag is unknown, or ``--explain`` names no key.
     """
     parser = argparse.ArgumentParser(
@@ -39,7 +41,7 @@ def run(argv: Sequence[str]) -> str:
     own, rest = parser.parse_known_args(argv)
     args = parse_arguments(rest)
     configuration = resolve_configuration(args, os.environ)
-    complete(configuration, _shape(args))
+    complete(configuration, _shape(args) if configuration.get("offload") else None)
     configuration.check()
     if own.explain:
         return explain(configuration, own.explain)
@@ -98,4 +100,6 @@ def _shape(args: Namespace) -> EngineShape | None:
     if not (args.model_id or args.model_tag or args.model or is_mounted):
         return None
     resolve_engine_arguments(args, dict(os.environ))
-    return shape_of(create_engine_config(args))
+    engine_config = create_engine_config(args)
+    check_supported(engine_config)
+    return shape_of(engine_config)
