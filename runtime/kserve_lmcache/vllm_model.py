@@ -9,7 +9,6 @@ from typing import Any
 from fastapi import Request
 from kserve.protocol.rest.openai import OpenAIEncoderModel, OpenAIGenerativeModel
 from kserve.protocol.rest.openai.errors import create_error_response
-from vllm.engine.arg_utils import AsyncEngineArgs
 from vllm.entrypoints.openai.cli_args import validate_parsed_serve_args
 from vllm.entrypoints.openai.engine.protocol import ErrorResponse
 
@@ -31,7 +30,6 @@ class VLLMModel(OpenAIEncoderModel, OpenAIGenerativeModel):  # type: ignore[misc
         super().__init__(model_name)
         validate_parsed_serve_args(args)
         self.args = args
-        self.vllm_engine_args = AsyncEngineArgs.from_cli_args(args)
         self.request_logger = request_logger
         self.model_name = model_name
 

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 from vllm.logger import init_logger
 
 from kserve_lmcache.identity import Fingerprint, IdentityError, fingerprint
+from kserve_lmcache.identity.files import model_files
 
 if TYPE_CHECKING:
     from vllm.lora.request import LoRARequest
@@ -33,7 +34,7 @@ class _Adapter:
 
     path: Path
     content: Fingerprint
-    stamps: list[tuple[int, ...]]
+    stamps: list[tuple[str, tuple[int, ...]]]
 
 
 class Isolation:
@@ -110,16 +111,12 @@ def _examine(lora: LoRARequest) -> _Adapter | None:
     return _Adapter(path, content, stamps)
 
 
-def _stamps(path: Path) -> list[tuple[int, ...]]:
-    """Size, times and inode of the adapter's files: they change when a file is replaced."""
+def _stamps(path: Path) -> list[tuple[str, tuple[int, ...]]]:
+    """Size, times and inode of the files that are fingerprinted; none when they are gone."""
     try:
-        states = [(each.name, each.stat()) for each in sorted(path.iterdir())]
-    except OSError:
+        return [(file.name, file.stamp) for file in model_files(path)]
+    except IdentityError:
         return []
-    return [
-        (hash(name), state.st_size, state.st_mtime_ns, state.st_ctime_ns, state.st_ino)
-        for name, state in states
-    ]
 
 
 def _digest(adapter: str, salt: str | None) -> str:

@@ -26,6 +26,7 @@ from __future__ import annotations
 
 import json
 import stat
+from collections.abc import Collection
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from pathlib import Path
@@ -125,7 +126,7 @@ def settings_content(file: ModelFile) -> bytes:
     if names is None:
         return content
     try:
-        settings = _without(json.loads(content), names)
+        settings = without(json.loads(content), names)
     except (ValueError, RecursionError) as error:
         raise IdentityError(
             file.path, f"is not JSON ({error})", "Download the model again."
@@ -168,10 +169,10 @@ def _entries(directory: Path) -> list[Path]:
         raise unreadable(directory, error) from error
 
 
-def _without(value: Any, names: set[str]) -> Any:
+def without(value: Any, names: Collection[str]) -> Any:
     """``value`` without these keys, at any depth: multimodal models nest whole configurations."""
     if isinstance(value, dict):
-        return {key: _without(inner, names) for key, inner in value.items() if key not in names}
-    if isinstance(value, list):
-        return [_without(inner, names) for inner in value]
+        return {key: without(inner, names) for key, inner in value.items() if key not in names}
+    if isinstance(value, list | tuple):
+        return [without(inner, names) for inner in value]
     return value

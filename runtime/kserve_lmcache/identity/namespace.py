@@ -12,6 +12,8 @@ import json
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
+from kserve_lmcache.identity.files import without
+
 if TYPE_CHECKING:
     from vllm.config import VllmConfig
 
@@ -51,7 +53,7 @@ def numerics_of(config: VllmConfig) -> dict[str, Any]:
         "dtype": str(model.dtype),
         "quantization": str(model.quantization),
         "kv_cache_dtype": str(cache.cache_dtype),
-        "hf_config": _without_names(model.hf_config.to_dict()),
+        "hf_config": without(model.hf_config.to_dict(), _NAMES),
         # Some RoPE scalings (longrope, dynamic) choose their factors by it.
         "max_model_len": model.max_model_len if _scales_rope(model.hf_text_config) else None,
         "device": str(config.device_config.device_type),
@@ -66,11 +68,3 @@ def _scales_rope(text_config: Any) -> bool:
         if scaling and scaling.get("rope_type", scaling.get("type", "default")) != "default":
             return True
     return False
-
-
-def _without_names(value: Any) -> Any:
-    if isinstance(value, dict):
-        return {k: _without_names(inner) for k, inner in value.items() if k not in _NAMES}
-    if isinstance(value, list | tuple):
-        return [_without_names(inner) for inner in value]
-    return value
