@@ -23,23 +23,6 @@ def server(logs: Path) -> Iterator[Server]:
         yield server
 
 
-def test_answers_the_guides_request(server: Server) -> None:
-    body = {
-        "model": server.name,
-        "messages": [
-            {"role": "system", "content": "You are a helpful AI coding assistant."},
-            {"role": "user", "content": "Write a segment tree implementation in python"},
-        ],
-        "max_tokens": 150,
-    }
-    response = httpx.post(f"{server.openai_url}/chat/completions", json=body, timeout=120)
-    assert response.status_code == 200
-    answer = response.json()
-    assert answer["choices"][0]["message"]["content"].strip()
-    assert answer["usage"]["prompt_tokens"] > 0
-    assert answer["usage"]["prompt_tokens_details"]["cached_tokens"] == 0
-
-
 def test_says_that_offloading_is_on_and_why_that_size(server: Server) -> None:
     log = server.process.output()
     assert "KV-cache offloading is on: local CPU tier of 1 GiB (LMCACHE_MAX_LOCAL_CPU_SIZE)" in log
