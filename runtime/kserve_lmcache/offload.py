@@ -32,7 +32,7 @@ from kserve_lmcache.errors import (
 from kserve_lmcache.identity import IdentityError
 from kserve_lmcache.identity.engine import namespace_of
 from kserve_lmcache.identity.namespace import NAMESPACE
-from kserve_lmcache.remote import Remote
+from kserve_lmcache.remote.address import Remote
 from kserve_lmcache.resources import memory_limit
 from kserve_lmcache.settings import VARIABLE_PREFIX
 from kserve_lmcache.supported_models import check_supported

@@ -10,7 +10,7 @@ import pytest
 
 from kserve_lmcache.doctor import lm_server as ours
 from kserve_lmcache.doctor.check import Status
-from kserve_lmcache.remote import Remote
+from kserve_lmcache.remote.address import Remote
 from tests.support.doctor import find, look_at, statuses, unchecked_after
 from tests.support.ports import free_port
 from tests.support.proxy import proxy_before

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from kserve_lmcache.doctor.check import Finding, Status
-from kserve_lmcache.remote import Remote
+from kserve_lmcache.remote.address import Remote
 from tests.support.doctor import (
     STORE_STAGES,
     find,

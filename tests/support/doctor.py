@@ -8,7 +8,7 @@ from typing import Any
 from kserve_lmcache.doctor import report, store
 from kserve_lmcache.doctor.check import Finding, Status, Subject
 from kserve_lmcache.doctor.run import examine
-from kserve_lmcache.remote import Remote
+from kserve_lmcache.remote.address import Remote
 from tests.support.stores import Store
 
 STORE_STAGES = (

@@ -11,7 +11,7 @@ import yaml
 
 from kserve_lmcache.config import engine_file
 from kserve_lmcache.config.credentials import remote_of
-from kserve_lmcache.remote import Remote
+from kserve_lmcache.remote.address import Remote
 from tests.support.configuration import resolved
 
 URL = "redis://redis:6379/1"

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import pytest
 
-from kserve_lmcache import redis_client
 from kserve_lmcache.doctor import redis_memory, redis_store
 from kserve_lmcache.doctor.check import Status, failure, ok
-from kserve_lmcache.redis_client import Location, addresses_of, locate
-from kserve_lmcache.remote import Remote
+from kserve_lmcache.remote import redis_client
+from kserve_lmcache.remote.address import Remote
+from kserve_lmcache.remote.redis_client import Location, addresses_of, locate
 
 MIB = 2**20
 

@@ -14,7 +14,7 @@ from kserve_lmcache.doctor import run
 from kserve_lmcache.doctor.check import Check, Finding, Status, Subject, failure, foreign, ok, size
 from kserve_lmcache.doctor.run import examine
 from kserve_lmcache.doctor.stage import Stage, in_order, within
-from kserve_lmcache.remote import Remote
+from kserve_lmcache.remote.address import Remote
 
 PASSWORD = "geheim/Wort 1"
 

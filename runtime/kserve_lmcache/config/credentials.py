@@ -7,7 +7,7 @@ from urllib.parse import unquote, urlsplit
 
 from kserve_lmcache.config.configuration import Configuration
 from kserve_lmcache.errors import Problem
-from kserve_lmcache.remote import Remote
+from kserve_lmcache.remote.address import Remote
 
 _NO_TEXT = ("is not UTF-8", "Write the password as text.")
 _LARGEST_FILE = 2**20  # bytes; a Secret holds no more

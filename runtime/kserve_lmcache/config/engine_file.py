@@ -16,7 +16,7 @@ import yaml
 
 from kserve_lmcache.config import keys
 from kserve_lmcache.config.sources import CONFIG_FILE
-from kserve_lmcache.remote import Remote
+from kserve_lmcache.remote.address import Remote
 
 # LMCache has a client of its own for valkey://, in a package that is not installed; what it has
 # for Redis speaks the same protocol.

@@ -20,7 +20,7 @@ from kserve_lmcache.config.configuration import Configuration
 from kserve_lmcache.config.values import is_size
 from kserve_lmcache.errors import Problem
 from kserve_lmcache.redaction import hide, hide_in_urls
-from kserve_lmcache.remote import REDIS_SCHEMES, TLS_SCHEMES
+from kserve_lmcache.remote.address import REDIS_SCHEMES, TLS_SCHEMES
 from kserve_lmcache.settings import FINGERPRINTS
 
 Rule = Callable[[Configuration, str], Iterator[Problem]]

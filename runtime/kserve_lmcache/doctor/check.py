@@ -9,7 +9,7 @@ from pathlib import Path
 from urllib.parse import quote
 
 from kserve_lmcache.redaction import HIDDEN, hide_in_urls
-from kserve_lmcache.remote import Remote
+from kserve_lmcache.remote.address import Remote
 
 MEBI = 2**20
 # A chunk of a model of a billion parameters is about this large.

@@ -13,8 +13,8 @@ import time
 
 from kserve_lmcache.doctor.check import Finding, failure, ok
 from kserve_lmcache.doctor.network import show
-from kserve_lmcache.redis_client import Address
-from kserve_lmcache.remote import Remote
+from kserve_lmcache.remote.address import Remote
+from kserve_lmcache.remote.redis_client import Address
 
 NAME = "remote server"
 

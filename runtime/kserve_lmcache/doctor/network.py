@@ -10,8 +10,8 @@ from functools import partial
 
 from kserve_lmcache.doctor.check import Finding, failure, ok, warning
 from kserve_lmcache.doctor.stage import Stage, within
-from kserve_lmcache.redis_client import Address
-from kserve_lmcache.remote import Remote
+from kserve_lmcache.remote.address import Remote
+from kserve_lmcache.remote.redis_client import Address
 
 NAME = "remote name"
 CONNECTION = "remote connection"

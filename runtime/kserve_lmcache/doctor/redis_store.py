@@ -8,7 +8,6 @@ from collections.abc import Iterator
 import redis
 from redis.exceptions import NoPermissionError
 
-from kserve_lmcache import redis_client
 from kserve_lmcache.doctor import (
     network,
     redis_memory,
@@ -19,7 +18,8 @@ from kserve_lmcache.doctor import (
 from kserve_lmcache.doctor.check import Finding, Subject, failure, ok, skipped, warning
 from kserve_lmcache.doctor.redis_session import Session
 from kserve_lmcache.doctor.stage import Stage, in_order
-from kserve_lmcache.remote import Remote
+from kserve_lmcache.remote import redis_client
+from kserve_lmcache.remote.address import Remote
 
 ADDRESS = "remote address"
 LOGIN = "remote login"

@@ -9,9 +9,9 @@ import uuid
 import redis
 from redis.exceptions import NoPermissionError, OutOfMemoryError
 
-from kserve_lmcache import redis_client
 from kserve_lmcache.doctor.check import Finding, failure, ok, size, warning
 from kserve_lmcache.doctor.redis_session import Session
+from kserve_lmcache.remote import redis_client
 
 NAME = "remote round trip"
 

@@ -8,7 +8,6 @@ from collections.abc import Iterator
 from pathlib import Path
 from urllib.parse import unquote, urlsplit
 
-from kserve_lmcache import redis_client
 from kserve_lmcache.doctor import lm_server, network, redis_store
 from kserve_lmcache.doctor.check import (
     Check,
@@ -23,6 +22,7 @@ from kserve_lmcache.doctor.check import (
 )
 from kserve_lmcache.doctor.model_files import unwritable
 from kserve_lmcache.doctor.stage import Stage, in_order
+from kserve_lmcache.remote import redis_client
 
 NAME = "remote store"
 PACKAGE = "remote package"

@@ -9,8 +9,8 @@ from typing import Any
 
 from kserve_lmcache.doctor.check import Finding, failure, foreign, ok, warning
 from kserve_lmcache.doctor.network import show
-from kserve_lmcache.redis_client import Address, tls_context
-from kserve_lmcache.remote import Remote
+from kserve_lmcache.remote.address import Remote
+from kserve_lmcache.remote.redis_client import Address, tls_context
 
 NAME = "remote TLS"
 

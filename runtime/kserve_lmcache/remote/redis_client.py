@@ -14,7 +14,7 @@ from redis.exceptions import RedisClusterException
 from redis.retry import Retry
 from redis.sentinel import Sentinel
 
-from kserve_lmcache.remote import Remote
+from kserve_lmcache.remote.address import Remote
 
 Address = tuple[str, int]
 
