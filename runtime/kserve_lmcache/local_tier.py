@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from kserve_lmcache.config.configuration import Configuration, Value
+from kserve_lmcache.config.remote_tier import uses_remote_tier
 from kserve_lmcache.engine_shape import EngineShape
 from kserve_lmcache.errors import Problem
 from kserve_lmcache.resources import Limit
@@ -87,5 +88,6 @@ def _problems(configuration: Configuration, memory: Limit, shape: EngineShape) -
 
 
 def _loads_into_tier(configuration: Configuration) -> bool:
-    """Whether another tier's chunks pass through this one, which must then hold a whole request."""
-    return any(configuration.get(name) for name in ("remote_url", "local_disk"))
+    """Whether chunks that LMCache loads pass through this tier, waiting until it has room."""
+    stock = configuration.get("remote_url") and not uses_remote_tier(configuration)
+    return bool(stock or configuration.get("local_disk"))

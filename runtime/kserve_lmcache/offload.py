@@ -15,7 +15,7 @@ from kserve.logging import logger
 from vllm.config import KVTransferConfig, VllmConfig
 
 from kserve_lmcache import local_tier, redaction
-from kserve_lmcache.config import engine_file
+from kserve_lmcache.config import engine_file, remote_tier
 from kserve_lmcache.config.configuration import Configuration
 from kserve_lmcache.config.credentials import remote_of
 from kserve_lmcache.config.flags import own_flags
@@ -156,6 +156,7 @@ def complete(configuration: Configuration, shape: EngineShape | None) -> Remote 
         )
     if shape:
         local_tier.check(configuration, memory, shape)
+    remote_tier.complete(configuration)
     return remote_of(configuration)
 
 
@@ -229,7 +230,8 @@ def _write(configuration: Configuration, remote: Remote | None) -> Path:
     directory = Path(tempfile.mkdtemp(prefix="kserve-lmcache-"))
     atexit.register(shutil.rmtree, directory, ignore_errors=True)
     path = directory / "lmcache.yaml"
-    engine_file.write(configuration.lmcache(), remote, path)
+    limits = remote_tier.limits_of(configuration)
+    engine_file.write(configuration.lmcache(), remote, path, limits)
     redaction.guard_logs(redaction.find(engine_file.read(path)))
     return path
 

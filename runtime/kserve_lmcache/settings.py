@@ -11,6 +11,7 @@ from typing import Any
 
 VARIABLE_PREFIX = "KSERVE_LMCACHE_"
 FINGERPRINTS = ("sampled", "full", "private")
+REMOTE_CONNECTORS = ("kserve", "lmcache")
 
 
 @dataclass(frozen=True)
@@ -19,7 +20,7 @@ class Setting:
 
     Attributes:
         name: its key in the YAML file.
-        type: ``bool`` or ``str``.
+        type: ``bool``, ``int``, ``float`` or ``str``; a float that ends in ``_size`` is in GB.
         default: ``None`` where it may be left out.
         help: one sentence, for ``--help`` and the README.
         variable: its environment variable; by default the prefix and the name.
@@ -65,6 +66,58 @@ SETTINGS = (
         str,
         None,
         "HTTP header whose value keeps the caches of tenants apart, for example X-Tenant-Id.",
+    ),
+    Setting(
+        "remote_connector",
+        str,
+        "kserve",
+        "Who talks to the remote store: kserve (with deadlines, checksums and reconnection), or "
+        "lmcache (its own connector as it is).",
+        variable="LMCACHE_REMOTE_CONNECTOR",
+    ),
+    Setting(
+        "remote_ttl",
+        int,
+        86400,
+        "Seconds that a chunk stays in the remote store after its last use; 0 for as long as "
+        "the store keeps it.",
+        variable="LMCACHE_REMOTE_TTL",
+    ),
+    Setting(
+        "remote_connect_timeout",
+        float,
+        1.0,
+        "Seconds for a connection to the remote store; nobody waits for it.",
+        variable="LMCACHE_REMOTE_CONNECT_TIMEOUT",
+    ),
+    Setting(
+        "remote_lookup_timeout",
+        float,
+        0.05,
+        "Seconds in which the remote store must say what it has of a prompt.",
+        variable="LMCACHE_REMOTE_LOOKUP_TIMEOUT",
+    ),
+    Setting(
+        "remote_load_timeout",
+        float,
+        2.0,
+        "Seconds for reading all chunks of a prompt; less where computing them takes less.",
+        variable="LMCACHE_REMOTE_LOAD_TIMEOUT",
+    ),
+    Setting(
+        "remote_write_timeout",
+        float,
+        2.0,
+        "Seconds for writing a batch of chunks; nobody waits for it.",
+        variable="LMCACHE_REMOTE_WRITE_TIMEOUT",
+    ),
+    Setting(
+        "remote_queue_size",
+        float,
+        None,
+        "Size of what may wait to be written, in GB; by default 0.25, and no more than a "
+        "quarter of the local tier, where it waits.",
+        variable="LMCACHE_REMOTE_QUEUE_SIZE",
     ),
     Setting(
         "remote_username",

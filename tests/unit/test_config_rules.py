@@ -153,10 +153,29 @@ def test_refused(tmp_path: Path, file: str, device: str, message: str) -> None:
             "be cast to integer value as 'port'). Write SCHEME://HOST:PORT.",
         ),
         (
-            "remote_url: redis-sentinel://redis:26379/main\n",
-            "/lmcache.yaml:1: remote_url is 'redis-sentinel://redis:26379/main', and LMCache's "
-            "connector for it stores nothing. Use the address of the master, redis://HOST:PORT, "
-            "or of a proxy.",
+            "remote_url: redis-sentinel://redis:26379/main\nremote_connector: lmcache\n",
+            "/lmcache.yaml:1: remote_url is 'redis-sentinel://redis:26379/main', which LMCache's "
+            "own connector cannot use. Leave out remote_connector, or use redis:// or rediss://.",
+        ),
+        (
+            "remote_url: redis://redis\nremote_connector: own\n",
+            "/lmcache.yaml:2: remote_connector is 'own', which is none of kserve, lmcache. "
+            "Use kserve (the default).",
+        ),
+        (
+            "remote_url: redis://redis\nremote_lookup_timeout: 0\n",
+            "/lmcache.yaml:2: remote_lookup_timeout must be positive, got 0.0. "
+            "Set remote_lookup_timeout to more than 0.",
+        ),
+        (
+            "remote_url: redis://redis\nremote_load_timeout: 600\n",
+            "/lmcache.yaml:2: remote_load_timeout of 600 seconds is no deadline. "
+            "Set remote_load_timeout to at most 60.",
+        ),
+        (
+            "remote_url: redis://redis\nremote_ttl: -1\n",
+            "/lmcache.yaml:2: remote_ttl must not be negative, got -1. "
+            "Set remote_ttl to seconds, or to 0 for no time to live.",
         ),
         (
             "remote_username: me\n",
@@ -232,6 +251,7 @@ def checked(tmp_path: Path, file: str, gib: float, **changes: Any) -> tuple[list
 
 
 REMOTE = "remote_url: redis://redis:6379\n"
+STOCK = f"{REMOTE}remote_connector: lmcache\n"
 
 
 def test_a_tier_larger_than_the_container(tmp_path: Path) -> None:
@@ -246,24 +266,25 @@ def test_a_tier_larger_than_the_container(tmp_path: Path) -> None:
 
 
 def test_a_tier_that_a_request_cannot_pass_through(tmp_path: Path) -> None:
-    found, _ = checked(tmp_path, f"{REMOTE}max_local_cpu_size: 0.5", 8)
+    found, _ = checked(tmp_path, f"{STOCK}max_local_cpu_size: 0.5", 8)
     assert found == [
-        "/lmcache.yaml:2: max_local_cpu_size of 0.5 GiB is less than one request of 32768 tokens "
+        "/lmcache.yaml:3: max_local_cpu_size of 0.5 GiB is less than one request of 32768 tokens "
         "(1.00 GiB): LMCache would wait for ever to load it. Raise it (and the container's memory "
         "limit), or lower --max-model-len."
     ]
-    # Without a tier behind it nothing waits; it only holds less.
+    # Nothing waits without a tier behind it, or with our connector; it only holds less.
+    assert checked(tmp_path, f"{REMOTE}max_local_cpu_size: 0.5", 8) == ([], [])
     assert checked(tmp_path, "max_local_cpu_size: 0.5", 8) == ([], [])
 
 
 def test_a_tier_for_fewer_requests_than_may_run(tmp_path: Path) -> None:
-    found, notes = checked(tmp_path, f"{REMOTE}max_local_cpu_size: 1.5", 8)
+    found, notes = checked(tmp_path, f"{STOCK}max_local_cpu_size: 1.5", 8)
     assert found == []
     assert notes == [
         "max_local_cpu_size of 1.5 GiB holds 1.5 requests of 32768 tokens (32768 bytes each), and "
         "--max-num-seqs lets 2 run: when more load at a time than fit, they wait for each other"
     ]
-    assert checked(tmp_path, f"{REMOTE}max_local_cpu_size: 2", 8) == ([], [])
+    assert checked(tmp_path, f"{STOCK}max_local_cpu_size: 2", 8) == ([], [])
 
 
 def test_a_chunk_that_is_no_multiple_of_a_block(tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import stat
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,8 @@ import yaml
 from kserve_lmcache.config import engine_file
 from kserve_lmcache.config.credentials import remote_of
 from kserve_lmcache.remote.address import Remote
+from kserve_lmcache.remote.limits import Limits
+from kserve_lmcache.remote.options import PLUGIN, from_extra_config
 from tests.support.configuration import resolved
 
 URL = "redis://redis:6379/1"
@@ -116,17 +119,40 @@ def test_a_password_on_the_command_line(tmp_path: Path) -> None:
         (Remote(URL, "test", username="u", password="p"), "redis://u:p@redis:6379/1"),
         (Remote("valkey://v:1", "test", password="p"), "redis://:p@v:1"),
         (
-            Remote("valkeys://v:1?a=b", "test", None, None, "/ca.pem", "/c.pem", "/k.pem"),
+            Remote(
+                "valkeys://v:1?a=b",
+                "test",
+                ca_file="/ca.pem",
+                cert_file="/c.pem",
+                key_file="/k.pem",
+            ),
             "rediss://v:1?a=b&ssl_ca_certs=%2Fca.pem&ssl_certfile=%2Fc.pem&ssl_keyfile=%2Fk.pem",
         ),
         (Remote("lm://server:1", "test"), "lm://server:1"),
     ],
 )
-def test_what_lmcache_is_told(tmp_path: Path, asked: Remote, told: str) -> None:
+def test_what_lmcaches_own_connector_is_told(tmp_path: Path, asked: Remote, told: str) -> None:
     path = tmp_path / "engine.yaml"
     engine_file.write({"remote_url": asked.url, "chunk_size": 64}, asked, path)
     assert stat.S_IMODE(path.stat().st_mode) == 0o600
     assert engine_file.read(path) == {"remote_url": told, "chunk_size": 64}
+
+
+@pytest.mark.parametrize("password_file", [None, "/secret/password"])
+def test_what_our_connector_is_told(tmp_path: Path, password_file: str | None) -> None:
+    path = tmp_path / "engine.yaml"
+    asked = Remote(URL, "test", "user", "hunter2", password_file)
+    values = {"remote_url": URL, "chunk_size": 64, "extra_config": {"a": 1}}
+    engine_file.write(values, asked, path, Limits(ttl=5))
+    told = engine_file.read(path)
+    assert "remote_url" not in told
+    assert told["remote_storage_plugins"] == [PLUGIN]
+    assert told["extra_config"]["a"] == 1
+    remote, limits = from_extra_config(told["extra_config"])
+    assert limits == Limits(ttl=5)
+    # A mounted password is read for each connection, since it may be rotated.
+    password = None if password_file else "hunter2"
+    assert remote == dataclasses.replace(asked, password=password)
 
 
 def test_lmcache_can_read_nothing_else(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -7,10 +7,9 @@ from urllib.parse import unquote, urlsplit
 
 from kserve_lmcache.config.configuration import Configuration
 from kserve_lmcache.errors import Problem
-from kserve_lmcache.remote.address import Remote
+from kserve_lmcache.remote.address import LARGEST_FILE, Remote, password_of
 
 _NO_TEXT = ("is not UTF-8", "Write the password as text.")
-_LARGEST_FILE = 2**20  # bytes; a Secret holds no more
 
 
 def remote_of(configuration: Configuration) -> Remote | None:
@@ -42,6 +41,7 @@ def remote_of(configuration: Configuration) -> Remote | None:
         source=source,
         username=username,
         password=password,
+        password_file=configuration.get("remote_password_file") if from_file else None,
         ca_file=configuration.get("remote_ca_file"),
         cert_file=configuration.get("remote_cert_file"),
         key_file=configuration.get("remote_key_file"),
@@ -83,8 +83,7 @@ def _password_file(configuration: Configuration) -> str | None:
     if content is None:
         return None
     try:
-        # Editors and "echo" end a file with a newline, which is no part of the password.
-        return content.decode("utf-8").rstrip("\r\n")
+        return password_of(content)
     except UnicodeDecodeError:
         _refuse(configuration, "remote_password_file", *_NO_TEXT)
         return None
@@ -97,7 +96,7 @@ def _read(configuration: Configuration, name: str) -> bytes | None:
         return None
     try:
         with Path(path).open("rb") as file:
-            return file.read(_LARGEST_FILE)
+            return file.read(LARGEST_FILE)
     except (OSError, ValueError) as error:
         reason = getattr(error, "strerror", None) or str(error)
         mend = "Mount it, and let uid 1000 read it."

@@ -17,16 +17,34 @@ import yaml
 from kserve_lmcache.config import keys
 from kserve_lmcache.config.sources import CONFIG_FILE
 from kserve_lmcache.remote.address import Remote
+from kserve_lmcache.remote.limits import Limits
+from kserve_lmcache.remote.options import PLUGIN, to_extra_config
 
 # LMCache has a client of its own for valkey://, in a package that is not installed; what it has
 # for Redis speaks the same protocol.
 _SAME_PROTOCOL = {"valkey": "redis", "valkeys": "rediss"}
 
 
-def write(values: Mapping[str, Any], remote: Remote | None, path: Path) -> None:
-    """Write what LMCache has to be told; only its user may read the file."""
+def write(
+    values: Mapping[str, Any], remote: Remote | None, path: Path, limits: Limits | None = None
+) -> None:
+    """Write what LMCache has to be told; only its user may read the file.
+
+    Args:
+        values: LMCache's own keys.
+        remote: the remote store, if there is one.
+        path: of the file.
+        limits: of our connector to it; ``None`` where LMCache's own is asked for.
+    """
     told = dict(values)
-    if remote is not None and remote.speaks_redis:
+    if remote is not None and limits is not None:
+        del told["remote_url"]
+        told["remote_storage_plugins"] = [*(told.get("remote_storage_plugins") or ()), PLUGIN]
+        told["extra_config"] = {
+            **(told.get("extra_config") or {}),
+            **to_extra_config(remote, limits),
+        }
+    elif remote is not None and remote.speaks_redis:
         told["remote_url"] = _redis_url(remote)
     with os.fdopen(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w") as file:
         yaml.safe_dump(told, file)

@@ -21,11 +21,25 @@ from kserve_lmcache.config.values import is_size
 from kserve_lmcache.errors import Problem
 from kserve_lmcache.redaction import hide, hide_in_urls
 from kserve_lmcache.remote.address import REDIS_SCHEMES, TLS_SCHEMES
-from kserve_lmcache.settings import FINGERPRINTS
+from kserve_lmcache.settings import FINGERPRINTS, REMOTE_CONNECTORS
 
 Rule = Callable[[Configuration, str], Iterator[Problem]]
 
-_POSITIVE = ("chunk_size", "max_local_cpu_size", "blocking_timeout_secs", "lookup_timeout_ms")
+_TIMEOUTS = (
+    "remote_connect_timeout",
+    "remote_lookup_timeout",
+    "remote_load_timeout",
+    "remote_write_timeout",
+)
+_POSITIVE = (
+    "chunk_size",
+    "max_local_cpu_size",
+    "blocking_timeout_secs",
+    "lookup_timeout_ms",
+    "remote_queue_size",
+    *_TIMEOUTS,
+)
+_LONGEST_TIMEOUT = 60.0  # seconds; more is no deadline
 _SERDES = {
     "cachegen": "knows a few models only and changes what it stores",
     "kivi": "is not implemented in LMCache",
@@ -33,6 +47,8 @@ _SERDES = {
 _NOT_ON_CPU = ("use_layerwise", "enable_blending", "use_gds")
 _TLS_SETTINGS = ("remote_ca_file", "remote_cert_file", "remote_key_file")
 _CREDENTIALS = ("remote_username", "remote_password", "remote_password_file")
+# LMCache's connector for sentinels stores nothing, and it has none for the others.
+_OURS_ALONE = ("redis-sentinel", "redis-cluster", "unix")
 _DANGEROUS = {
     "remote_config_url": "would post the whole environment to that address",
     "internal_api_server_enabled": "shows every variable, passwords included, to whoever asks",
@@ -47,9 +63,17 @@ def _problem(configuration: Configuration, name: str, what: str, mend: str) -> P
 def _ranges(configuration: Configuration, device: str) -> Iterator[Problem]:
     for name in configuration.values:
         key, value = keys.table()[name], configuration.get(name)
+        if value is None:
+            continue
         if name in _POSITIVE and not value > 0:
             mend = f"Set {name} to more than 0."
             yield _problem(configuration, name, f"must be positive, got {value}", mend)
+        elif name in _TIMEOUTS and value > _LONGEST_TIMEOUT:
+            mend = f"Set {name} to at most {_LONGEST_TIMEOUT:g}."
+            yield _problem(configuration, name, f"of {value:g} seconds is no deadline", mend)
+        elif name == "remote_ttl" and value < 0:
+            mend = "Set remote_ttl to seconds, or to 0 for no time to live."
+            yield _problem(configuration, name, f"must not be negative, got {value}", mend)
         elif is_size(key) and not (value >= 0 and math.isfinite(value)):
             mend = f"Set {name} to a size in GB, for example 2.0 or 512Mi."
             yield _problem(configuration, name, f"must be a size, got {value}", mend)
@@ -87,6 +111,10 @@ def _own(configuration: Configuration, device: str) -> Iterator[Problem]:
     if fingerprint not in FINGERPRINTS:
         what = f"is {fingerprint!r}, which is none of {', '.join(FINGERPRINTS)}"
         yield _problem(configuration, "model_fingerprint", what, "Use sampled (the default).")
+    who = configuration.get("remote_connector")
+    if who not in REMOTE_CONNECTORS:
+        what = f"is {who!r}, which is none of {', '.join(REMOTE_CONNECTORS)}"
+        yield _problem(configuration, "remote_connector", what, "Use kserve (the default).")
     if configuration.get("pre_caching_hash_algorithm") == "builtin":
         what = "is builtin, which two texts can easily be made to share: a hit would be wrong"
         mend = "Use sha256_cbor (the default)."
@@ -167,9 +195,9 @@ def _remote(configuration: Configuration, device: str) -> Iterator[Problem]:
 
 def _scheme(configuration: Configuration, url: str, scheme: str) -> Iterator[Problem]:
     shown = hide_in_urls(url)
-    if scheme == "redis-sentinel":
-        what = f"is {shown!r}, and LMCache's connector for it stores nothing"
-        mend = "Use the address of the master, redis://HOST:PORT, or of a proxy."
+    if configuration.get("remote_connector") == "lmcache" and scheme in _OURS_ALONE:
+        what = f"is {shown!r}, which LMCache's own connector cannot use"
+        mend = "Leave out remote_connector, or use redis:// or rediss://."
         yield _problem(configuration, "remote_url", what, mend)
     elif not (
         scheme in REDIS_SCHEMES

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from pathlib import Path
 from urllib.parse import urlsplit
 
 # What redis-py speaks, and how each is reached.
@@ -16,6 +17,17 @@ REDIS_SCHEMES = (
     "valkeys",
 )
 TLS_SCHEMES = ("rediss", "valkeys")
+LARGEST_FILE = 2**20  # bytes; a Secret holds no more
+
+
+def password_of(content: bytes) -> str:
+    """The password that a file of ``content`` holds.
+
+    Raises:
+        UnicodeDecodeError: it is no text.
+    """
+    # Editors and "echo" end a file with a newline, which is no part of the password.
+    return content.decode("utf-8").rstrip("\r\n")
 
 
 @dataclass(frozen=True)
@@ -27,6 +39,7 @@ class Remote:
         source: where the URL was set (``file:line``, a variable or a flag).
         username: of a Redis ACL; ``None`` for the default user.
         password: never shown.
+        password_file: where the password came from, if from a file.
         ca_file: PEM file of the authorities that may sign the server's certificate; ``None``
             for the system's.
         cert_file: PEM file of our own certificate, for mutual TLS.
@@ -37,9 +50,20 @@ class Remote:
     source: str
     username: str | None = None
     password: str | None = field(default=None, repr=False)
+    password_file: str | None = None
     ca_file: str | None = None
     cert_file: str | None = None
     key_file: str | None = None
+
+    def read_password(self) -> str:
+        """The password that the file holds now.
+
+        Raises:
+            OSError: it cannot be read.
+            UnicodeDecodeError: it is no text.
+        """
+        with Path(self.password_file or "").open("rb") as file:
+            return password_of(file.read(LARGEST_FILE))
 
     @property
     def scheme(self) -> str:

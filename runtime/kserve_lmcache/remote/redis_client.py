@@ -10,6 +10,7 @@ from urllib.parse import parse_qs, unquote, urlsplit
 import redis
 from redis.backoff import NoBackoff
 from redis.cluster import ClusterNode
+from redis.credentials import CredentialProvider
 from redis.exceptions import RedisClusterException
 from redis.retry import Retry
 from redis.sentinel import Sentinel
@@ -82,12 +83,13 @@ def addresses_of(netloc: str, default_port: int | None = None) -> tuple[Address,
     return tuple(addresses)
 
 
-def connect(remote: Remote, timeout: float) -> redis.Redis | redis.RedisCluster:
+def connect(remote: Remote, timeout: float, **more: Any) -> redis.Redis | redis.RedisCluster:
     """A client of the store: of the node, of the whole cluster, or of the sentinels' primary.
 
     Args:
         remote: must speak Redis.
         timeout: of each connection, request and answer, in seconds.
+        more: options of redis-py's connections, over those that come from the rest.
 
     Raises:
         ValueError: the URL cannot be used.
@@ -96,21 +98,21 @@ def connect(remote: Remote, timeout: float) -> redis.Redis | redis.RedisCluster:
     """
     location = locate(remote)
     if remote.scheme == "redis-cluster":
-        return cluster_client(remote, timeout)
+        return cluster_client(remote, timeout, **more)
     if remote.scheme == "redis-sentinel":
         # The credentials are the primary's: a sentinel without a password refuses any.
         sentinel: Any = Sentinel(  # type: ignore[no-untyped-call]
             location.addresses, sentinel_kwargs=_patience(timeout)
         )
-        options = {**_options(remote, timeout), "db": location.database}
+        options = {**_options(remote, timeout), "db": location.database, **more}
         primary: redis.Redis = sentinel.master_for(location.service, **options)
         return primary
-    return node_client(remote, next(iter(location.addresses), None), timeout)
+    return node_client(remote, next(iter(location.addresses), None), timeout, **more)
 
 
-def cluster_client(remote: Remote, timeout: float) -> redis.RedisCluster:
+def cluster_client(remote: Remote, timeout: float, **more: Any) -> redis.RedisCluster:
     """A client of a whole cluster; arguments and errors are as for :func:`connect`."""
-    options = _options(remote, timeout)
+    options = {**_options(remote, timeout), **more}
     # The servers that are named stay known even when the cluster announces other addresses.
     options["dynamic_startup_nodes"] = False
     nodes = [
@@ -123,16 +125,18 @@ def cluster_client(remote: Remote, timeout: float) -> redis.RedisCluster:
         raise redis.ConnectionError(str(error)) from error
 
 
-def node_client(remote: Remote, address: Address | None, timeout: float) -> redis.Redis:
+def node_client(
+    remote: Remote, address: Address | None, timeout: float, **more: Any
+) -> redis.Redis:
     """A client of one server of the store, or of its Unix socket when there is no address.
 
-    It connects at its first command; ``timeout`` is as for :func:`connect`.
+    It connects at its first command; the other arguments are as for :func:`connect`.
 
     Raises:
         ValueError: the URL cannot be used.
     """
     location = locate(remote)
-    options = _options(remote, timeout)
+    options = {**_options(remote, timeout), **more}
     if remote.scheme != "redis-cluster":
         options["db"] = location.database
     if address is None:
@@ -163,11 +167,11 @@ def tls_context(remote: Remote) -> ssl.SSLContext:
 
 
 def _options(remote: Remote, timeout: float) -> dict[str, Any]:
-    options = {
-        **_patience(timeout),
-        "username": remote.username,
-        "password": remote.password,
-    }
+    options = _patience(timeout)
+    if remote.password_file:
+        options["credential_provider"] = _MountedPassword(remote)
+    else:
+        options.update(username=remote.username, password=remote.password)
     if remote.uses_tls:
         options.update(
             ssl=True,
@@ -179,6 +183,22 @@ def _options(remote: Remote, timeout: float) -> dict[str, Any]:
             ssl_keyfile=remote.key_file,
         )
     return options
+
+
+class _MountedPassword(CredentialProvider):
+    """Reads the password for every new connection, since a mounted Secret may be rotated."""
+
+    def __init__(self, remote: Remote) -> None:
+        self._remote = remote
+
+    def get_credentials(self) -> tuple[str] | tuple[str, str]:
+        """The user, if there is one, and the password."""
+        try:
+            password = self._remote.read_password()
+        except (OSError, ValueError) as error:
+            path = self._remote.password_file
+            raise redis.AuthenticationError(f"{path!r} cannot be read ({error})") from None
+        return (self._remote.username, password) if self._remote.username else (password,)
 
 
 def _patience(timeout: float) -> dict[str, Any]:

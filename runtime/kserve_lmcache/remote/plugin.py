@@ -1,0 +1,169 @@
+"""How LMCache uses the remote tier: a connector behind its ``remote_storage_plugins``.
+
+The only place of the tier that knows LMCache (0.5.1 to 0.5.6).
+"""
+
+from __future__ import annotations
+
+import asyncio
+import functools
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+import numpy
+import torch
+from lmcache.v1.memory_management import MemoryFormat
+from lmcache.v1.storage_backend.connector import ConnectorAdapter
+from lmcache.v1.storage_backend.connector.base_connector import RemoteConnector
+
+from kserve_lmcache.remote.address import Remote
+from kserve_lmcache.remote.envelope import Layout
+from kserve_lmcache.remote.limits import Limits
+from kserve_lmcache.remote.options import PLUGIN, from_extra_config
+from kserve_lmcache.remote.redis_store import RedisStore
+from kserve_lmcache.remote.store import Store
+from kserve_lmcache.remote.tier import RemoteTier
+
+if TYPE_CHECKING:
+    from lmcache.utils import CacheEngineKey
+    from lmcache.v1.memory_management import MemoryObj
+    from lmcache.v1.storage_backend.connector import ConnectorContext
+
+
+class RemoteTierAdapter(ConnectorAdapter):  # type: ignore[misc]
+    """Makes the connector, from what :mod:`.options` wrote."""
+
+    def __init__(self) -> None:
+        super().__init__(f"plugin://{PLUGIN}")
+
+    def create_connector(self, context: ConnectorContext) -> RemoteTierConnector:
+        """The connector of this process."""
+        return RemoteTierConnector(context)
+
+
+class RemoteTierConnector(RemoteConnector):  # type: ignore[misc]
+    """LMCache's side of :class:`~kserve_lmcache.remote.tier.RemoteTier`."""
+
+    def __init__(self, context: ConnectorContext) -> None:
+        super().__init__(context.config, context.metadata)
+        self._backend = context.local_cpu_backend
+        remote, limits = from_extra_config(context.config.extra_config)
+        self.tier = RemoteTier(
+            remote.url,
+            functools.partial(_make_store, remote, limits),
+            limits,
+            context.config.chunk_size,
+            self.full_chunk_size_bytes,
+        )
+
+    def batched_contains(self, keys: list[CacheEngineKey]) -> int:
+        """How many of ``keys``, from the first one on, can be loaded."""
+        return self.tier.lookup([key.to_string() for key in keys])
+
+    async def batched_get(self, keys: list[CacheEngineKey]) -> list[MemoryObj | None]:
+        """The chunks, from the first one on as far as they come; then ``None``."""
+        found = await self._load(keys)
+        return [*found, *[None] * (len(keys) - len(found))]
+
+    async def batched_put(self, keys: list[CacheEngineKey], memory_objs: list[MemoryObj]) -> None:
+        """Take the chunks to be written some time; they stay in the local tier until then."""
+        for key, memory_obj in zip(keys, memory_objs, strict=True):
+            memory_obj.ref_count_up()
+            self.tier.store(
+                key.to_string(),
+                _layout(memory_obj),
+                memoryview(_bytes_of(memory_obj)),
+                memory_obj.ref_count_down,
+            )
+
+    async def batched_async_contains(
+        self, lookup_id: str, keys: list[CacheEngineKey], pin: bool = False
+    ) -> int:
+        """As :meth:`batched_contains`, for asynchronous loading."""
+        return await asyncio.to_thread(self.batched_contains, keys)
+
+    async def batched_get_non_blocking(
+        self, lookup_id: str, keys: list[CacheEngineKey]
+    ) -> list[MemoryObj]:
+        """The chunks, from the first one on as far as they come."""
+        return await self._load(keys)
+
+    async def exists(self, key: CacheEngineKey) -> bool:
+        """Whether the chunk can be loaded."""
+        return await asyncio.to_thread(self.exists_sync, key)
+
+    def exists_sync(self, key: CacheEngineKey) -> bool:
+        """Whether the chunk can be loaded."""
+        return self.batched_contains([key]) == 1
+
+    async def get(self, key: CacheEngineKey) -> MemoryObj | None:
+        """The chunk."""
+        return (await self.batched_get([key]))[0]
+
+    async def put(self, key: CacheEngineKey, memory_obj: MemoryObj) -> None:
+        """Take the chunk to be written some time."""
+        await self.batched_put([key], [memory_obj])
+
+    def remove_sync(self, key: CacheEngineKey) -> bool:
+        """Delete the chunk some time."""
+        self.tier.delete(key.to_string())
+        return True
+
+    async def close(self) -> None:
+        """Write what waits, if that is soon done."""
+        await asyncio.to_thread(self.tier.close)
+
+    def support_batched_contains(self) -> bool:
+        """Yes."""
+        return True
+
+    def support_batched_get(self) -> bool:
+        """Yes."""
+        return True
+
+    def support_batched_put(self) -> bool:
+        """Yes."""
+        return True
+
+    async def _load(self, keys: list[CacheEngineKey]) -> list[MemoryObj]:
+        names = [key.to_string() for key in keys]
+        return await asyncio.to_thread(self.tier.load, names, self._take, _release)
+
+    def _take(self, layout: Layout, payload: memoryview) -> MemoryObj | None:
+        """A copy in the local tier's memory; ``None`` when that is full."""
+        memory_obj = self._backend.allocate(
+            [torch.Size(shape) for _, shape in layout.tensors],
+            [getattr(torch, dtype) for dtype, _ in layout.tensors],
+            MemoryFormat[layout.format],
+            busy_loop=False,
+        )
+        if memory_obj is not None:
+            numpy.copyto(_bytes_of(memory_obj), numpy.frombuffer(payload, numpy.uint8))
+        return memory_obj
+
+    # Last, since it hides the type of its name from what follows.
+    async def list(self) -> list[str]:
+        """Nothing: a store that replicas share may hold millions of keys."""
+        return []
+
+
+def _release(memory_obj: MemoryObj) -> None:
+    memory_obj.ref_count_down()
+
+
+def _make_store(remote: Remote, limits: Limits, lane: str) -> Store:
+    patience: Mapping[str, float] = {"load": limits.load, "write": limits.write}
+    return RedisStore(remote, limits, patience.get(lane, limits.connect), lane)
+
+
+def _layout(memory_obj: MemoryObj) -> Layout:
+    tensors = zip(memory_obj.get_dtypes(), memory_obj.get_shapes(), strict=True)
+    return Layout(
+        memory_obj.get_memory_format().name,
+        tuple((str(dtype).removeprefix("torch."), tuple(shape)) for dtype, shape in tensors),
+    )
+
+
+def _bytes_of(memory_obj: MemoryObj) -> Any:
+    """The memory itself, as an array of bytes."""
+    return memory_obj.raw_data.numpy()[: memory_obj.get_size()]

@@ -1,0 +1,274 @@
+"""The remote tier of one worker: everything that a store may do to it ends in a miss."""
+
+from __future__ import annotations
+
+import functools
+import threading
+import time
+import traceback
+from collections.abc import Callable, Sequence
+from typing import Any, Generic, TypeVar
+
+from vllm.logger import init_logger
+
+from kserve_lmcache.remote.breaker import SLOW, Breaker
+from kserve_lmcache.remote.counters import Counters
+from kserve_lmcache.remote.envelope import Buffer, CorruptValueError, Layout, unseal
+from kserve_lmcache.remote.lane import Lane
+from kserve_lmcache.remote.limits import Limits
+from kserve_lmcache.remote.pace import Pace
+from kserve_lmcache.remote.store import Store, StoreError
+from kserve_lmcache.remote.writer import Chunk, Writer
+
+logger = init_logger(__name__)
+
+T = TypeVar("T")
+
+_LANES = ("lookup", "load", "write")
+
+
+class RemoteTier:
+    """Looks chunks up, loads and stores them; no method raises, and none waits for long.
+
+    Args:
+        name: the store's, as it may be shown.
+        make_store: makes a client of the store for one of the lanes, whose name it is given.
+        limits: of time and memory.
+        chunk_tokens: tokens of a whole chunk.
+        chunk_bytes: bytes of a whole chunk.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        make_store: Callable[[str], Store],
+        limits: Limits,
+        chunk_tokens: int,
+        chunk_bytes: int,
+    ) -> None:
+        self.pace = Pace()
+        self.counters = Counters()
+        self._name = name
+        self._limits = limits
+        self._chunk_tokens = chunk_tokens
+        self._chunk_bytes = chunk_bytes
+        self._reason = "not asked yet"
+        self._mistakes: set[str] = set()
+        self._lanes = {
+            lane: Lane(f"remote-{lane}", functools.partial(make_store, lane)) for lane in _LANES
+        }
+        self._breaker = Breaker(
+            self._probe, self._say_connected, self._say_given_up, self._say_refused
+        )
+        self._writer = Writer(
+            self._lanes["write"],
+            self._breaker,
+            limits,
+            self.counters,
+            self._say_full,
+            self._mistake,
+        )
+
+    def lookup(self, keys: Sequence[str]) -> int:
+        """How many of ``keys``, from the first one on, are worth loading."""
+        if not keys:
+            return 0
+        if not self._breaker.is_closed:
+            self.counters.add("lookups_skipped")
+            return 0
+        self.counters.add("lookups")
+        sizes = self._call("lookup", lambda store: store.sizes(keys), self._limits.lookup)
+        found = 0
+        for size in sizes or ():
+            if size == 0:
+                break
+            found += 1
+        if found and not self.pace.is_worth(found * self._chunk_tokens, found * self._chunk_bytes):
+            self.counters.add("loads_skipped")
+            return 0
+        self.counters.add("lookup_hits", found)
+        return found
+
+    def load(
+        self,
+        keys: Sequence[str],
+        take: Callable[[Layout, memoryview], T | None],
+        release: Callable[[T], None],
+    ) -> list[T]:
+        """What is made of the values of ``keys``, from the first one on, as far as they come.
+
+        Args:
+            keys: of the chunks.
+            take: copies a payload and gives its copy, or ``None`` where there is no room.
+            release: gives back a copy that came too late.
+        """
+        if not keys or not self._breaker.is_closed:
+            return []
+        self.counters.add("loads")
+        size = len(keys) * self._chunk_bytes
+        deadline = self.pace.deadline(len(keys) * self._chunk_tokens, size, self._limits.load)
+        loading = _Loading(keys, take, release)
+        began = time.monotonic()
+        self._call("load", loading.run, deadline)
+        taken = loading.finish()
+        self.counters.add("chunks_read", len(taken))
+        self.counters.add("bytes_read", loading.bytes)
+        if len(taken) == len(keys):
+            self.pace.loaded(loading.bytes, time.monotonic() - began)
+        elif not loading.outcome:
+            self.counters.add("chunks_late", len(keys) - len(taken))
+        else:
+            self.counters.add(loading.outcome)
+        if loading.corrupt:
+            logger.warning("A chunk of %s is not what was stored: %s", self._name, loading.corrupt)
+            self._writer.delete([keys[len(taken)]])
+        self._writer.keep(list(keys[: len(taken)]))
+        return taken
+
+    def store(self, key: str, layout: Layout, payload: Buffer, release: Callable[[], None]) -> None:
+        """Write a chunk some time.
+
+        Args:
+            key: of the chunk.
+            layout: of the payload.
+            payload: stays as it is until ``release`` is called.
+            release: called once, by any thread, when the payload is no longer needed.
+        """
+        self._writer.put(Chunk(key, layout, payload, release))
+
+    def delete(self, key: str) -> None:
+        """Delete a chunk some time."""
+        self._writer.delete([key])
+
+    def close(self) -> None:
+        """Write what waits, if that is soon done, and leave the store."""
+        self._writer.close()
+        self._breaker.stop()
+        for lane in self._lanes.values():
+            lane.close()
+
+    def report(self) -> dict[str, Any]:
+        """State and counts, as plain values."""
+        up = self._breaker.is_closed
+        return {
+            "name": self._name,
+            "up": up,
+            "since": self._breaker.since,
+            "reason": "" if up else self._reason,
+            "queue_bytes": self._writer.queued_bytes,
+            "queue_bytes_max": self._writer.most_queued_bytes,
+            "read_bytes_per_second": self.pace.read_rate,
+            "prefill_tokens_per_second": self.pace.prefill_rate,
+            **self.counters.snapshot(),
+        }
+
+    def _call(self, lane: str, operation: Callable[[Store], T], seconds: float) -> T | None:
+        began = time.monotonic()
+        try:
+            answer = self._lanes[lane].call(operation, seconds)
+        except StoreError as error:
+            self.counters.add("failures")
+            self._breaker.failed(f"{lane}: {error}")
+        except Exception as error:
+            self._mistake(error)
+        else:
+            if lane == "lookup":  # a load's time says more about its size
+                self._breaker.succeeded((time.monotonic() - began) / seconds)
+            return answer
+        return None
+
+    def _probe(self) -> None:
+        """All lanes connect; then the store must answer as fast as requests need it to."""
+        for lane in self._lanes.values():
+            lane.call(lambda store: store.ping(), self._limits.connect)
+        self._lanes["lookup"].call(lambda store: store.ping(), self._limits.lookup * SLOW)
+
+    def _say_connected(self) -> None:
+        self.counters.add("connects")
+        logger.info("The remote tier %s answers", self._name)
+
+    def _say_given_up(self, reason: str) -> None:
+        self.counters.add("opened")
+        self._reason = reason
+        logger.warning("The remote tier %s is not asked for now: %s", self._name, reason)
+
+    def _say_refused(self, reason: str) -> None:
+        if reason != self._reason:
+            self._reason = reason
+            logger.warning("The remote tier %s does not answer: %s", self._name, reason)
+
+    def _say_full(self, reason: str, seconds: float) -> None:
+        logger.warning(
+            "The remote tier %s is full, nothing is written for %g s: %s",
+            self._name,
+            seconds,
+            reason,
+        )
+
+    def _mistake(self, error: Exception) -> None:
+        """Log what should never be raised once with its trace, and leave the store alone."""
+        self.counters.add("exceptions")
+        trace = "".join(traceback.format_exception(error))
+        if trace not in self._mistakes:
+            self._mistakes.add(trace)
+            logger.error("Unexpected in the remote tier %s:\n%s", self._name, trace)
+        self._breaker.failed(f"{type(error).__name__}: {error}")
+
+
+class _Loading(Generic[T]):
+    """A load that may be left while it runs."""
+
+    def __init__(
+        self,
+        keys: Sequence[str],
+        take: Callable[[Layout, memoryview], T | None],
+        release: Callable[[T], None],
+    ) -> None:
+        self.bytes = 0
+        self.corrupt = ""
+        self.outcome = ""  # the counter for why it ended early, if it did by itself
+        self._keys = keys
+        self._take = take
+        self._release = release
+        self._lock = threading.Lock()
+        self._left = False
+        self._taken: list[T] = []
+
+    def run(self, store: Store) -> None:
+        """Take chunk after chunk, in the lane's thread."""
+        values = store.read(self._keys)
+        try:
+            for key, value in zip(self._keys, values, strict=True):
+                if self._left or not self._take_one(key, value):
+                    return
+        finally:
+            close = getattr(values, "close", None)
+            if close is not None:
+                close()
+
+    def finish(self) -> list[T]:
+        """What was taken; whatever comes later is given back."""
+        with self._lock:
+            self._left = True
+            return self._taken
+
+    def _take_one(self, key: str, value: Buffer | None) -> bool:
+        if value is None:
+            self.outcome = "chunks_missing"
+            return False
+        try:
+            layout, payload = unseal(key, value)
+        except CorruptValueError as error:
+            self.outcome, self.corrupt = "chunks_corrupt", str(error)
+            return False
+        taken = self._take(layout, payload)
+        if taken is None:
+            self.outcome = "chunks_without_room"
+            return False
+        with self._lock:
+            if not self._left:
+                self._taken.append(taken)
+                self.bytes += len(value)
+                return True
+        self._release(taken)
+        return False
