@@ -65,9 +65,11 @@ def redis_server(directory: Path, *options: str, password: str | None = None) ->
 
 
 @contextmanager
-def redis_process(directory: Path, *options: str, password: str | None = None) -> Iterator[Store]:
+def redis_process(
+    directory: Path, *options: str, password: str | None = None, port: int | None = None
+) -> Iterator[Store]:
     """A Redis server process: one whose files, addresses and peers are this machine's."""
-    with _server_process(_redis_binary(), directory, options, password) as store:
+    with _server_process(_redis_binary(), directory, options, password, port) as store:
         yield store
 
 
@@ -124,11 +126,15 @@ def silent_server() -> Iterator[tuple[str, int]]:
 
 @contextmanager
 def _server_process(
-    binary: str, directory: Path, options: Sequence[str], password: str | None
+    binary: str,
+    directory: Path,
+    options: Sequence[str],
+    password: str | None,
+    port: int | None = None,
 ) -> Iterator[Store]:
     # A node of a cluster listens on the port 10,000 above as well.
-    while (port := free_port()) > 55535:
-        pass
+    while port is None or port > 55535:
+        port = free_port()
     command = [binary, "--port", str(port), "--bind", "127.0.0.1", "--save", "", "--dir"]
     process = Process(
         [*command, str(directory), *_login(password), *options],

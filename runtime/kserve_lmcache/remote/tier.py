@@ -25,6 +25,7 @@ logger = init_logger(__name__)
 T = TypeVar("T")
 
 _LANES = ("lookup", "load", "write")
+_SILENCE = 60.0  # seconds between two words on corrupt chunks; all are counted
 
 
 class RemoteTier:
@@ -54,6 +55,7 @@ class RemoteTier:
         self._chunk_bytes = chunk_bytes
         self._reason = "not asked yet"
         self._mistakes: set[str] = set()
+        self._silent_until = 0.0
         self._lanes = {
             lane: Lane(f"remote-{lane}", functools.partial(make_store, lane)) for lane in _LANES
         }
@@ -120,7 +122,7 @@ class RemoteTier:
         else:
             self.counters.add(loading.outcome)
         if loading.corrupt:
-            logger.warning("A chunk of %s is not what was stored: %s", self._name, loading.corrupt)
+            self._say_corrupt(loading.corrupt)
             self._writer.delete([keys[len(taken)]])
         self._writer.keep(list(keys[: len(taken)]))
         return taken
@@ -204,6 +206,17 @@ class RemoteTier:
             seconds,
             reason,
         )
+
+    def _say_corrupt(self, reason: str) -> None:
+        now = time.monotonic()
+        if now >= self._silent_until:
+            self._silent_until = now + _SILENCE
+            logger.warning(
+                "A chunk of %s is not what was stored, and is deleted: %s (%d so far)",
+                self._name,
+                reason,
+                self.counters["chunks_corrupt"],
+            )
 
     def _mistake(self, error: Exception) -> None:
         """Log what should never be raised once with its trace, and leave the store alone."""

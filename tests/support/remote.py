@@ -1,0 +1,67 @@
+"""A remote tier without an engine, whose chunks are bytes."""
+
+from __future__ import annotations
+
+import random
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+
+from kserve_lmcache.remote.address import Remote
+from kserve_lmcache.remote.envelope import Layout
+from kserve_lmcache.remote.limits import Limits
+from kserve_lmcache.remote.redis_store import RedisStore
+from kserve_lmcache.remote.tier import RemoteTier
+
+SIZE = 2 * 3 * 16 * 8 * 2
+LAYOUT = Layout("KV_2LTD", (("bfloat16", (2, 3, 16, 8)),))
+
+
+@contextmanager
+def redis_tier(
+    remote: Remote, limits: Limits | None = None, wait: bool = True
+) -> Iterator[RemoteTier]:
+    """A tier of a store of the Redis family; by default one that answers."""
+    limits = limits or Limits()
+
+    def make_store(lane: str) -> RedisStore:
+        return RedisStore(remote, limits, limits.load, lane)
+
+    tier = RemoteTier(remote.url, make_store, limits, 16, SIZE)
+    try:
+        if wait:
+            until(lambda: bool(tier.report()["up"]))
+        yield tier
+    finally:
+        tier.close()
+
+
+def chunks(*names: str, size: int = SIZE) -> dict[str, bytes]:
+    """A chunk for each name, the same every time."""
+    return {name: random.Random(name).randbytes(size) for name in names}
+
+
+def store(tier: RemoteTier, values: Mapping[str, bytes]) -> None:
+    """Hand the chunks to the tier."""
+    for key, value in values.items():
+        tier.store(key, LAYOUT, value, lambda: None)
+
+
+def store_all(tier: RemoteTier, values: Mapping[str, bytes]) -> None:
+    """Store the chunks and wait until nothing waits."""
+    store(tier, values)
+    until(lambda: tier.report()["queue_bytes"] == 0)
+
+
+def load(tier: RemoteTier, keys: Sequence[str]) -> list[bytes]:
+    """What comes of ``keys``."""
+    return tier.load(keys, lambda layout, payload: bytes(payload), lambda value: None)
+
+
+def until(done: Callable[[], bool], seconds: float = 10) -> float:
+    """Wait until it is so; how long that took."""
+    began = time.monotonic()
+    while not done():
+        assert time.monotonic() - began < seconds, "it never happened"
+        time.sleep(0.01)
+    return time.monotonic() - began

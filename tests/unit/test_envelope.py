@@ -1,0 +1,64 @@
+"""Nothing but what was stored under a key is ever taken for its value."""
+
+from __future__ import annotations
+
+import random
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from kserve_lmcache.remote.envelope import CorruptValueError, Layout, overhead, seal, unseal
+
+LAYOUT = Layout("KV_2LTD", (("bfloat16", (2, 3, 16, 8)),))
+PAYLOAD = random.Random(1).randbytes(1536)
+KEY = "namespace@1@0@ab@bfloat16"
+VALUE = seal(KEY, LAYOUT, PAYLOAD) + PAYLOAD
+
+
+def test_what_was_sealed_is_unsealed_without_a_copy() -> None:
+    layout, payload = unseal(KEY, VALUE)
+    assert layout == LAYOUT
+    assert payload == PAYLOAD
+    assert payload.obj is VALUE
+    assert len(VALUE) == overhead(LAYOUT) + len(PAYLOAD)
+    assert overhead(LAYOUT) % 64 == 0
+
+
+def test_several_tensors() -> None:
+    layout = Layout("KV_2LTD", (("float8_e4m3fn", (2, 1, 4, 8)), ("float32", (1, 4))))
+    assert unseal("k", seal("k", layout, b"12") + b"12")[0] == layout
+
+
+def test_a_layout_that_cannot_be_described() -> None:
+    with pytest.raises(ValueError, match="300 tensors is too long"):
+        seal("k", Layout("KV_2LTD", (("bfloat16", (2, 3, 16, 8)),) * 300), b"")
+
+
+@given(st.integers(0, 8 * len(VALUE) - 1))
+def test_every_bit_counts(position: int) -> None:
+    changed = bytearray(VALUE)
+    changed[position // 8] ^= 1 << position % 8
+    with pytest.raises(CorruptValueError):
+        unseal(KEY, changed)
+
+
+@given(st.binary(max_size=2000) | st.integers(0, len(VALUE) - 1).map(lambda end: VALUE[:end]))
+def test_nothing_else_is_taken_for_it(value: bytes) -> None:
+    with pytest.raises(CorruptValueError):
+        unseal(KEY, value)
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "reason"),
+    [
+        ("another", VALUE, "checksum differs"),
+        (KEY, VALUE + b"\0", f"{len(VALUE) + 1} bytes instead of {len(VALUE)}"),
+        (KEY, VALUE[:4] + b"\2\0" + VALUE[6:], "its version is 2, not 1"),
+        (KEY, b"", "0 bytes are less than a header"),
+        (KEY, bytes(2000), "does not begin as a chunk"),
+    ],
+)
+def test_says_what_is_wrong(key: str, value: bytes, reason: str) -> None:
+    with pytest.raises(CorruptValueError, match=reason):
+        unseal(key, value)

@@ -1,0 +1,220 @@
+"""The parts that keep a store's faults away from the engine, with stores that misbehave."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable
+
+import pytest
+
+from kserve_lmcache.remote import pace as pace_module
+from kserve_lmcache.remote.breaker import Breaker
+from kserve_lmcache.remote.counters import Counters
+from kserve_lmcache.remote.lane import Lane
+from kserve_lmcache.remote.pace import MIB, Pace
+from kserve_lmcache.remote.store import StoreError, StoreTimeoutError
+from tests.support.remote import until
+
+
+class MisbehavingStore:
+    """A stand-in for a client: what it does is given with each call."""
+
+    def __init__(self) -> None:
+        self.aborted = threading.Event()
+        self.closed = threading.Event()
+
+    def abort(self) -> None:
+        self.aborted.set()
+
+    def close(self) -> None:
+        self.closed.set()
+
+
+class Stores:
+    def __init__(self) -> None:
+        self.made: list[MisbehavingStore] = []
+
+    def __call__(self) -> MisbehavingStore:
+        self.made.append(MisbehavingStore())
+        return self.made[-1]
+
+
+def lane(stores: Callable[[], MisbehavingStore]) -> Lane:
+    return Lane("test", stores)  # type: ignore[arg-type]
+
+
+def threads() -> int:
+    return sum(thread.name == "test" for thread in threading.enumerate())
+
+
+def test_a_call_that_hangs_is_abandoned_with_its_client() -> None:
+    stores = Stores()
+    tried = lane(stores)
+    assert tried.call(lambda store: "answer", 5) == "answer"
+    began = time.monotonic()
+    with pytest.raises(StoreTimeoutError, match=r"no answer within 0.05 s"):
+        tried.call(lambda store: store.aborted.wait(5), 0.05)
+    assert time.monotonic() - began < 1
+    assert tried.call(lambda store: "new", 5) == "new"
+    assert len(stores.made) == 2
+    assert stores.made[0].closed.wait(5)
+    tried.close()
+    until(lambda: threads() == 0)
+
+
+def test_threads_that_never_end_do_not_grow_in_number() -> None:
+    release = threading.Event()
+    tried = lane(Stores())
+    for _ in range(3):
+        with pytest.raises(StoreTimeoutError):
+            tried.call(lambda store: release.wait(20), 0.01)
+    with pytest.raises(StoreError, match="3 earlier calls still hang"):
+        tried.call(lambda store: "never", 1)
+    assert threads() == 3
+    release.set()
+    until(lambda: threads() == 0)
+    assert tried.call(lambda store: "again", 5) == "again"
+    tried.close()
+
+
+def test_a_call_behind_a_long_one_waits_no_longer_than_it_may() -> None:
+    release = threading.Event()
+    tried = lane(Stores())
+    first = threading.Thread(target=lambda: tried.call(lambda store: release.wait(20), 20))
+    first.start()
+    until(lambda: threads() == 1)
+    with pytest.raises(StoreTimeoutError, match="busy"):
+        tried.call(lambda store: "second", 0.05)
+    release.set()
+    first.join()
+    assert tried.call(lambda store: "third", 5) == "third"
+    tried.close()
+    with pytest.raises(StoreError, match="closed"):
+        tried.call(lambda store: "fourth", 1)
+
+
+class Line:
+    """Tells a breaker whether the store answers, and keeps what it says."""
+
+    def __init__(self) -> None:
+        self.answers = True
+        self.said: list[str] = []
+        self.probes = 0
+
+    def probe(self) -> None:
+        self.probes += 1
+        if not self.answers:
+            raise StoreError("nobody there")
+
+    def breaker(self) -> Breaker:
+        return Breaker(
+            self.probe,
+            lambda: self.said.append("closed"),
+            lambda reason: self.said.append(f"opened: {reason}"),
+            lambda reason: self.said.append(f"refused: {reason}"),
+        )
+
+
+def test_opens_after_three_failures_and_closes_by_itself() -> None:
+    line = Line()
+    breaker = line.breaker()
+    until(lambda: breaker.is_closed)
+    line.answers = False
+    breaker.failed("one")
+    breaker.failed("two")
+    breaker.succeeded(0.1)
+    for reason in ("one", "two", "three"):
+        assert breaker.is_closed
+        breaker.failed(reason)
+    assert not breaker.is_closed
+    until(lambda: line.said[-1] == "refused: nobody there")
+    line.answers = True
+    assert until(lambda: breaker.is_closed) < 5
+    assert line.said[:2] == ["closed", "opened: three"]
+    breaker.stop()
+    assert not breaker.is_closed
+
+
+def test_opens_when_most_answers_are_slow() -> None:
+    line = Line()
+    breaker = line.breaker()
+    until(lambda: breaker.is_closed)
+    line.answers = False
+    for _ in range(20):
+        breaker.succeeded(0.5)
+    for _ in range(8):
+        breaker.succeeded(0.9)
+    assert breaker.is_closed
+    breaker.succeeded(0.9)
+    assert not breaker.is_closed
+    assert "most answers take over 80%" in line.said[1]
+    breaker.stop()
+
+
+def test_one_probe_at_a_time_and_more_rarely_with_time() -> None:
+    line = Line()
+    line.answers = False
+    breaker = line.breaker()
+    time.sleep(1)
+    assert 2 <= line.probes <= 8
+    breaker.stop()
+
+
+class Clock:
+    def __init__(self) -> None:
+        self.now = 1000.0
+
+    def monotonic(self) -> float:
+        return self.now
+
+
+@pytest.fixture
+def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
+    clock = Clock()
+    monkeypatch.setattr(pace_module, "time", clock)
+    return clock
+
+
+def test_a_load_that_would_lose_is_not_worth_it_until_it_is_tried_again(clock: Clock) -> None:
+    pace = Pace()
+    assert pace.is_worth(256, 100 * MIB)  # nothing is known yet
+    for _ in range(3):
+        pace.step(512)
+        clock.now += 0.5
+    pace.step(1)
+    assert pace.prefill_rate == pytest.approx(1024)
+    pace.loaded(100 * MIB, 1.0)
+    assert pace.read_rate == pytest.approx(100 * MIB)
+    assert pace.is_worth(2048, 100 * MIB)
+    assert not pace.is_worth(512, 100 * MIB)
+    clock.now += 31
+    assert pace.is_worth(512, 100 * MIB)
+
+
+def test_steps_of_decoding_say_nothing_of_a_prefill(clock: Clock) -> None:
+    pace = Pace()
+    for _ in range(5):
+        pace.step(8)
+        clock.now += 1
+    assert pace.prefill_rate is None
+
+
+def test_a_load_may_take_no_longer_than_the_prefill_that_it_replaces(clock: Clock) -> None:
+    pace = Pace()
+    pace.loaded(100 * MIB, 0.5)
+    assert pace.deadline(1024, 50 * MIB, 2.0) == pytest.approx(0.05 + 4 * 0.25)
+    assert pace.deadline(1024, 500 * MIB, 2.0) == 2.0
+    pace.step(1024)
+    clock.now += 0.5
+    pace.step(1)
+    assert pace.deadline(1024, 50 * MIB, 2.0) == pytest.approx(0.5)
+    assert pace.deadline(16, 50 * MIB, 2.0) == pytest.approx(0.05)
+
+
+def test_counts_have_names() -> None:
+    counters = Counters()
+    counters.add("failures", 2)
+    assert counters["failures"] == 2
+    with pytest.raises(KeyError):
+        counters.add("anything")
