@@ -7,6 +7,7 @@ vLLM loads this module in its engine and worker processes (entry point
 from __future__ import annotations
 
 import ctypes
+import logging
 import multiprocessing
 import os
 import signal
@@ -33,15 +34,24 @@ def mark_server(environ: MutableMapping[str, str], engine_file: Path | None) -> 
 
 
 def prepare() -> None:
-    """Follow the server into death, and keep secrets out of the log."""
+    """Follow the server into death, show our log, and keep secrets out of all logs."""
     if SERVER not in os.environ or multiprocessing.parent_process() is None:
         return
     _follow_parent()
+    _show_log()
     if path := os.environ.get(ENGINE_FILE):
         from kserve_lmcache import redaction
         from kserve_lmcache.config import engine_file
 
         redaction.guard_logs(redaction.find(engine_file.read(Path(path))))
+
+
+def _show_log() -> None:
+    """Let this package's records go where vLLM's go, which shows no others below warnings."""
+    ours, vllms = logging.getLogger(__package__), logging.getLogger("vllm")
+    ours.handlers = list(vllms.handlers)
+    ours.setLevel(vllms.level)
+    ours.propagate = False
 
 
 def _follow_parent() -> None:

@@ -13,6 +13,7 @@ from typing import Any
 
 from transformers import AutoTokenizer
 
+from tests.support import models
 from tests.support.server import MODEL, Server, engine_environment, running
 from tests.support.stores import Store
 
@@ -119,17 +120,20 @@ def converse(replicas: list[Server]) -> list[Turn]:
     return turns
 
 
-def test_random_conversations(logs: Path, redis_store: Store) -> None:
+def test_random_conversations(logs: Path, redis_store: Store, tmp_path: Path) -> None:
     environ = engine_environment(
         LMCACHE_REMOTE_URL=redis_store.url, LMCACHE_MAX_LOCAL_CPU_SIZE="1.0"
     )
+    # The text is not worth reading, and is the same in every place that is right. What the whole
+    # model would store of 200 conversations is 12 GB.
+    model = (f"--model_id={models.first_layers(tmp_path / 'model', 3)}",)
     with (
-        running(logs / "one.log", EXACT, environ=environ) as one,
-        running(logs / "two.log", EXACT, environ=environ) as two,
+        running(logs / "one.log", EXACT, environ=environ, model=model) as one,
+        running(logs / "two.log", EXACT, environ=environ, model=model) as two,
     ):
         turns = converse([one, two])
     arguments = (EXACT, "--offload=off", "--no-enable-prefix-caching")
-    with running(logs / "reference.log", *arguments) as reference:
+    with running(logs / "reference.log", *arguments, model=model) as reference:
         for turn in turns:
             assert ask(reference, turn.messages) == (turn.answer, 0)
     allowed = sum(turn.allowed for turn in turns)

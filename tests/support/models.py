@@ -36,6 +36,21 @@ def changed(directory: Path, parts: tuple[str, ...], seed: int) -> Path:
     return directory
 
 
+def first_layers(directory: Path, layers: int) -> Path:
+    """The model without its later layers: the same engine and cache, sooner done and smaller."""
+    copy(directory)
+    path = directory / "model.safetensors"
+    kept = {
+        name: tensor
+        for name, tensor in load_file(path).items()
+        if not name.startswith("model.layers.") or int(name.split(".")[2]) < layers
+    }
+    save_file(kept, path, metadata={"format": "pt"})
+    config = json.loads((directory / "config.json").read_text())
+    (directory / "config.json").write_text(json.dumps({**config, "num_hidden_layers": layers}))
+    return directory
+
+
 def adapter(directory: Path, seed: int, rank: int = 8) -> Path:
     """A LoRA adapter of the K and V projections, in PEFT's layout."""
     directory.mkdir()

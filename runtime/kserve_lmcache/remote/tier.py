@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import functools
+import logging
 import threading
 import time
 import traceback
 from collections.abc import Callable, Sequence
 from typing import Any, Generic, TypeVar
-
-from vllm.logger import init_logger
 
 from kserve_lmcache.remote.breaker import SLOW, Breaker
 from kserve_lmcache.remote.counters import Counters
@@ -20,7 +19,7 @@ from kserve_lmcache.remote.pace import Pace
 from kserve_lmcache.remote.store import Store, StoreError
 from kserve_lmcache.remote.writer import Chunk, Writer
 
-logger = init_logger(__name__)
+logger = logging.getLogger(__name__)
 
 T = TypeVar("T")
 
