@@ -163,8 +163,7 @@ def table(
                 answer = ask(server, identity, prompt_of(identity.name))
                 assert cached_tokens(answer) == 0
                 table.answers[identity.name, "cold"] = answer.choices[0].message.content
-            # A chunk a prompt, of two keys.
-            stored = before + 2 * len(setup.identities)
+            stored = before + len(setup.identities)  # a chunk a prompt
             server.process.wait_until(lambda n=stored: redis_store.client().dbsize() >= n, 30)
     for number, setup in enumerate(setups):
         with serving(setup, logs / f"read-{number}.log", environ, READS_ALONE) as server:
