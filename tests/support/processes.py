@@ -16,11 +16,16 @@ class Process:
     """A process whose output goes to a log file."""
 
     def __init__(
-        self, command: Sequence[str], log: Path, environ: Mapping[str, str] | None = None
+        self,
+        command: Sequence[str],
+        log: Path,
+        environ: Mapping[str, str] | None = None,
+        append: bool = False,
     ) -> None:
         self.log = log
         self.command = list(command)
-        with log.open("wb") as output:
+        self._environ = environ
+        with log.open("ab" if append else "wb") as output:
             self._popen = subprocess.Popen(
                 self.command,
                 stdin=subprocess.DEVNULL,
@@ -30,6 +35,11 @@ class Process:
                 start_new_session=True,
             )
         self.pid = self._popen.pid
+
+    def again(self) -> Process:
+        """The same command once more, after this one has ended; the log goes on."""
+        assert self._popen.poll() is not None, f"{self} still runs"
+        return Process(self.command, self.log, self._environ, append=True)
 
     def wait_until(self, ready: Callable[[], bool], seconds: float) -> None:
         """Wait for ``ready``; fails with the log when the process ends or time runs out."""

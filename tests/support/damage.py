@@ -1,0 +1,107 @@
+"""Values of a store that are changed where they lie, and put back."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import closing, contextmanager
+
+import redis
+
+from tests.support.stores import Store
+
+Values = dict[bytes, bytes]
+Change = Callable[[Values], Values]
+
+# What the header of a stored chunk may hold its version in.
+HEADER_VERSION = slice(8, 10)
+CUT = 1000
+
+
+def each(change: Callable[[bytes], bytes]) -> Change:
+    """Of one value that makes one of all values; what it leaves empty is left alone."""
+
+    def changed(values: Values) -> Values:
+        return {key: new for key, value in values.items() if (new := change(value))}
+
+    return changed
+
+
+def truncated(value: bytes) -> bytes:
+    """Without its end."""
+    return value[: -min(CUT, max(len(value) // 2, 1))]
+
+
+def extended(value: bytes) -> bytes:
+    """With more behind its end."""
+    return value + value[:CUT]
+
+
+def bit_flipped(value: bytes) -> bytes:
+    """With one bit of the byte in its middle the other way round."""
+    return _with_bytes(value, slice(len(value) // 2, len(value) // 2 + 1), 0x10)
+
+
+def header_changed(value: bytes) -> bytes:
+    """With the bytes 8 and 9 changed, where it is longer."""
+    return _with_bytes(value, HEADER_VERSION, 0xFF) if len(value) > HEADER_VERSION.stop else b""
+
+
+def swapped(values: Values) -> Values:
+    """Each with the value of another key, of the same length where there is one."""
+    alike: dict[int, list[bytes]] = defaultdict(list)
+    for key in sorted(values):
+        alike[len(values[key])].append(key)
+    groups = [keys for keys in alike.values() if len(keys) > 1]
+    groups.append([keys[0] for keys in alike.values() if len(keys) == 1])
+    new: Values = {}
+    for keys in groups:
+        others = keys[1:] + keys[:1]
+        new.update({key: values[other] for key, other in zip(keys, others, strict=True)})
+    return new
+
+
+DAMAGES: dict[str, Change] = {
+    "truncated": each(truncated),
+    "extended": each(extended),
+    "bit flipped": each(bit_flipped),
+    "header changed": each(header_changed),
+    "swapped": swapped,
+}
+
+
+@contextmanager
+def damaged(store: Store, change: Change) -> Iterator[Values]:
+    """Every value of the store's database changed for a while: what they are meanwhile, by key.
+
+    At the end a value is put back where the changed one still is: not where somebody has deleted
+    it, nor where somebody has written another. Times to live are kept.
+
+    Raises:
+        AssertionError: there is no value that it changes.
+    """
+    with closing(store.client()) as client:
+        values = _values(client)
+        new = {key: value for key, value in change(values).items() if value != values[key]}
+        assert new, f"none of the store's {len(values)} values is changed"
+        _write(client, new)
+        try:
+            yield new
+        finally:
+            still = [key for key, value in new.items() if client.get(key) == value]
+            _write(client, {key: values[key] for key in still})
+
+
+def _values(client: redis.Redis) -> Values:
+    keys = list(client.scan_iter(count=1000, _type="string"))
+    return {key: value for key in keys if (value := client.get(key)) is not None}
+
+
+def _write(client: redis.Redis, values: Mapping[bytes, bytes]) -> None:
+    for key, value in values.items():
+        client.set(key, value, keepttl=True)
+
+
+def _with_bytes(value: bytes, where: slice, mask: int) -> bytes:
+    changed = bytes(byte ^ mask for byte in value[where])
+    return value[: where.start] + changed + value[where.stop :]
