@@ -219,9 +219,8 @@ def test_a_full_store_is_said_and_tried_again(
 def test_the_queue_never_holds_more_than_its_bytes(server: Store, remote: Remote) -> None:
     held: set[str] = set()
     limits = Limits(queue_bytes=10 * SIZE)
-    assert server.process is not None
     with redis_tier(remote, limits) as tier:
-        server.process.signal(signal.SIGSTOP)
+        server.own_process().signal(signal.SIGSTOP)
         for number in range(100):
             key = f"k{number}"
             held.add(key)
@@ -231,22 +230,22 @@ def test_the_queue_never_holds_more_than_its_bytes(server: Store, remote: Remote
         found = tier.report()
         assert found["queue_bytes_max"] <= limits.queue_bytes
         assert found["dropped_queue"] >= 90
-        server.process.signal(signal.SIGCONT)
+        server.own_process().signal(signal.SIGCONT)
         until(lambda: not held)
     assert server.client().exists(PREFIX + "k99")  # the newest stay, the oldest are dropped
     assert not server.client().exists(PREFIX + "k5")
 
 
 def test_comes_by_itself_when_the_store_does(tmp_path: Path) -> None:
-    with redis_process(tmp_path) as first:
-        pass
-    with redis_tier(Remote(first.url, "test"), wait=False) as tier:
-        began = time.monotonic()
-        assert tier.lookup(["a"]) == 0
-        store(tier, chunks("a"))
-        assert time.monotonic() - began < 0.5
-        until(lambda: "refused" in tier.report()["reason"])
-        with redis_process(tmp_path, port=first.port):
+    with redis_process(tmp_path) as server:
+        server.kill()
+        with redis_tier(Remote(server.url, "test"), wait=False) as tier:
+            began = time.monotonic()
+            assert tier.lookup(["a"]) == 0
+            store(tier, chunks("a"))
+            assert time.monotonic() - began < 0.5
+            until(lambda: "refused" in tier.report()["reason"])
+            server.start()
             assert until(lambda: bool(tier.report()["up"])) < 5
             until(lambda: tier.lookup(["a"]) == 1)  # it had waited in the queue
 
@@ -254,10 +253,9 @@ def test_comes_by_itself_when_the_store_does(tmp_path: Path) -> None:
 def test_a_stopped_store_costs_three_deadlines_and_comes_back(
     server: Store, remote: Remote
 ) -> None:
-    assert server.process is not None
     with redis_tier(remote) as tier:
         store_all(tier, chunks("a"))
-        server.process.signal(signal.SIGSTOP)
+        server.own_process().signal(signal.SIGSTOP)
         try:
             began = time.monotonic()
             for _ in range(100):
@@ -265,7 +263,7 @@ def test_a_stopped_store_costs_three_deadlines_and_comes_back(
             assert time.monotonic() - began < 1
             assert tier.report()["lookups_skipped"] == 97
         finally:
-            server.process.signal(signal.SIGCONT)
+            server.own_process().signal(signal.SIGCONT)
         assert until(lambda: bool(tier.report()["up"])) < 5
         assert load(tier, ["a"]) == [*chunks("a").values()]
 
@@ -273,15 +271,14 @@ def test_a_stopped_store_costs_three_deadlines_and_comes_back(
 def test_a_killed_store_is_missed_and_used_again(tmp_path: Path) -> None:
     with redis_process(tmp_path) as server, redis_tier(Remote(server.url, "test")) as tier:
         store_all(tier, chunks("a"))
-        assert server.process is not None
-        server.process.signal(signal.SIGKILL)
+        server.kill()
         until(lambda: tier.lookup(["a"]) == 0 and not tier.report()["up"])
         assert load(tier, ["a"]) == []
-        with redis_process(tmp_path, port=server.port):
-            assert until(lambda: bool(tier.report()["up"])) < 5
-            assert tier.lookup(["a"]) == 0
-            store_all(tier, chunks("a"))
-            assert tier.lookup(["a"]) == 1
+        server.start()
+        assert until(lambda: bool(tier.report()["up"])) < 5
+        assert tier.lookup(["a"]) == 0
+        store_all(tier, chunks("a"))
+        assert tier.lookup(["a"]) == 1
 
 
 def test_what_waits_is_written_when_the_engine_stops(server: Store, remote: Remote) -> None:

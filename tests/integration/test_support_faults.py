@@ -232,7 +232,7 @@ def test_evicting(target: Target) -> None:
         (
             "values header changed",
             lambda old, new: (
-                (old[:8], old[10:]) == (new[:8], new[10:]) and old[8] != new[8] and old[9] != new[9]
+                (old[:4], old[6:]) == (new[:4], new[6:]) and old[4] != new[4] and old[5] != new[5]
             ),
         ),
         ("values swapped", lambda old, new: old != new and new in VALUES.values()),

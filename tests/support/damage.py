@@ -14,7 +14,7 @@ Values = dict[bytes, bytes]
 Change = Callable[[Values], Values]
 
 # What the header of a stored chunk may hold its version in.
-HEADER_VERSION = slice(8, 10)
+HEADER_VERSION = slice(4, 6)
 CUT = 1000
 
 
@@ -43,7 +43,7 @@ def bit_flipped(value: bytes) -> bytes:
 
 
 def header_changed(value: bytes) -> bytes:
-    """With the bytes 8 and 9 changed, where it is longer."""
+    """With a header of another version, where it is longer."""
     return _with_bytes(value, HEADER_VERSION, 0xFF) if len(value) > HEADER_VERSION.stop else b""
 
 

@@ -1,0 +1,123 @@
+"""Every kind of store: what one replica stores another loads, to the last bit."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+
+from kserve_lmcache.remote.address import Remote
+from kserve_lmcache.remote.redis_store import PREFIX
+from kserve_lmcache.remote.tier import RemoteTier
+from tests.support.remote import chunks, load, redis_tier, store_all, until
+from tests.support.replica import TOKENS, alike, pages, prompt, replica
+from tests.support.stores import (
+    VARIANTS,
+    Cluster,
+    Store,
+    Watched,
+    redis_cluster,
+    servers,
+    watched_by_sentinels,
+)
+
+PASSWORD = "test-password-b2f0"
+RECOVERY = 5.0
+
+
+@pytest.fixture(autouse=True)
+def _same_keys(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PYTHONHASHSEED", "0")
+
+
+def remote_of(store: Store | Watched | Cluster) -> Remote:
+    files = {
+        name: str(path)
+        for name in ("ca_file", "cert_file", "key_file")
+        if (path := getattr(store, name, None))
+    }
+    return Remote(
+        store.url,
+        "test",
+        username=getattr(store, "username", None),
+        password=store.password,
+        **files,
+    )
+
+
+def shared_between_replicas(remote: Remote) -> None:
+    with replica(remote) as one:
+        one.store(prompt(1), pages(1))
+    with replica(remote) as other:
+        found, came, target = other.load(prompt(1))
+    assert (found, came) == (TOKENS, TOKENS)
+    assert alike(target, pages(1))
+
+
+@pytest.mark.parametrize("server", servers())
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_one_server(tmp_path: Path, server: str, variant: str) -> None:
+    with VARIANTS[variant](tmp_path, binary=servers()[server]) as store:
+        shared_between_replicas(remote_of(store))
+
+
+@pytest.mark.parametrize("server", servers())
+def test_sentinels(tmp_path: Path, server: str) -> None:
+    with watched_by_sentinels(tmp_path, binary=servers()[server], password=PASSWORD) as watched:
+        remote = remote_of(watched)
+        shared_between_replicas(remote)
+        with redis_tier(remote) as tier, traffic(tier) as failures:
+            store_all(tier, chunks("before"))
+            before = watched.kill_primary()
+            watched.wait_for_another(before)
+            seconds = until(lambda: load(tier, ["before"]) == [*chunks("before").values()], 30)
+            store_all(tier, chunks("after"))
+            until(lambda: load(tier, ["after"]) == [*chunks("after").values()])
+        assert seconds < RECOVERY
+        assert failures == []
+
+
+@pytest.mark.parametrize("server", servers())
+def test_a_cluster(tmp_path: Path, server: str) -> None:
+    with redis_cluster(tmp_path, binary=servers()[server], password=PASSWORD) as cluster:
+        remote = remote_of(cluster)
+        shared_between_replicas(remote)
+        values = chunks(*(f"key-{number}" for number in range(30)))
+        with redis_tier(remote) as tier, traffic(tier) as failures:
+            store_all(tier, values)
+            for key in values:
+                source = cluster.owner(PREFIX + key)
+                with cluster.moving(PREFIX + key, cluster.other_than(source)):
+                    until(lambda key=key: load(tier, [key]) == [values[key]])
+                until(lambda key=key: load(tier, [key]) == [values[key]])
+            assert load(tier, [*values]) == [*values.values()]
+        assert failures == []
+
+
+@contextmanager
+def traffic(tier: RemoteTier) -> Iterator[list[str]]:
+    """Stores and loads all the while; the list gets what came and was not what was stored."""
+    failures: list[str] = []
+    over = threading.Event()
+
+    def work() -> None:
+        number = 0
+        while not over.wait(0.01):
+            values = chunks(f"traffic-{number}", f"traffic-{number}-more")
+            store_all(tier, values)
+            tier.lookup([*values])
+            loaded = load(tier, [*values])
+            if loaded != [*values.values()][: len(loaded)]:
+                failures.append(f"{number}")
+            number += 1
+
+    thread = threading.Thread(target=work)
+    thread.start()
+    try:
+        yield failures
+    finally:
+        over.set()
+        thread.join()

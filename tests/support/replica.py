@@ -1,0 +1,129 @@
+"""LMCache's engine of one worker over our remote tier, without vLLM and without a model.
+
+Its KV cache has two small layers of random numbers.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from lmcache.utils import CacheEngineKey
+from lmcache.v1.cache_engine import LMCacheEngine, LMCacheEngineBuilder
+from lmcache.v1.config import LMCacheEngineConfig
+from lmcache.v1.metadata import LMCacheMetadata
+
+from kserve_lmcache.connector.cpu_copy import CPUPagedMemoryConnector
+from kserve_lmcache.remote.address import Remote
+from kserve_lmcache.remote.limits import Limits
+from kserve_lmcache.remote.options import PLUGIN, to_extra_config
+from kserve_lmcache.remote.plugin import RemoteTierConnector
+from kserve_lmcache.remote.tier import RemoteTier
+from tests.support.remote import until
+
+LAYERS, HEADS, HEAD_SIZE, CHUNK, BLOCK = 2, 3, 8, 16, 4
+CHUNKS = 4
+TOKENS = CHUNKS * CHUNK
+# On a busy machine the usual deadlines pass; they are tested where they matter.
+PATIENT = Limits(lookup=5, load=20)
+
+Pages = list[torch.Tensor]
+
+
+@dataclass(frozen=True)
+class Replica:
+    """One engine."""
+
+    engine: LMCacheEngine
+    connector: RemoteTierConnector
+
+    @property
+    def tier(self) -> RemoteTier:
+        return self.connector.tier
+
+    def count(self, name: str) -> Any:
+        return self.tier.report()[name]
+
+    def store(self, tokens: torch.Tensor, source: Pages) -> None:
+        """Store what the pages hold of the tokens, and wait until the store has it."""
+        before = self.count("chunks_written")
+        slots = torch.arange(len(tokens))
+        self.engine.store(tokens, kvcaches=source, slot_mapping=slots, req_id="store")
+        chunks = -(-len(tokens) // CHUNK)
+        until(lambda: self.count("chunks_written") == before + chunks)
+
+    def load(self, tokens: torch.Tensor) -> tuple[int, int, Pages]:
+        """Tokens that a lookup finds, tokens that come, and the pages."""
+        target = [torch.zeros_like(layer) for layer in pages(0)]
+        found = self.engine.lookup(tokens, lookup_id="load", pin=True)
+        slots = torch.arange(len(tokens))
+        mask = self.engine.retrieve(tokens, kvcaches=target, slot_mapping=slots, req_id="load")
+        self.engine.lookup_unpin("load")
+        return found, int(mask.sum()), target
+
+    def keys(self, tokens: torch.Tensor) -> list[CacheEngineKey]:
+        chunks = self.engine.token_database.process_tokens(tokens=tokens, request_configs=None)
+        return [key for _, _, key in chunks]
+
+
+@contextmanager
+def replica(remote: Remote, local_gib: float = 0.05, limits: Limits = PATIENT) -> Iterator[Replica]:
+    """An engine whose remote store answers. ``PYTHONHASHSEED`` must be set."""
+    config = LMCacheEngineConfig.from_defaults(
+        chunk_size=CHUNK,
+        save_unfull_chunk=True,
+        pre_caching_hash_algorithm="sha256_cbor",
+        max_local_cpu_size=local_gib,
+        remote_storage_plugins=[PLUGIN],
+        remote_serde="naive",
+        extra_config=to_extra_config(remote, limits),
+    )
+    metadata = LMCacheMetadata(
+        model_name="model",
+        world_size=1,
+        local_world_size=1,
+        worker_id=0,
+        local_worker_id=0,
+        kv_dtype=torch.float32,
+        kv_shape=(LAYERS, 2, CHUNK, HEADS, HEAD_SIZE),
+        chunk_size=CHUNK,
+    )
+    engine = LMCacheEngineBuilder.get_or_create(
+        "replica",
+        config,
+        metadata,
+        CPUPagedMemoryConnector.from_metadata(config, metadata),
+        lambda tensor, source: None,
+        lambda value, source: value,
+    )
+    engine.post_init()
+    try:
+        backend = engine.storage_manager.storage_backends[f"RemoteBackend-{PLUGIN}"]
+        connector = backend.connection.getWrappedConnector()
+        until(lambda: connector.tier.report()["up"])
+        yield Replica(engine, connector)
+    finally:
+        LMCacheEngineBuilder.destroy("replica")
+
+
+def pages(seed: int) -> Pages:
+    """A paged KV cache of random numbers."""
+    generator = torch.Generator().manual_seed(seed)
+    shape = (TOKENS // BLOCK, HEADS, BLOCK, 2 * HEAD_SIZE)
+    return [torch.randn(shape, generator=generator) for _ in range(LAYERS)]
+
+
+def prompt(number: int, length: int = TOKENS) -> torch.Tensor:
+    """Tokens that share no prefix with those of another number."""
+    return torch.arange(length) + 1000 * number
+
+
+def alike(one: Pages, other: Pages, tokens: int = TOKENS) -> bool:
+    """Whether the first ``tokens`` of both are equal to the last bit."""
+    rows = (
+        [layer.transpose(1, 2).flatten(0, 1)[:tokens] for layer in each] for each in (one, other)
+    )
+    return all(torch.equal(a, b) for a, b in zip(*rows, strict=True))
