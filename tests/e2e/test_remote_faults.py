@@ -4,8 +4,9 @@ A steady load of cold, warm and shared prompts goes to a server whose only cache
 to one that has no cache at all, request by request: the second one's answer is the right one, and
 its time to first token is what the first one's is compared to.
 
-``FAULT_SECONDS=60`` lets each fault last longer than the usual seconds; ``REMOTE_CONNECTOR=lmcache``
-shows what LMCache's own connector makes of them (nothing is then demanded of it).
+``FAULT_SECONDS=60`` lets each fault last longer than the usual seconds, and
+``REMOTE_CONNECTOR=lmcache`` shows what LMCache's own connector makes of them (nothing is then
+demanded of it).
 """
 
 from __future__ import annotations
