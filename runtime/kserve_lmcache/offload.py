@@ -30,8 +30,8 @@ from kserve_lmcache.errors import (
     UsageError,
 )
 from kserve_lmcache.identity import IdentityError
-from kserve_lmcache.identity.engine import namespace_of
-from kserve_lmcache.identity.namespace import NAMESPACE
+from kserve_lmcache.identity.engine import EngineIdentity, identify
+from kserve_lmcache.identity.namespace import NAMESPACE, keys_of
 from kserve_lmcache.remote.address import Remote
 from kserve_lmcache.resources import memory_limit
 from kserve_lmcache.settings import VARIABLE_PREFIX
@@ -54,6 +54,7 @@ class Offload:
         engine_file: what LMCache reads it from; ``None`` when it is not enabled.
         remote: the remote store that is asked for.
         shape: the engine's sizes; ``None`` when it is not enabled.
+        identity: whose the entries are; ``None`` when it is not enabled.
     """
 
     configuration: Configuration
@@ -61,6 +62,7 @@ class Offload:
     engine_file: Path | None = None
     remote: Remote | None = None
     shape: EngineShape | None = None
+    identity: EngineIdentity | None = None
 
     @property
     def enabled(self) -> bool:
@@ -112,7 +114,7 @@ def plan_offload(args: Namespace, environ: MutableMapping[str, str]) -> tuple[Of
         shape = shape_of(engine_config)
         remote = complete(configuration, shape)
         configuration.check()
-        _name_entries(engine_config, configuration, environ)
+        identity = _name_entries(engine_config, configuration, environ)
     except (ConfigurationError, IdentityError, UnsupportedModelError) as error:
         if configuration.get("offload_required"):
             raise
@@ -121,7 +123,9 @@ def plan_offload(args: Namespace, environ: MutableMapping[str, str]) -> tuple[Of
     engine_file.hand_over(path, environ)
     for note in configuration.notes:
         logger.warning(note)
-    offload = Offload(configuration, engine_file=path, remote=remote, shape=shape)
+    offload = Offload(
+        configuration, engine_file=path, remote=remote, shape=shape, identity=identity
+    )
     return offload, engine_config
 
 
@@ -181,21 +185,18 @@ def _without(args: Namespace, configuration: Configuration, reason: str) -> Offl
 
 def _name_entries(
     engine_config: VllmConfig, configuration: Configuration, environ: Mapping[str, str]
-) -> None:
+) -> EngineIdentity:
     """Tell the connector the namespace of this model's entries.
 
     Raises:
         IdentityError: the model's content cannot be told.
     """
-    keys = {
-        "hash_algorithm": configuration.get("pre_caching_hash_algorithm"),
-        "hash_seed": environ.get("PYTHONHASHSEED", "0"),
-        "chunk_size": configuration.get("chunk_size"),
-    }
     how = configuration.get("model_fingerprint")
-    name, detail = namespace_of(engine_config, how, keys, environ)
-    engine_config.kv_transfer_config.kv_connector_extra_config[NAMESPACE] = name
-    logger.info("Entries of this model are named %s (%s)", name, detail)
+    identity = identify(engine_config, how, keys_of(configuration, environ), environ)
+    extra = engine_config.kv_transfer_config.kv_connector_extra_config
+    extra[NAMESPACE] = identity.namespace
+    logger.info("Entries of this model are named %s (%s)", identity.namespace, identity.detail)
+    return identity
 
 
 def _configure_engine(args: Namespace, configuration: Configuration) -> VllmConfig:

@@ -18,13 +18,21 @@ import json
 import os
 import re
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from kserve_lmcache.identity.files import ModelFile
 
 _SECOND = 1_000_000_000  # in nanoseconds
 _DIGEST = re.compile(r"[0-9a-f]{64}")
+
+
+def directory(environ: Mapping[str, str]) -> Path | None:
+    """Of the XDG Base Directory Specification; None for a user without a home."""
+    if base := environ.get("XDG_CACHE_HOME"):
+        return Path(base) / "kserve-lmcache"
+    home = environ.get("HOME")
+    return Path(home) / ".cache" / "kserve-lmcache" if home else None
 
 
 def entry_path(directory: Path, scheme: str, files: Sequence[ModelFile]) -> Path | None:

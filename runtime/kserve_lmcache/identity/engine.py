@@ -1,24 +1,42 @@
-"""The namespace of the entries of an engine that is configured and need not run yet."""
+"""Whose cache entries are those of an engine that is configured and need not run yet."""
 
 from __future__ import annotations
 
 import uuid
 from collections.abc import Mapping
-from pathlib import Path
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from kserve_lmcache.identity import cache
 from kserve_lmcache.identity.model import model_path
-from kserve_lmcache.identity.namespace import namespace, numerics_of
+from kserve_lmcache.identity.namespace import namespace, numerics_of, told
 from kserve_lmcache.identity.weights import fingerprint
 
 if TYPE_CHECKING:
     from vllm.config import VllmConfig
 
 
-def namespace_of(
+@dataclass(frozen=True)
+class EngineIdentity:
+    """Whose an engine's entries are.
+
+    Attributes:
+        namespace: the part of every key that says so.
+        content: digest of the model's files.
+        inputs: what else decides whether two engines share, by name; nothing of it is secret.
+        detail: a line for the log about how the content was told.
+    """
+
+    namespace: str
+    content: str
+    inputs: Mapping[str, str | int | float | None]
+    detail: str
+
+
+def identify(
     config: VllmConfig, how: str, keys: Mapping[str, Any], environ: Mapping[str, str]
-) -> tuple[str, str]:
-    """The namespace, and a line for the log about how the model's content was told.
+) -> EngineIdentity:
+    """Tell whose the engine's entries are.
 
     Args:
         config: the engine's; held to the commit of the hub that was found.
@@ -33,15 +51,16 @@ def namespace_of(
         content, detail = uuid.uuid4().hex, "private, nothing is shared with other servers"
     else:
         found = fingerprint(
-            model_path(config), full=how == "full", cache_directory=_cache_directory(environ)
+            model_path(config), full=how == "full", cache_directory=cache.directory(environ)
         )
         content, detail = found.digest, f"{found.method}, {found.detail}, {found.seconds:.2f} s"
-    return namespace(content, numerics_of(config), keys), f"content {content[:16]}: {detail}"
-
-
-def _cache_directory(environ: Mapping[str, str]) -> Path | None:
-    """Of the XDG Base Directory Specification; None for a user without a home."""
-    if base := environ.get("XDG_CACHE_HOME"):
-        return Path(base) / "kserve-lmcache"
-    home = environ.get("HOME")
-    return Path(home) / ".cache" / "kserve-lmcache" if home else None
+    numerics = numerics_of(config)
+    # The number of workers is in every key, put there by LMCache; those of a model with one latent
+    # vector a token hold the same KV, of which one copy is kept.
+    workers = 1 if config.model_config.use_mla else config.parallel_config.world_size
+    return EngineIdentity(
+        namespace(content, numerics, keys),
+        content,
+        told({**keys, **numerics, "workers": workers}),
+        f"content {content[:16]}: {detail}",
+    )

@@ -12,10 +12,13 @@ import json
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
+from kserve_lmcache.environment import DEFAULTS
 from kserve_lmcache.identity.files import without
 
 if TYPE_CHECKING:
     from vllm.config import VllmConfig
+
+    from kserve_lmcache.config.configuration import Configuration
 
 # Where the server leaves the namespace for the connector: in its extra configuration.
 NAMESPACE = "kserve_lmcache.namespace"
@@ -31,15 +34,23 @@ def namespace(content: str, numerics: Mapping[str, Any], keys: Mapping[str, Any]
     Args:
         content: digest of the model's files (:func:`kserve_lmcache.identity.fingerprint`).
         numerics: what else changes the KV of given tokens (:func:`numerics_of`).
-        keys: how tokens become keys: hash algorithm, seed, chunk size.
+        keys: how tokens become keys (:func:`keys_of`).
 
     Returns:
         ``kv`` with the layout's number, and 128 bits in hexadecimal; no character of it means
         anything in a key.
     """
     parts = [LAYOUT, content, numerics, keys]
-    canonical = json.dumps(parts, sort_keys=True, default=str)
-    return f"kv{LAYOUT}-{hashlib.sha256(canonical.encode()).hexdigest()[:32]}"
+    return f"kv{LAYOUT}-{hashlib.sha256(_canonical(parts).encode()).hexdigest()[:32]}"
+
+
+def keys_of(configuration: Configuration, environ: Mapping[str, str]) -> dict[str, Any]:
+    """How tokens become keys: hash algorithm, hash seed (as text), chunk size."""
+    return {
+        "hash_algorithm": configuration.get("pre_caching_hash_algorithm"),
+        "hash_seed": environ.get("PYTHONHASHSEED") or DEFAULTS["PYTHONHASHSEED"],
+        "chunk_size": configuration.get("chunk_size"),
+    }
 
 
 def numerics_of(config: VllmConfig) -> dict[str, Any]:
@@ -60,6 +71,20 @@ def numerics_of(config: VllmConfig) -> dict[str, Any]:
         # A draft model's layers are stored beside the model's own.
         "draft": None if speculative is None else [speculative.method, str(speculative.model)],
     }
+
+
+def told(parts: Mapping[str, Any]) -> dict[str, str | int | float | None]:
+    """``parts`` as other servers may know them: a digest for what is long or may hold a path."""
+    return {
+        name: value
+        if value is None or isinstance(value, str | int | float)
+        else hashlib.sha256(_canonical(value).encode()).hexdigest()[:12]
+        for name, value in parts.items()
+    }
+
+
+def _canonical(value: Any) -> str:
+    return json.dumps(value, sort_keys=True, default=str)
 
 
 def _scales_rope(text_config: Any) -> bool:
