@@ -6,6 +6,7 @@ import asyncio
 import json
 import os
 import signal
+import socket
 import sys
 from argparse import Namespace
 from types import FrameType
@@ -20,7 +21,9 @@ from vllm.config import VllmConfig
 from kserve_lmcache import engine_process, request_errors
 from kserve_lmcache.doctor.at_start import log_findings
 from kserve_lmcache.doctor.check import Subject
+from kserve_lmcache.doctor.replica import Replica
 from kserve_lmcache.engine_shape import EngineShape
+from kserve_lmcache.identity.engine import EngineIdentity
 from kserve_lmcache.local_tier import GIB
 from kserve_lmcache.metrics import metrics
 from kserve_lmcache.model import LMCacheModel
@@ -95,9 +98,10 @@ def serve(args: Namespace, offload: Offload, engine_config: VllmConfig) -> None:
     """
     engine_process.mark_server(os.environ, offload.engine_file)
     server = _create_server(args)
-    if offload.shape is not None:
-        log_findings(_subject(args, offload, offload.shape), logger)
     model = LMCacheModel(args, offload, engine_config)
+    if offload.shape is not None and offload.identity is not None:
+        subject = _subject(args, offload, offload.shape, offload.identity)
+        log_findings(subject, logger, offloads=lambda: model.offload.enabled)
     model.load()
     for alias in (*args.served_model_name[1:], *(lora.name for lora in args.lora_modules or ())):
         server.register_model(model, alias)
@@ -109,7 +113,9 @@ def serve(args: Namespace, offload: Offload, engine_config: VllmConfig) -> None:
         logger.info("The server has stopped")
 
 
-def _subject(args: Namespace, offload: Offload, shape: EngineShape) -> Subject:
+def _subject(
+    args: Namespace, offload: Offload, shape: EngineShape, identity: EngineIdentity
+) -> Subject:
     """What the doctor looks at."""
     configuration = offload.configuration
     return Subject(
@@ -119,6 +125,14 @@ def _subject(args: Namespace, offload: Offload, shape: EngineShape) -> Subject:
         chunk_bytes=configuration.get("chunk_size") * shape.kv_bytes_per_token,
         model=args.model,
         revision=args.revision,
+        model_fingerprint=configuration.get("model_fingerprint"),
+        replica=Replica(
+            identity.inputs,
+            identity.namespace,
+            identity.content,
+            # In a pod the pod's name.
+            place=f"{socket.gethostname()}:{args.http_port}",
+        ),
     )
 
 

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import json
+import socket
 from pathlib import Path
 
 import httpx
 
+from kserve_lmcache.remote.redis_store import PREFIX
 from tests.support.server import Server, cached_tokens, engine_environment, long_prompt, running
 from tests.support.stores import Store
 
@@ -32,6 +35,25 @@ def _truncate_one_chunk(store: Store, keys: set[bytes]) -> None:
     client.set(chunk, value[:-1000])
 
 
+def _both_announced_themselves(store: Store, first: Server, second: Server) -> None:
+    client = store.client()
+    (key,) = client.keys("kserve-lmcache:replicas:*")
+    told = {place.decode(): json.loads(text) for place, text in client.hgetall(key).items()}
+    host = socket.gethostname()
+    assert set(told) == {f"{host}:{first.port}", f"{host}:{second.port}"}
+    chunks = (chunk.decode().removeprefix(PREFIX) for chunk in store.chunks())
+    prefixes = {chunk.partition("@")[0] for chunk in chunks}
+    assert {record["namespace"] for record in told.values()} == prefixes
+    for record in told.values():
+        assert record["inputs"]["hash_seed"] == "0"
+        assert record["inputs"]["chunk_size"] == 256
+        assert record["inputs"]["dtype"] == "torch.float32"
+    assert "Check replicas: ok, no other servers of this model" in first.process.output()
+    log = second.process.output()
+    assert "Check replicas: ok, 1 other server of this model" in log
+    assert f"all alike: {host}:{first.port} (" in log
+
+
 def _liveness_sees_a_dead_engine(server: Server) -> None:
     engine = next(process for process in server.process.family() if "EngineCore" in process.name())
     assert httpx.get(f"{server.url}/v2/health/live").status_code == 200
@@ -55,18 +77,18 @@ def test_a_second_replica_takes_the_prefix_from_redis(
         assert stored.usage is not None
         assert stored.usage.prompt_tokens > 1024
         assert cached_tokens(stored) == 0
-        client = redis_store.client()
-        first.process.wait_until(lambda: client.dbsize() >= 4, seconds=10)
-        before = set(client.keys())
+        first.process.wait_until(lambda: len(redis_store.chunks()) >= 4, seconds=10)
+        before = redis_store.chunks()
         whole = first.chat(damaged)
-        first.process.wait_until(lambda: client.dbsize() >= len(before) + 4, seconds=10)
-        _truncate_one_chunk(redis_store, set(client.keys()) - before)
+        first.process.wait_until(lambda: len(redis_store.chunks()) >= len(before) + 4, seconds=10)
+        _truncate_one_chunk(redis_store, redis_store.chunks() - before)
         with running(logs / "second.log", EXACT, environ=environ) as second:
             loaded = second.chat(prompt)
             recomputed = second.chat(damaged)
             assert "failed to load" in second.process.output()
             assert f"The remote tier {redis_store.url} answers" in second.process.output()
             assert "is not what was stored, and is deleted: it has" in second.process.output()
+            _both_announced_themselves(redis_store, first, second)
     with running(logs / "without.log", EXACT, "--offload=off") as without:
         computed = without.chat(prompt)
         assert cached_tokens(computed) == 0

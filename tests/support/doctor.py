@@ -7,6 +7,7 @@ from typing import Any
 
 from kserve_lmcache.doctor import report, store
 from kserve_lmcache.doctor.check import Finding, Status, Subject
+from kserve_lmcache.doctor.replica import Replica
 from kserve_lmcache.doctor.run import examine
 from kserve_lmcache.remote.address import Remote
 from tests.support.stores import Store
@@ -21,8 +22,11 @@ STORE_STAGES = (
     "remote memory",
     "remote persistence",
     "remote round trip",
+    "replicas",
 )
 CHUNK_BYTES = 2**20
+# No server: it looks for others and announces nothing.
+OBSERVER = Replica({"hash_seed": "0"}, content="0123456789abcdef" * 4)
 
 
 def redis_remote(
@@ -35,9 +39,18 @@ def redis_remote(
     return Remote(store, "the test", **fields)
 
 
-def look_at(remote: Remote, timeout: float = 10.0, chunk_bytes: int = CHUNK_BYTES) -> list[Finding]:
-    """What is found; no report may show the password."""
-    subject = Subject(remote=remote, chunk_bytes=chunk_bytes)
+def look_at(
+    remote: Remote,
+    timeout: float = 10.0,
+    chunk_bytes: int = CHUNK_BYTES,
+    replica: Replica = OBSERVER,
+    **fields: Any,
+) -> list[Finding]:
+    """What is found; no report may show the password.
+
+    ``fields`` are more of the subject's.
+    """
+    subject = Subject(remote=remote, chunk_bytes=chunk_bytes, replica=replica, **fields)
     findings = examine(subject, (store.CHECK,), timeout)
     if remote.password:
         for shown in (

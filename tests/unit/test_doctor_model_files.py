@@ -172,6 +172,17 @@ def test_where_the_cache_is(environ: dict[str, str], cache: str) -> None:
     assert model_files._cache(environ) == Path(cache)
 
 
+def test_where_the_files_are(model: Path, tmp_path: Path) -> None:
+    snapshot = tmp_path / "hub/models--Qwen--Qwen3-0.6B/snapshots/c0ffee"
+    snapshot.mkdir(parents=True)
+    (snapshot / "config.json").write_text("{}")
+    for name, files in ((str(model), model), (HUB_ID, snapshot), ("Qwen/other", None)):
+        subject = Subject({"HF_HOME": str(tmp_path)}, model=name, revision="c0ffee")
+        assert model_files.files_of(subject) == files
+    for name in (None, "s3://bucket/model", "/nowhere"):
+        assert model_files.files_of(Subject(model=name)) is None
+
+
 def test_what_is_not_looked_at() -> None:
     assert look_at(None).evidence == "none is given"
     finding = look_at("s3://bucket/model")

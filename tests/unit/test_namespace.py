@@ -11,11 +11,13 @@ from typing import Any
 import pytest
 
 from kserve_lmcache.cli.arguments import parse_arguments
+from kserve_lmcache.doctor.replica import INPUTS
 from kserve_lmcache.engine_arguments import create_engine_config, resolve_engine_arguments
 from kserve_lmcache.errors import UnsupportedModelError
 from kserve_lmcache.identity import IdentityError
+from kserve_lmcache.identity.engine import EngineIdentity
 from kserve_lmcache.identity.model import model_path
-from kserve_lmcache.identity.namespace import NAMESPACE, namespace, numerics_of
+from kserve_lmcache.identity.namespace import NAMESPACE, namespace, numerics_of, told
 from kserve_lmcache.offload import plan_offload
 from kserve_lmcache.supported_models import unsupported
 from tests.support import models
@@ -29,12 +31,18 @@ def engine(*flags: str, model: Path = MODEL) -> Any:
     return create_engine_config(args)
 
 
-def name_of(*flags: str, model: Path = MODEL, **environ: str) -> str:
+def identity_of(*flags: str, model: Path = MODEL, **environ: str) -> EngineIdentity:
     args = parse_arguments([f"--model_id={model}", "--max-model-len=2048", *flags])
     resolve_engine_arguments(args, environ)
-    _, engine_config = plan_offload(args, environ)
-    name: str = engine_config.kv_transfer_config.kv_connector_extra_config[NAMESPACE]
-    return name
+    offload, engine_config = plan_offload(args, environ)
+    assert offload.identity is not None
+    told = engine_config.kv_transfer_config.kv_connector_extra_config[NAMESPACE]
+    assert told == offload.identity.namespace
+    return offload.identity
+
+
+def name_of(*flags: str, model: Path = MODEL, **environ: str) -> str:
+    return identity_of(*flags, model=model, **environ).namespace
 
 
 @pytest.fixture(scope="module")
@@ -77,6 +85,26 @@ def test_what_changes_the_numbers_or_the_keys_is_in_it(plain: str, flags: tuple[
 def test_the_hash_seed_is_in_it(plain: str) -> None:
     assert name_of(PYTHONHASHSEED="0") == plain
     assert name_of(PYTHONHASHSEED="1") != plain
+
+
+def test_what_other_servers_are_told_has_a_name_for_people() -> None:
+    draft = '--speculative-config={"method": "ngram", "num_speculative_tokens": 2}'
+    identity = identity_of(draft, PYTHONHASHSEED="7")
+    assert set(identity.inputs) == set(INPUTS) - {"namespace", "version"}
+    assert identity.inputs["hash_seed"] == "7"
+    assert identity.inputs["hash_algorithm"] == "sha256_cbor"
+    assert identity.inputs["chunk_size"] == 256
+    assert identity.inputs["workers"] == 1
+    assert all(value is None or len(str(value)) < 32 for value in identity.inputs.values())
+
+
+def test_what_other_servers_are_told_holds_no_path() -> None:
+    parts = {"draft": ["eagle", "s3://user:word@store/draft"], "hf_config": {"a": 1}, "dtype": "x"}
+    shown = told(parts)
+    assert shown["dtype"] == "x"
+    for name in ("draft", "hf_config"):
+        assert set(str(shown[name])) <= set("0123456789abcdef")
+        assert shown[name] != told({name: [parts[name]]})[name]
 
 
 def test_the_weights_are_in_it(plain: str, tmp_path: Path) -> None:

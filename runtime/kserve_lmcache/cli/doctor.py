@@ -19,9 +19,11 @@ from kserve_lmcache.config.flags import add_own_flags, own_flags
 from kserve_lmcache.config.resolve import resolve
 from kserve_lmcache.doctor import engine
 from kserve_lmcache.doctor.check import Finding, Subject, failure, ok
+from kserve_lmcache.doctor.replica import Replica
 from kserve_lmcache.doctor.report import as_json, exit_code, table
 from kserve_lmcache.doctor.run import CHECKS, examine
 from kserve_lmcache.errors import UsageError
+from kserve_lmcache.identity.namespace import keys_of
 from kserve_lmcache.redaction import hide_in_urls
 from kserve_lmcache.resources import memory_limit
 
@@ -56,6 +58,8 @@ def run(argv: Sequence[str]) -> tuple[str, int]:
         local_cpu_bytes=configuration.get("max_local_cpu_size") * local_tier.GIB,
         model=args.model_id or (args.model_dir if Path(args.model_dir).is_dir() else None),
         revision=args.model_revision,
+        model_fingerprint=configuration.get("model_fingerprint"),
+        replica=None if configuration.problems else Replica(keys_of(configuration, os.environ)),
     )
     timeout = args.timeout or (_ENGINE_TIMEOUT if args.engine else _TIMEOUT)
     # A little less for the process, so that it is ended before its check is given up.

@@ -8,6 +8,7 @@ from enum import Enum
 from pathlib import Path
 from urllib.parse import quote
 
+from kserve_lmcache.doctor.replica import Replica
 from kserve_lmcache.redaction import HIDDEN, hide_in_urls
 from kserve_lmcache.remote.address import Remote
 
@@ -84,6 +85,9 @@ class Subject:
         chunk_bytes: of one chunk of the KV cache; 0 when unknown.
         model: directory or hub id.
         revision: of the hub id.
+        model_fingerprint: how the model's content is told (``sampled``, ``full``, ``private``).
+        replica: what is known of the server as one of several; ``None`` when its configuration
+            has mistakes.
         patience: seconds to wait for any one answer of another program or machine.
         root: where ``/dev``, ``/proc`` and ``/sys`` are looked for.
     """
@@ -94,6 +98,8 @@ class Subject:
     chunk_bytes: int = 0
     model: str | None = None
     revision: str | None = None
+    model_fingerprint: str = "sampled"
+    replica: Replica | None = None
     patience: float = 3.0
     root: Path = Path("/")
 

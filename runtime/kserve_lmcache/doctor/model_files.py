@@ -47,6 +47,15 @@ def model(subject: Subject) -> Iterator[Finding]:
         yield _hub(subject.model, subject.revision or "main", subject.environ)
 
 
+def files_of(subject: Subject) -> Path | None:
+    """The directory (or single file) of the model, if it is on this machine already."""
+    if not subject.model or "://" in subject.model:
+        return None
+    if Path(subject.model).exists():
+        return Path(subject.model)
+    return _cached(subject.model, subject.revision or "main", subject.environ)
+
+
 def _file(path: Path) -> Finding:
     if reason := _unreadable(path):
         return failure(NAME, f"{path}: {reason}", "Let this user read it.")
@@ -124,8 +133,7 @@ def _hub(name: str, revision: str, environ: Mapping[str, str]) -> Finding:
         )
     cache = _cache(environ)
     offline = environ.get("HF_HUB_OFFLINE", "").lower() in _TRUE
-    snapshot = _snapshot(cache / f"models--{name.replace('/', '--')}", revision)
-    if snapshot is not None:
+    if _cached(name, revision, environ) is not None:
         return ok(NAME, f"{name} ({revision}) is in {cache}; its weights were not looked at")
     if offline:
         return failure(
@@ -157,7 +165,9 @@ def _cache(environ: Mapping[str, str]) -> Path:
     return Path(cache).expanduser().absolute() / "huggingface" / "hub"
 
 
-def _snapshot(repository: Path, revision: str) -> Path | None:
+def _cached(name: str, revision: str, environ: Mapping[str, str]) -> Path | None:
+    """The hub's snapshot, if it has been fetched."""
+    repository = _cache(environ) / f"models--{name.replace('/', '--')}"
     commit = revision
     with contextlib.suppress(OSError):  # it is a commit itself, or not here
         commit = (repository / "refs" / revision).read_text().strip()

@@ -11,6 +11,7 @@ from redis.exceptions import NoPermissionError
 from kserve_lmcache.doctor import (
     network,
     redis_memory,
+    redis_replicas,
     redis_topology,
     round_trip,
     tls,
@@ -39,12 +40,12 @@ def examine(remote: Remote, subject: Subject) -> Iterator[Finding]:
         return
     session = Session(remote, location, subject)
     try:
-        yield from in_order(_stages(session), subject)
+        yield from in_order(_stages(session, subject), subject)
     finally:
         session.close()
 
 
-def _stages(session: Session) -> list[Stage]:
+def _stages(session: Session, subject: Subject) -> list[Stage]:
     remote, socket_path = session.remote, session.location.socket_path
     if socket_path:
         stages = [
@@ -82,6 +83,11 @@ def _stages(session: Session) -> list[Stage]:
         Stage(memory, lambda: redis_memory.memory(session), (SERVER,)),
         Stage(redis_memory.PERSISTENCE, lambda: redis_memory.persistence(session), (SERVER,)),
         Stage(round_trip.NAME, lambda: round_trip.round_trip(session), (LOGIN, topology, memory)),
+        Stage(
+            redis_replicas.NAME,
+            lambda: redis_replicas.replicas(session, subject),
+            (LOGIN, topology),
+        ),
     ]
 
 

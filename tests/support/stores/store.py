@@ -68,6 +68,11 @@ class Store:
             options.update(ssl=True, **dict(zip(names, map(_text, files), strict=True)))
         return redis.Redis(self.host, self.port, **options)
 
+    def chunks(self) -> set[bytes]:
+        """The keys of cached chunks, without what servers announce there."""
+        with closing(self.client()) as client:
+            return {key for key in client.scan_iter(count=1000) if b":replicas:" not in key}
+
     def answers(self) -> bool:
         try:
             with closing(self.client(socket_timeout=2)) as client:
