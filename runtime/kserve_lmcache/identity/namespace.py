@@ -68,6 +68,11 @@ def numerics_of(config: VllmConfig) -> dict[str, Any]:
         # Some RoPE scalings (longrope, dynamic) choose their factors by it.
         "max_model_len": model.max_model_len if _scales_rope(model.hf_text_config) else None,
         "device": str(config.device_config.device_type),
+        # LMCache's keys hold the number of workers, not whether they split layers or heads.
+        "parallel": [
+            config.parallel_config.tensor_parallel_size,
+            config.parallel_config.pipeline_parallel_size,
+        ],
         # A draft model's layers are stored beside the model's own.
         "draft": None if speculative is None else [speculative.method, str(speculative.model)],
     }
