@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import socket
 import threading
 from collections.abc import Iterator
 from contextlib import closing, contextmanager
@@ -10,10 +11,13 @@ from pathlib import Path
 import pytest
 import redis
 
+from kserve_lmcache.doctor import lm_server as lm_protocol
 from tests.support.stores import (
     VARIANTS,
+    LmStore,
     Store,
     Watched,
+    lm_store,
     node,
     redis_cluster,
     servers,
@@ -76,6 +80,23 @@ def test_a_server_is_shut_down_and_killed(tmp_path: Path, binary: str) -> None:
         assert not store.answers()
         store.start()
         assert store.client().get("key") is None
+
+
+def test_lmcaches_server_is_killed_and_started_again(tmp_path: Path) -> None:
+    with lm_store(tmp_path) as store:
+        assert asked(store)
+        store.kill()
+        with pytest.raises(ConnectionRefusedError):
+            asked(store)
+        store.start()
+        assert asked(store)
+
+
+def asked(store: LmStore) -> bool:
+    """Whether it answers a lookup by LMCache's protocol."""
+    with socket.create_connection((store.host, store.port), 5) as client:
+        client.sendall(lm_protocol.request())
+        return len(client.recv(100)) == lm_protocol._ANSWER.size
 
 
 @each_server

@@ -2,7 +2,7 @@
 
 from tests.support.stores.binaries import servers
 from tests.support.stores.cluster import Cluster, redis_cluster
-from tests.support.stores.others import lm_server, silent_server
+from tests.support.stores.others import LmStore, lm_server, lm_store, silent_server
 from tests.support.stores.sentinels import Watched, sentinel, watched_by_sentinels
 from tests.support.stores.single import redis_process, redis_server, valkey_server
 from tests.support.stores.store import Store, node
@@ -11,9 +11,11 @@ from tests.support.stores.variants import VARIANTS
 __all__ = [
     "VARIANTS",
     "Cluster",
+    "LmStore",
     "Store",
     "Watched",
     "lm_server",
+    "lm_store",
     "node",
     "redis_cluster",
     "redis_process",
