@@ -8,6 +8,8 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import closing
 from pathlib import Path
+from types import SimpleNamespace
+from typing import ClassVar
 
 import pytest
 import redis
@@ -96,10 +98,14 @@ def test_stopped(target: Target) -> None:
 def test_never_answers(target: Target) -> None:
     old = through(target, 0.3)
     assert old.ping()
+    used = through(target, 5).connection_pool.get_connection()
     with FAULTS["never answers"].applied(target):
         for client in (old, through(target, 0.3)):
             with pytest.raises(redis.TimeoutError):
                 client.ping()
+        used._sock.sendall(b"PING\r\n")
+    with pytest.raises(ConnectionResetError):
+        used._sock.recv(1)
     assert old.ping()
 
 
@@ -149,6 +155,23 @@ def test_what_is_lost_comes_late_and_in_order(target: Target) -> None:
     pending.send_command("GET", b"key-3")
     assert pending.read_response() == VALUES[b"key-2"]
     assert pending.read_response() == VALUES[b"key-3"]
+
+
+def test_nothing_is_under_way_any_more_when_a_lossy_way_ends() -> None:
+    class SlowLane:
+        connection = SimpleNamespace(is_over=False)
+        sent: ClassVar[list[bytes]] = []
+
+        def send(self, data: bytes) -> None:
+            time.sleep(0.3)
+            self.sent.append(data)
+
+    lossy, lane = Lossy(delay=0.1, loss=0.0), SlowLane()
+    lossy.carry(lane, b"data")
+    lossy.ended.set()
+    lossy.finish(lane)
+    assert lane.sent == [b"data"]
+    lane.connection.is_over = True
 
 
 def test_a_name_that_is_gone(target: Target) -> None:
