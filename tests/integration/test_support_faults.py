@@ -100,10 +100,10 @@ def test_never_answers(target: Target) -> None:
     assert old.ping()
     used = through(target, 5).connection_pool.get_connection()
     with FAULTS["never answers"].applied(target):
+        used._sock.sendall(b"PING\r\n")
         for client in (old, through(target, 0.3)):
             with pytest.raises(redis.TimeoutError):
                 client.ping()
-        used._sock.sendall(b"PING\r\n")
     with pytest.raises(ConnectionResetError):
         used._sock.recv(1)
     assert old.ping()
@@ -204,6 +204,8 @@ def test_a_rotated_password(target: Target) -> None:
     old = through(target)
     assert old.ping()
     with FAULTS["password rotated"].applied(target):
+        with pytest.raises(redis.ConnectionError):
+            old.ping()  # on the connection that is lost, or already on a new one
         for client in (old, through(target)):
             with pytest.raises(redis.AuthenticationError):
                 client.ping()
