@@ -42,7 +42,7 @@ def target(store: Store, tmp_path: Path) -> Iterator[Target]:
             assert client.ping()
 
 
-def through(target: Target, timeout: float = 1.0) -> redis.Redis:
+def through(target: Target, timeout: float = 10.0) -> redis.Redis:
     """A client as anybody would make one, by the link."""
     return redis.Redis(
         target.link.host,
@@ -55,7 +55,7 @@ def through(target: Target, timeout: float = 1.0) -> redis.Redis:
 
 def held(target: Target) -> dict[bytes, bytes]:
     """What a client finds of the values."""
-    with closing(through(target, 10)) as client:
+    with closing(through(target)) as client:
         found = zip(VALUES, client.mget(list(VALUES)), strict=True)
         return {key: value for key, value in found if value is not None}
 
@@ -91,12 +91,12 @@ def test_stopped(target: Target) -> None:
     with FAULTS["stopped"].applied(target):
         with pytest.raises(redis.TimeoutError):
             through(target, 0.3).ping()
-        waiting = through(target, 10).pipeline()
+        waiting = through(target).pipeline()
     assert waiting.get(b"key-1").execute() == [VALUES[b"key-1"]]
 
 
 def test_never_answers(target: Target) -> None:
-    old = through(target, 0.3)
+    old = through(target, 1)
     assert old.ping()
     used = through(target, 5).connection_pool.get_connection()
     with FAULTS["never answers"].applied(target):
@@ -110,7 +110,7 @@ def test_never_answers(target: Target) -> None:
 
 
 def test_one_byte_a_second(target: Target) -> None:
-    with closing(through(target, 1.5)) as client:
+    with closing(through(target)) as client:
         assert client.ping()
         connection = client.connection_pool.get_connection()
         with FAULTS["one byte a second"].applied(target):
@@ -118,7 +118,7 @@ def test_one_byte_a_second(target: Target) -> None:
             assert connection._sock.recv(10) == b"+"
             start = time.monotonic()
             assert connection._sock.recv(10) == b"P"
-            assert 0.8 < time.monotonic() - start < 1.4
+            assert 0.8 < time.monotonic() - start < 3
         assert connection._sock.recv(10) == b"ONG\r\n"
 
 
@@ -140,7 +140,7 @@ def test_delay_and_loss(target: Target) -> None:
         answers = [seconds_of(client.ping) for _ in range(3)]
         assert min(answers) >= 0.4  # both ways
         assert seconds_of(lambda: client.get(b"key-1")) > 0.4
-    assert seconds_of(client.ping) < 0.3
+    assert seconds_of(client.ping) < 0.4
 
 
 def test_what_is_lost_comes_late_and_in_order(target: Target) -> None:
