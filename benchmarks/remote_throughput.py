@@ -1,0 +1,155 @@
+"""How fast chunks come from Redis and go there, beside the same bytes through a bare socket.
+
+    .venv/bin/python -m benchmarks.remote_throughput [--chunks N] [--rounds N]
+
+The ways take turns, so that what else the machine does weighs on all of them alike.
+"""
+
+from __future__ import annotations
+
+import argparse
+import socket
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from statistics import median
+
+import numpy
+from tests.support.remote import until
+from tests.support.stores import Store, redis_process
+
+from kserve_lmcache.remote.address import Remote
+from kserve_lmcache.remote.envelope import Layout, overhead
+from kserve_lmcache.remote.limits import Limits
+from kserve_lmcache.remote.redis_store import RedisStore
+from kserve_lmcache.remote.tier import RemoteTier
+
+# One chunk of SmolLM2-135M: 256 tokens of 30 layers, K and V of 3 heads of 64, two bytes each.
+SHAPE = (2, 30, 256, 192)
+LAYOUT = Layout("KV_2LTD", (("bfloat16", SHAPE),))
+SIZE = 2 * int(numpy.prod(SHAPE))
+LIMITS = Limits(lookup=5, load=60, write=60, queue_bytes=2**31)
+
+
+class GivenUpError(Exception):
+    """A load took four times as long as the last ones, which says more about the machine."""
+
+
+class BareSocket:
+    """GET and SET as bytes, the answers into one buffer: nothing can be faster by this protocol."""
+
+    def __init__(self, store: Store, chunks: int) -> None:
+        self._socket = socket.create_connection((store.host, store.port))
+        self._chunks = chunks
+        self._value = bytes(SIZE + overhead(LAYOUT))
+        self._answer = memoryview(bytearray(len(self._value) + len(f"${len(self._value)}\r\n\r\n")))
+
+    def write(self) -> None:
+        for number in range(self._chunks):
+            key = b"bare-%03d" % number
+            head = b"*3\r\n$3\r\nSET\r\n$%d\r\n%s\r\n$%d\r\n" % (len(key), key, len(self._value))
+            self._socket.sendall(head)
+            self._socket.sendall(self._value)
+            self._socket.sendall(b"\r\n")
+        for _ in range(self._chunks):
+            self._receive(self._answer[:5])
+
+    def read(self) -> None:
+        keys = (b"bare-%03d" % number for number in range(self._chunks))
+        self._socket.sendall(b"".join(b"*2\r\n$3\r\nGET\r\n$8\r\n%s\r\n" % key for key in keys))
+        for _ in range(self._chunks):
+            self._receive(self._answer)
+
+    def _receive(self, view: memoryview) -> None:
+        while view:
+            view = view[self._socket.recv_into(view) :]
+
+
+class Tier:
+    """Our remote tier, with one buffer a chunk."""
+
+    def __init__(self, tier: RemoteTier, store: Store, chunks: int) -> None:
+        self._tier = tier
+        self._client = store.client()
+        self._keys = [f"tier-{number:03d}" for number in range(chunks)]
+        self._buffers = [numpy.zeros(SIZE, numpy.uint8) for _ in self._keys]
+
+    def write(self) -> None:
+        for key, buffer in zip(self._keys, self._buffers, strict=True):
+            self._tier.store(key, LAYOUT, memoryview(buffer), lambda: None)
+        until(lambda: self._tier.report()["queue_bytes"] == 0, 120)
+
+    def forget(self) -> None:
+        """What is there is not written again."""
+        self._client.flushdb()
+
+    def read(self) -> None:
+        buffers = iter(self._buffers)
+
+        def take(layout: Layout, payload: memoryview) -> bool:
+            numpy.copyto(next(buffers), numpy.frombuffer(payload, numpy.uint8))
+            return True
+
+        loaded = self._tier.load(self._keys, take, lambda taken: None)
+        if len(loaded) < len(self._keys):
+            raise GivenUpError
+
+
+@contextmanager
+def opened(store: Store) -> Iterator[RemoteTier]:
+    remote = Remote(store.url, "benchmark")
+    tier = RemoteTier(
+        store.url, lambda lane: RedisStore(remote, LIMITS, 60, lane), LIMITS, 256, SIZE
+    )
+    try:
+        until(lambda: bool(tier.report()["up"]))
+        yield tier
+    finally:
+        tier.close()
+
+
+def timed(work: Callable[[], None], chunks: int) -> float:
+    """Gigabytes a second."""
+    began = time.perf_counter()
+    work()
+    return chunks * SIZE / (time.perf_counter() - began) / 1e9
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--chunks", type=int, default=16, help="of 5.9 MB, in one load")
+    parser.add_argument("--rounds", type=int, default=15)
+    args = parser.parse_args()
+    found: dict[str, list[float]] = {}
+    with (
+        tempfile.TemporaryDirectory() as directory,
+        redis_process(Path(directory)) as store,
+        opened(store) as remote_tier,
+    ):
+        bare = BareSocket(store, args.chunks)
+        tier = Tier(remote_tier, store, args.chunks)
+        for round_ in range(args.rounds + 1):
+            tier.forget()
+            for name, work in (
+                ("write, bare socket", bare.write),
+                ("write, remote tier", tier.write),
+                ("read, bare socket", bare.read),
+                ("read, remote tier", tier.read),
+            ):
+                try:
+                    speed = timed(work, args.chunks)
+                except GivenUpError:
+                    print(f"given up: {name}")
+                    continue
+                if round_:  # the first one warms up
+                    found.setdefault(name, []).append(speed)
+    print("| | median GB/s | share |\n|---|---|---|")
+    for name, speeds in found.items():
+        best = median(found[f"{name.partition(',')[0]}, bare socket"])
+        print(f"| {name} | {median(speeds):.2f} | {median(speeds) / best:.2f} |")
+
+
+if __name__ == "__main__":
+    main()
