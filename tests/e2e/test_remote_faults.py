@@ -22,6 +22,7 @@ from pathlib import Path
 import openai
 import pytest
 
+from tests.support import models
 from tests.support.faults import FAULTS, Fault, Target, target_of
 from tests.support.load import COLD, SHARED, WARM, Record, ask, percentile
 from tests.support.server import Server, cached_tokens, engine_environment, long_prompt, running
@@ -147,9 +148,15 @@ def bench(logs: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Benc
             LMCACHE_MAX_LOCAL_CPU_SIZE="1.0",
         )
         prefix = target.names.prefix
+        # As many bytes to load for each operation of the prefill as the whole model has, in less
+        # time: more requests for each second of a fault.
+        directory = models.first_layers(tmp_path_factory.mktemp("model") / "model", 6)
+        model = (f"--model_id={directory}",)
         with (
-            running(logs / "tried.log", *ARGUMENTS, environ=environ, prefix=prefix) as tried,
-            running(logs / "right.log", *ARGUMENTS, "--offload=off") as right,
+            running(
+                logs / "tried.log", *ARGUMENTS, environ=environ, prefix=prefix, model=model
+            ) as tried,
+            running(logs / "right.log", *ARGUMENTS, "--offload=off", model=model) as right,
         ):
             yield Bench(tried, right, target)
 
