@@ -94,6 +94,28 @@ def test_a_call_behind_a_long_one_waits_no_longer_than_it_may() -> None:
         tried.call(lambda store: "fourth", 1)
 
 
+def test_a_renewed_lane_has_a_new_client_and_still_counts_what_hangs() -> None:
+    stores, release = Stores(), threading.Event()
+    tried = lane(stores)
+    for number in range(2):
+        assert tried.call(lambda store: "answer", 5) == "answer"
+        assert len(stores.made) == number + 1
+        tried.renew()
+        assert stores.made[number].closed.wait(5)
+    for _ in range(3):
+        hanging = threading.Thread(
+            target=lambda: tried.call(lambda store: release.wait(20), 20), daemon=True
+        )
+        hanging.start()
+        until(lambda: tried._runner is not None)
+        tried.renew()
+    with pytest.raises(StoreError, match="3 earlier calls still hang"):
+        tried.call(lambda store: "never", 1)
+    release.set()
+    until(lambda: threads() == 0)
+    tried.close()
+
+
 class Line:
     """Tells a breaker whether the store answers, and keeps what it says."""
 

@@ -55,13 +55,20 @@ class Lane:
         self._abandon(runner)
         raise StoreTimeoutError(f"no answer within {seconds:g} s")
 
+    def renew(self) -> None:
+        """Let the thread and its client end after what they do; the next call gets new ones."""
+        with self._lock:
+            runner, self._runner = self._runner, None
+            if runner is not None:
+                self._abandoned.append(runner)  # it may hang
+        if runner is not None:
+            runner.stop()
+
     def close(self) -> None:
         """Let the thread end after what it is doing."""
         with self._lock:
             self._closed = True
-            runner, self._runner = self._runner, None
-        if runner is not None:
-            runner.stop()
+        self.renew()
 
     def _take(self) -> _Runner:
         with self._lock:

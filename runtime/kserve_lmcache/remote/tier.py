@@ -58,9 +58,7 @@ class RemoteTier:
         self._lanes = {
             lane: Lane(f"remote-{lane}", functools.partial(make_store, lane)) for lane in _LANES
         }
-        self._breaker = Breaker(
-            self._probe, self._say_connected, self._say_given_up, self._say_refused
-        )
+        self._breaker = Breaker(self._probe, self._say_connected, self._give_up, self._say_refused)
         self._writer = Writer(
             self._lanes["write"],
             self._breaker,
@@ -188,7 +186,9 @@ class RemoteTier:
         self.counters.add("connects")
         logger.info("The remote tier %s answers", self._name)
 
-    def _say_given_up(self, reason: str) -> None:
+    def _give_up(self, reason: str) -> None:
+        for lane in self._lanes.values():  # an idle one holds a connection that may be dead
+            lane.renew()
         self.counters.add("opened")
         self._reason = reason
         logger.warning("The remote tier %s is not asked for now: %s", self._name, reason)
