@@ -34,6 +34,7 @@ LAYERS = (
     ("remote.tier",),
     ("remote.writer",),
     ("remote.breaker", "remote.counters", "remote.lane", "remote.pace", "remote.redis_store"),
+    ("remote.spoiled",),
     ("config.flags", "config.remote_tier"),
     ("config.resolve",),
     ("config.rules", "config.sources"),

@@ -8,7 +8,14 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from kserve_lmcache.remote.envelope import CorruptValueError, Layout, overhead, seal, unseal
+from kserve_lmcache.remote.envelope import (
+    CorruptValueError,
+    Layout,
+    overhead,
+    seal,
+    unseal,
+    without_padding,
+)
 
 LAYOUT = Layout("KV_2LTD", (("bfloat16", (2, 3, 16, 8)),))
 PAYLOAD = random.Random(1).randbytes(1536)
@@ -62,3 +69,13 @@ def test_nothing_else_is_taken_for_it(value: bytes) -> None:
 def test_says_what_is_wrong(key: str, value: bytes, reason: str) -> None:
     with pytest.raises(CorruptValueError, match=reason):
         unseal(key, value)
+
+
+@pytest.mark.parametrize("padding", [b"", bytes(1), bytes(5000)])
+def test_what_a_store_filled_up_is_unsealed(padding: bytes) -> None:
+    assert without_padding(memoryview(VALUE + padding)) == VALUE
+
+
+@given(st.binary(max_size=100) | st.integers(0, len(VALUE)).map(lambda end: VALUE[:end]))
+def test_whatever_is_filled_up_is_no_longer_than_it_was(value: bytes) -> None:
+    assert value.startswith(bytes(without_padding(memoryview(value))))

@@ -15,7 +15,7 @@ NAMES = {
     "bytes_read": "their bytes",
     "chunks_missing": "chunks that were gone between lookup and read",
     "chunks_late": "chunks that did not come in time, or whose read failed",
-    "chunks_corrupt": "chunks that were not what was stored, and are deleted",
+    "chunks_corrupt": "chunks that were not what was stored, and are deleted or written anew",
     "chunks_without_room": "chunks that the local tier had no room for",
     "chunks_written": "chunks written",
     "bytes_written": "their bytes",

@@ -95,6 +95,14 @@ def unseal(key: str, value: Buffer) -> tuple[Layout, memoryview]:
     return _layout(description), payload
 
 
+def without_padding(value: memoryview) -> memoryview:
+    """``value`` as long as its header says, where a store keeps one size of value only."""
+    if len(value) < _HEADER.size:
+        return value
+    magic, _, described, length, _ = _HEADER.unpack_from(value)
+    return value[: _HEADER.size + described + length] if magic == _MAGIC else value
+
+
 def overhead(layout: Layout) -> int:
     """Bytes that :func:`seal` adds."""
     return _HEADER.size + len(_describe(layout))

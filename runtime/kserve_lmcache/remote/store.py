@@ -68,7 +68,7 @@ class Store(Protocol):
         """Let values that are there live on as if they had just been written."""
 
     def delete(self, keys: Sequence[str]) -> None:
-        """Delete values that may be there."""
+        """Delete values that may be there, as far as the store can."""
 
     def abort(self) -> None:
         """Called by another thread: make a call that is under way fail soon."""

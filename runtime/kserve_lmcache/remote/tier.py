@@ -16,6 +16,7 @@ from kserve_lmcache.remote.envelope import Buffer, CorruptValueError, Layout, un
 from kserve_lmcache.remote.lane import Lane
 from kserve_lmcache.remote.limits import Limits
 from kserve_lmcache.remote.pace import Pace
+from kserve_lmcache.remote.spoiled import Spoiled
 from kserve_lmcache.remote.store import Store, StoreError
 from kserve_lmcache.remote.writer import Chunk, Writer
 
@@ -55,6 +56,7 @@ class RemoteTier:
         self._reason = "not asked yet"
         self._mistakes: set[str] = set()
         self._silent_until = 0.0
+        self._spoiled = Spoiled()
         self._lanes = {
             lane: Lane(f"remote-{lane}", functools.partial(make_store, lane)) for lane in _LANES
         }
@@ -64,6 +66,7 @@ class RemoteTier:
             self._breaker,
             limits,
             self.counters,
+            self._spoiled,
             self._say_full,
             self._mistake,
         )
@@ -78,8 +81,8 @@ class RemoteTier:
         self.counters.add("lookups")
         sizes = self._call("lookup", lambda store: store.sizes(keys), self._limits.lookup)
         found = 0
-        for size in sizes or ():
-            if size == 0:
+        for key, size in zip(keys, sizes or (), strict=False):
+            if size == 0 or key in self._spoiled:
                 break
             found += 1
         if found and not self.pace.is_worth(found * self._chunk_tokens, found * self._chunk_bytes):
@@ -120,6 +123,7 @@ class RemoteTier:
             self.counters.add(loading.outcome)
         if loading.corrupt:
             self._say_corrupt(loading.corrupt)
+            self._spoiled.add(keys[len(taken)])
             self._writer.delete([keys[len(taken)]])
         self._writer.keep(list(keys[: len(taken)]))
         return taken

@@ -12,6 +12,7 @@ from kserve_lmcache.remote.counters import Counters
 from kserve_lmcache.remote.envelope import Buffer, Layout, overhead, seal
 from kserve_lmcache.remote.lane import Lane
 from kserve_lmcache.remote.limits import Limits
+from kserve_lmcache.remote.spoiled import Spoiled
 from kserve_lmcache.remote.store import Entry, Store, StoreError, StoreFullError
 
 _MOST_NOTES = 10_000  # keys to be kept or deleted; more are forgotten
@@ -49,6 +50,7 @@ class Writer:
         breaker: says when the store answers.
         limits: of the queue, a batch and its time.
         counters: what was written and dropped.
+        spoiled: what is written although the store has it.
         on_full: told that the store is full, and for how many seconds nothing is written.
         on_mistake: told of what should never be raised.
     """
@@ -59,6 +61,7 @@ class Writer:
         breaker: Breaker,
         limits: Limits,
         counters: Counters,
+        spoiled: Spoiled,
         on_full: Callable[[str, float], None],
         on_mistake: Callable[[Exception], None],
     ) -> None:
@@ -66,6 +69,7 @@ class Writer:
         self._breaker = breaker
         self._limits = limits
         self._counters = counters
+        self._spoiled = spoiled
         self._on_full = on_full
         self._on_mistake = on_mistake
         self._changed = threading.Condition()
@@ -208,8 +212,12 @@ class Writer:
     def _write(self, store: Store, batch: list[Chunk]) -> None:
         """Write what the store does not have: another replica may have been faster."""
         sizes = store.sizes([chunk.key for chunk in batch])
-        new = [chunk for chunk, size in zip(batch, sizes, strict=True) if size == 0]
-        known = [chunk.key for chunk, size in zip(batch, sizes, strict=True) if size != 0]
+        new, known = [], []
+        for chunk, size in zip(batch, sizes, strict=True):
+            if size == 0 or chunk.key in self._spoiled:
+                new.append(chunk)
+            else:
+                known.append(chunk.key)
         if known:
             store.keep(known)
             self._counters.add("chunks_known", len(known))
@@ -220,6 +228,7 @@ class Writer:
                     for chunk in new
                 ]
             )
+            self._spoiled.discard(chunk.key for chunk in new)
             self._counters.add("chunks_written", len(new))
             self._counters.add("bytes_written", sum(chunk.size for chunk in new))
 
