@@ -2,25 +2,35 @@
 
 from __future__ import annotations
 
+import asyncio
 import inspect
+import threading
 from collections.abc import Iterator
+from pathlib import Path
 from types import SimpleNamespace
 
+import numpy
 import pytest
 import torch
 from lmcache.integration.vllm import vllm_service_factory, vllm_v1_adapter
 from lmcache.integration.vllm.utils import ENGINE_NAME
-from lmcache.v1 import manager
+from lmcache.utils import parse_cache_key
+from lmcache.v1 import manager, protocol
 from lmcache.v1.cache_engine import LMCacheEngine, LMCacheEngineBuilder
 from lmcache.v1.config import _CONFIG_DEFINITIONS, LMCacheEngineConfig
+from lmcache.v1.memory_management import MemoryFormat, TensorMemoryObj
 from lmcache.v1.metadata import LMCacheMetadata
 from lmcache.v1.offload_server.zmq_server import ZMQOffloadServer
+from lmcache.v1.storage_backend import connector as connectors
+from lmcache.v1.storage_backend.connector.base_connector import RemoteConnector
+from lmcache.v1.storage_backend.job_executor.pq_executor import AsyncPQExecutor
 from vllm.distributed.kv_transfer.kv_connector.v1.lmcache_connector import LMCacheConnectorV1
 
 from kserve_lmcache.config import keys
 from kserve_lmcache.config.values import parse
 from kserve_lmcache.connector.cpu_copy import CPUPagedMemoryConnector
 from kserve_lmcache.connector.lmcache_engine import end_offload_server, load_nothing
+from kserve_lmcache.remote import lmcache_objects, lmcache_store
 from kserve_lmcache.settings import SETTINGS
 
 LAYERS, HEADS, HEAD_SIZE, CHUNK, BLOCK = 2, 3, 8, 16, 4
@@ -136,3 +146,114 @@ def test_no_setting_of_ours_has_the_name_of_one_of_lmcaches() -> None:
 
 def test_what_lmcache_reads_outside_its_table_is_found_in_its_source() -> None:
     assert {"LMCACHE_LOG_LEVEL", "LMCACHE_TRACK_USAGE"} <= keys.other_variables()
+
+
+def test_connectors_are_made_as_lmcache_makes_them() -> None:
+    assert list(inspect.signature(connectors.ConnectorContext.__init__).parameters) == [
+        "self",
+        "url",
+        "loop",
+        "local_cpu_backend",
+        "config",
+        "metadata",
+        "plugin_name",
+    ]
+    manager_ = connectors.ConnectorManager("blackhole://", None, None)
+    adapter = next(each for each in manager_.adapters if each.can_parse("blackhole://"))
+    assert adapter.create_connector(manager_.context).support_batched_get() is False
+
+
+def test_connectors_have_what_the_remote_tier_calls() -> None:
+    for name in ("exists", "get", "put", "batched_get", "ping", "close"):
+        assert inspect.iscoroutinefunction(getattr(RemoteConnector, name)), name
+    for name in ("support_ping", "support_batched_get", "remove_sync"):
+        assert callable(getattr(RemoteConnector, name)), name
+    source = inspect.getsource(RemoteConnector.__init__)
+    for wanted in ("get_shapes()", "get_dtypes()", "use_mla", "chunk_size", "get_num_groups()"):
+        assert f"metadata.{wanted}" in source, wanted
+
+
+def test_connectors_keep_what_the_remote_tier_reaches_for() -> None:
+    wanted = {
+        "lm_connector": ["self.client_socket.connect((host, port))"],
+        "s3_connector": [
+            "async def _get_object_size_async(self, key_str: str) -> int:",
+            "self.object_size_cache: dict[str, int] = {}",
+        ],
+        "azure_connector": [
+            "async def _get_blob_size_async(self, key_str: str) -> int:",
+            "self.object_size_cache: dict[str, int] = {}",
+        ],
+        "mooncakestore_connector": [
+            "self.store = MooncakeDistributedStore()",
+            'config_file_path = os.getenv("MOONCAKE_CONFIG_PATH")',
+            "MooncakeStoreConfig.load_from_lmcache_config(",
+            "store.setup(setup_dict)",
+        ],
+        "infinistore_connector": ["self.rdma_conn = infinistore.InfinityConnection(config)"],
+    }
+    directory = Path(connectors.__path__[0])
+    for module, lines in wanted.items():
+        source = (directory / f"{module}.py").read_text()
+        for line in lines:
+            assert line in source, (module, line)
+
+
+def test_a_value_is_read_from_and_written_to_as_lmcaches_own() -> None:
+    values = lmcache_objects.Values(None, None, 4096)
+    value = values.allocate([torch.Size([4096])], [torch.uint8], busy_loop=False)
+    assert value.byte_array.nbytes == len(value.byte_array) == value.get_size() == 4096
+    assert value.get_physical_size() == 4096
+    assert value.data_ptr % 4096 == 0
+    assert value.get_shape() == value.get_shapes()[0] == torch.Size([4096])
+    assert value.get_memory_format() is MemoryFormat.KV_2LTD
+    value.byte_array[:3] = b"abc"
+    assert bytes(TensorMemoryObj.byte_array.fget(value)[:3]) == b"abc"
+    value.ref_count_up()
+    value.ref_count_down()
+    value.ref_count_down()  # LMCache's own would be gone
+    # What looks at the memory keeps it; LMCache's own view is of an address.
+    assert isinstance(value.byte_array.obj, numpy.ndarray)
+    assert isinstance(value.byte_array.obj.base, torch.Tensor)
+    with pytest.raises(ValueError, match="none of ours"):
+        values.allocate(torch.Size([4097]), torch.uint8)
+
+
+def test_keys_are_such_as_every_connector_takes() -> None:
+    key = lmcache_objects.key_of("namespace" * 100 + "@1@0@ab@bfloat16@tag%value")
+    assert len(key.to_string()) <= protocol.MAX_KEY_LENGTH
+    assert parse_cache_key(key.to_string()) == key
+    assert key != lmcache_objects.key_of("another")
+    assert isinstance(key.chunk_hash, int)
+
+
+def test_the_executor_of_connectors_ends_without_waiting_for_itself() -> None:
+    """Closed as LMCache closes it, from its own loop, it waits for ever."""
+    source = inspect.getsource(AsyncPQExecutor.shutdown)
+    assert "run_coroutine_threadsafe" in source
+
+    async def end() -> None:
+        connector = SimpleNamespace(pq_executor=AsyncPQExecutor(asyncio.get_running_loop()))
+        lmcache_store._unblock_close(connector)
+        await connector.pq_executor.shutdown(wait=True)
+
+    thread = threading.Thread(target=asyncio.run, args=(end(),), daemon=True)
+    thread.start()
+    thread.join(10)
+    assert not thread.is_alive()
+
+
+def test_configurations_are_changed_without_changing_lmcaches() -> None:
+    told = {"kserve_lmcache.remote": {"password": "p"}, "s3_region": "r"}
+    config = LMCacheEngineConfig.from_defaults(
+        remote_storage_plugins=["kserve", "theirs"], extra_config=told, save_unfull_chunk=True
+    )
+    seen = lmcache_objects._config(config, "s3://bucket")
+    assert seen.remote_storage_plugins == ["theirs"]
+    assert seen.extra_config == {"s3_region": "r", "s3_num_io_threads": 8}
+    assert seen.save_unfull_chunk is False
+    assert config.extra_config == told
+    assert config.save_unfull_chunk is True
+    seen = lmcache_objects._config(config, "mooncakestore://master:50051")
+    assert seen.extra_config["mooncake_master_server_addr"] == "master:50051"
+    assert seen.extra_config["save_chunk_meta"] is True

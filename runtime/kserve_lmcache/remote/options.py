@@ -36,3 +36,9 @@ def from_extra_config(extra_config: Mapping[str, Any]) -> tuple[Remote, Limits]:
     """
     told = extra_config[_KEY]
     return Remote(**told["remote"]), Limits(**told["limits"])
+
+
+def without_ours(extra_config: Mapping[str, Any]) -> dict[str, Any]:
+    """What LMCache's own connectors may see of it."""
+    ours = (_KEY, f"remote_storage_plugin.{PLUGIN}.")
+    return {name: value for name, value in extra_config.items() if not name.startswith(ours)}

@@ -1,13 +1,14 @@
 """How LMCache uses the remote tier: a connector behind its ``remote_storage_plugins``.
 
-The only place of the tier that knows LMCache (0.5.1 to 0.5.6).
+The only place of the tier that knows LMCache (0.5.1 to 0.5.6), beside :mod:`.lmcache_store` and
+:mod:`.lmcache_objects`, which use LMCache's connectors to other stores.
 """
 
 from __future__ import annotations
 
 import asyncio
 import functools
-from collections.abc import Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import TYPE_CHECKING, Any
 
 import numpy
@@ -19,6 +20,8 @@ from lmcache.v1.storage_backend.connector.base_connector import RemoteConnector
 from kserve_lmcache.remote.address import Remote
 from kserve_lmcache.remote.envelope import Layout
 from kserve_lmcache.remote.limits import Limits
+from kserve_lmcache.remote.lmcache_objects import Connectors, value_bytes
+from kserve_lmcache.remote.lmcache_store import LMCacheStore
 from kserve_lmcache.remote.options import PLUGIN, from_extra_config
 from kserve_lmcache.remote.redis_store import RedisStore
 from kserve_lmcache.remote.store import Store
@@ -50,7 +53,7 @@ class RemoteTierConnector(RemoteConnector):  # type: ignore[misc]
         remote, limits = from_extra_config(context.config.extra_config)
         self.tier = RemoteTier(
             remote.url,
-            functools.partial(_make_store, remote, limits),
+            self._make_store_of(remote, limits, context),
             limits,
             context.config.chunk_size,
             self.full_chunk_size_bytes,
@@ -125,6 +128,16 @@ class RemoteTierConnector(RemoteConnector):  # type: ignore[misc]
         """Yes."""
         return True
 
+    def _make_store_of(
+        self, remote: Remote, limits: Limits, context: ConnectorContext
+    ) -> Callable[[str], Store]:
+        if remote.speaks_redis:
+            return functools.partial(_make_redis_store, remote, limits)
+        tensors = zip(self.meta_dtypes, self.meta_shapes, strict=True)
+        size = value_bytes(_layout_of(self.meta_fmt, tensors), self.full_chunk_size_bytes)
+        connectors = Connectors(remote.url, context.config, context.metadata, size, limits.connect)
+        return functools.partial(LMCacheStore, connectors, limits)
+
     async def _load(self, keys: list[CacheEngineKey]) -> list[MemoryObj]:
         names = [key.to_string() for key in keys]
         return await asyncio.to_thread(self.tier.load, names, self._take, _release)
@@ -151,15 +164,21 @@ def _release(memory_obj: MemoryObj) -> None:
     memory_obj.ref_count_down()
 
 
-def _make_store(remote: Remote, limits: Limits, lane: str) -> Store:
+def _make_redis_store(remote: Remote, limits: Limits, lane: str) -> Store:
     patience: Mapping[str, float] = {"load": limits.load, "write": limits.write}
     return RedisStore(remote, limits, patience.get(lane, limits.connect), lane)
 
 
 def _layout(memory_obj: MemoryObj) -> Layout:
     tensors = zip(memory_obj.get_dtypes(), memory_obj.get_shapes(), strict=True)
+    return _layout_of(memory_obj.get_memory_format(), tensors)
+
+
+def _layout_of(
+    memory_format: MemoryFormat, tensors: Iterable[tuple[torch.dtype, torch.Size]]
+) -> Layout:
     return Layout(
-        memory_obj.get_memory_format().name,
+        memory_format.name,
         tuple((str(dtype).removeprefix("torch."), tuple(shape)) for dtype, shape in tensors),
     )
 

@@ -1,0 +1,59 @@
+"""A remote tier before one of LMCache's own connectors, without an engine."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from lmcache.v1.config import LMCacheEngineConfig
+from lmcache.v1.metadata import LMCacheMetadata
+
+from kserve_lmcache.remote.limits import Limits
+from kserve_lmcache.remote.lmcache_objects import Connectors, value_bytes
+from kserve_lmcache.remote.lmcache_store import LMCacheStore
+from kserve_lmcache.remote.tier import RemoteTier
+from tests.support.remote import LAYOUT, until
+
+# As chunks of real models, longer than what the server of lm:// sends at a time: a short value
+# would wait there for an acknowledgement.
+PAYLOAD = 2**18
+VALUE = value_bytes(LAYOUT, PAYLOAD)
+# On a busy machine the usual deadlines pass; most tests are not about them.
+PATIENT = Limits(connect=10, lookup=5, load=10, write=10)
+# What the tier is told of a chunk's size, from which it makes the deadline of a load.
+_PATIENT_CHUNK_BYTES = 2**26
+
+
+def connectors(url: str, limits: Limits = PATIENT, groups: int = 1, **extra: Any) -> Connectors:
+    """LMCache's connectors to the store at ``url``, told what ``extra`` says."""
+    config = LMCacheEngineConfig.from_defaults(chunk_size=16, extra_config=extra)
+    metadata = LMCacheMetadata(
+        model_name="model",
+        world_size=1,
+        local_world_size=1,
+        worker_id=0,
+        local_worker_id=0,
+        kv_dtype=torch.bfloat16,
+        kv_shape=(3, 2, 16, 2, 4),
+        chunk_size=16,
+    )
+    metadata.get_num_groups = lambda: groups
+    return Connectors(url, config, metadata, VALUE, limits.connect)
+
+
+@contextmanager
+def lmcache_tier(
+    url: str, limits: Limits = PATIENT, wait: bool = True, groups: int = 1, **extra: Any
+) -> Iterator[RemoteTier]:
+    """A tier of the store at ``url``; by default one that answers."""
+    make_store = functools.partial(LMCacheStore, connectors(url, limits, groups, **extra), limits)
+    tier = RemoteTier(url, make_store, limits, 16, _PATIENT_CHUNK_BYTES)
+    try:
+        if wait:
+            until(lambda: bool(tier.report()["up"]), seconds=60)
+        yield tier
+    finally:
+        tier.close()
