@@ -9,7 +9,8 @@ from pathlib import Path
 import pytest
 
 from kserve_lmcache.doctor import lm_server as ours
-from kserve_lmcache.doctor.check import Status
+from kserve_lmcache.doctor import store
+from kserve_lmcache.doctor.check import Status, Subject
 from kserve_lmcache.remote.address import Remote
 from tests.support.doctor import find, look_at, statuses, unchecked_after
 from tests.support.ports import free_port
@@ -81,6 +82,35 @@ def test_a_store_whose_package_is_missing(url: str, module: str) -> None:
     assert package.evidence == f"the Python package {module} is not installed"
     assert package.mend.startswith(f"Install {module}")
     assert find(findings, "remote store").status is Status.SKIPPED
+
+
+def test_a_store_that_was_never_tried_is_called_so() -> None:
+    never = "no data was ever moved to one by this runtime"
+    for url, untried in (("infinistore://127.0.0.1:1", True), ("s3://bucket", False)):
+        found = find(look_at(Remote(url, "the test")), "remote store")
+        assert found.status is Status.SKIPPED
+        assert (never in found.evidence) is untried
+
+
+@pytest.mark.parametrize(
+    ("there", "wanted", "status", "evidence"),
+    [
+        ((), "", Status.FAILURE, "there is no RDMA device (/sys/class/infiniband), without"),
+        (("mlx5_2",), "", Status.FAILURE, "there is no RDMA device mlx5_0, but mlx5_2"),
+        (("mlx5_2",), "?device=mlx5_2", Status.OK, "mlx5_2 is there"),
+        (("mlx5_0", "mlx5_2"), "", Status.OK, "mlx5_0 is there"),
+    ],
+)
+def test_the_device_of_infinistore(
+    tmp_path: Path, there: tuple[str, ...], wanted: str, status: Status, evidence: str
+) -> None:
+    for name in there:
+        (tmp_path / "sys/class/infiniband" / name).mkdir(parents=True)
+    remote = Remote(f"infinistore://127.0.0.1:1{wanted}", "the test")
+    findings = [*store.store(Subject(remote=remote, root=tmp_path))]
+    device = find(findings, "remote device")
+    assert device.status is status
+    assert device.evidence.startswith(evidence)
 
 
 def test_a_directory(tmp_path: Path) -> None:

@@ -6,7 +6,7 @@ import importlib.util
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
-from urllib.parse import unquote, urlsplit
+from urllib.parse import parse_qs, unquote, urlsplit
 
 from kserve_lmcache.doctor import lm_server, network, redis_store
 from kserve_lmcache.doctor.check import (
@@ -22,10 +22,11 @@ from kserve_lmcache.doctor.check import (
 )
 from kserve_lmcache.doctor.model_files import unwritable
 from kserve_lmcache.doctor.stage import Stage, in_order
-from kserve_lmcache.remote import redis_client
+from kserve_lmcache.remote import rdma, redis_client
 
 NAME = "remote store"
 PACKAGE = "remote package"
+DEVICE = "remote device"
 DIRECTORY = "remote directory"
 
 # By scheme: the module that LMCache's connector imports, and what installs it.
@@ -41,6 +42,8 @@ _PACKAGES = {
     "fs": ("aiofiles", "aiofiles"),
 }
 _WITH_A_SERVER = ("lm", "resp", "mooncakestore", "infinistore")
+# What this runtime was tried with, by moving data.
+_TRIED = ("lm", "fs", "resp", "s3", "mooncakestore")
 
 
 def store(subject: Subject) -> Iterator[Finding]:
@@ -65,6 +68,9 @@ def store(subject: Subject) -> Iterator[Finding]:
     stages = []
     if scheme in _PACKAGES:
         stages.append(Stage(PACKAGE, lambda: package(*_PACKAGES[scheme])))
+    if scheme == "infinistore":
+        wanted = parse_qs(urlsplit(remote.url).query).get("device", ["mlx5_0"])[0]
+        stages.append(Stage(DEVICE, lambda: device(wanted, subject.root)))
     if scheme == "fs":
         stages.append(Stage(DIRECTORY, lambda: directories(netloc, path)))
     if scheme in _WITH_A_SERVER:
@@ -89,11 +95,12 @@ def store(subject: Subject) -> Iterator[Finding]:
             )
     yield from in_order(stages, subject)
     if scheme not in ("lm", "fs"):
-        yield skipped(NAME, f"{scheme}:// was not looked at any further")
+        untried = "" if scheme in _TRIED else "; no data was ever moved to one by this runtime"
+        yield skipped(NAME, f"{scheme}:// was not looked at any further{untried}")
 
 
 def package(module: str, distribution: str) -> Finding:
-    """Without it LMCache switches every tier off, the local one too."""
+    """Without it nothing is shared; with ``remote_connector=lmcache``, nothing is kept at all."""
     try:
         found = importlib.util.find_spec(module)
     except ModuleNotFoundError:
@@ -103,6 +110,24 @@ def package(module: str, distribution: str) -> Finding:
             PACKAGE, f"the Python package {module} is not installed", f"Install {distribution}."
         )
     return ok(PACKAGE, f"{module} is installed")
+
+
+def device(name: str, root: Path) -> Finding:
+    """What InfiniStore's client moves data by; it has no other way."""
+    found = rdma.devices(root)
+    if name in found:
+        return ok(DEVICE, f"{name} is there")
+    if found:
+        return failure(
+            DEVICE,
+            f"there is no RDMA device {name}, but {', '.join(found)}",
+            f"Name one of them in remote_url: …?device={found[0]}.",
+        )
+    return failure(
+        DEVICE,
+        f"there is no RDMA device (/{rdma.DIRECTORY}), without which InfiniStore moves nothing",
+        "Run on a node that has one and ask for it in the pod's resources, or use another store.",
+    )
 
 
 def directories(netloc: str, paths: str) -> Finding:
