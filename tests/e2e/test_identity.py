@@ -18,7 +18,6 @@ import pytest
 
 from tests.support import models
 from tests.support.server import (
-    MODEL,
     Server,
     cached_tokens,
     engine_environment,
@@ -31,6 +30,7 @@ MOUNT = Path("/mnt/models")
 # In bfloat16 a tie between two tokens may turn with the shape in which they are computed.
 EXACT = "--dtype=float32"
 TENANT = "X-Tenant-Id"
+ADAPTERS = (("first", 1), ("second", 2))
 # What a reader computes must not be found by the next one.
 READS_ALONE = (
     '--kv-transfer-config={"kv_connector": "LMCacheConnectorV1", "kv_role": "kv_consumer"}'
@@ -112,11 +112,13 @@ def serving(setup: Setup, log: Path, environ: Mapping[str, str], *more: str) -> 
 @pytest.fixture(scope="module")
 def setups(tmp_path_factory: pytest.TempPathFactory) -> list[Setup]:
     root = tmp_path_factory.mktemp("models")
-    first, second = models.adapter(root / "first", 1), models.adapter(root / "second", 2)
+    # Nothing here needs more layers, and 144 answers take less time with few.
+    small = models.first_layers(root / "small", 6)
+    first, second = (models.adapter(root / name, seed, source=small) for name, seed in ADAPTERS)
     loras = ("--enable-lora", "--lora-modules", f"first={first}", f"second={second}")
     return [
         Setup(
-            MODEL,
+            small,
             (
                 Identity("model"),
                 Identity("adapter 1", model="first"),
@@ -128,12 +130,23 @@ def setups(tmp_path_factory: pytest.TempPathFactory) -> list[Setup]:
             ),
             (EXACT, *loras),
         ),
-        Setup(models.copy(root / "copy"), (Identity("same, elsewhere"),), (EXACT,), False, "other"),
-        Setup(models.changed(root / "kv", ("k_proj", "v_proj"), 3), (Identity("other weights"),)),
-        Setup(models.changed(root / "mlp", ("layers.5.mlp",), 4), (Identity("other revision"),)),
-        Setup(MODEL, (Identity("other dtype"),), ("--dtype=bfloat16",)),
         Setup(
-            MODEL,
+            models.copy(root / "copy", small),
+            (Identity("same, elsewhere"),),
+            (EXACT,),
+            False,
+            "other",
+        ),
+        Setup(
+            models.changed(root / "kv", ("k_proj", "v_proj"), 3, small),
+            (Identity("other weights"),),
+        ),
+        Setup(
+            models.changed(root / "mlp", ("layers.3.mlp",), 4, small), (Identity("other revision"),)
+        ),
+        Setup(small, (Identity("other dtype"),), ("--dtype=bfloat16",)),
+        Setup(
+            small,
             (Identity("other RoPE"),),
             (
                 EXACT,

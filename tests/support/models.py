@@ -13,18 +13,18 @@ from safetensors.torch import load_file, save_file
 from tests.support.server import MODEL
 
 
-def copy(directory: Path) -> Path:
+def copy(directory: Path, source: Path = MODEL) -> Path:
     """The same model at another path."""
-    shutil.copytree(MODEL, directory)
+    shutil.copytree(source, directory)
     return directory
 
 
-def changed(directory: Path, parts: tuple[str, ...], seed: int) -> Path:
+def changed(directory: Path, parts: tuple[str, ...], seed: int, source: Path = MODEL) -> Path:
     """The model with noise on the tensors whose names hold one of ``parts``.
 
     All files keep their names and sizes.
     """
-    copy(directory)
+    copy(directory, source)
     generator = torch.Generator().manual_seed(seed)
     path = directory / "model.safetensors"
     tensors = load_file(path)
@@ -51,10 +51,10 @@ def first_layers(directory: Path, layers: int) -> Path:
     return directory
 
 
-def adapter(directory: Path, seed: int, rank: int = 8) -> Path:
+def adapter(directory: Path, seed: int, rank: int = 8, source: Path = MODEL) -> Path:
     """A LoRA adapter of the K and V projections, in PEFT's layout."""
     directory.mkdir()
-    config = json.loads((MODEL / "config.json").read_text())
+    config = json.loads((source / "config.json").read_text())
     hidden = config["hidden_size"]
     width = config["num_key_value_heads"] * (hidden // config["num_attention_heads"])
     generator = torch.Generator().manual_seed(seed)
