@@ -115,6 +115,9 @@ def setups(tmp_path_factory: pytest.TempPathFactory) -> list[Setup]:
     # Nothing here needs more layers, and 144 answers take less time with few.
     small = models.first_layers(root / "small", 6)
     first, second = (models.adapter(root / name, seed, source=small) for name, seed in ADAPTERS)
+    copy = models.copy(root / "copy", small)
+    weights = models.changed(root / "weights", ("k_proj", "v_proj"), 3, small)
+    revision = models.changed(root / "revision", ("layers.3.mlp",), 4, small)
     loras = ("--enable-lora", "--lora-modules", f"first={first}", f"second={second}")
     return [
         Setup(
