@@ -133,20 +133,9 @@ def setups(tmp_path_factory: pytest.TempPathFactory) -> list[Setup]:
             ),
             (EXACT, *loras),
         ),
-        Setup(
-            models.copy(root / "copy", small),
-            (Identity("same, elsewhere"),),
-            (EXACT,),
-            False,
-            "other",
-        ),
-        Setup(
-            models.changed(root / "kv", ("k_proj", "v_proj"), 3, small),
-            (Identity("other weights"),),
-        ),
-        Setup(
-            models.changed(root / "mlp", ("layers.3.mlp",), 4, small), (Identity("other revision"),)
-        ),
+        Setup(copy, (Identity("same, elsewhere"),), mounted=False, served="other"),
+        Setup(weights, (Identity("other weights"),)),
+        Setup(revision, (Identity("other revision"),)),
         Setup(small, (Identity("other dtype"),), ("--dtype=bfloat16",)),
         Setup(
             small,
