@@ -8,6 +8,8 @@ import threading
 from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
+from unittest.mock import MagicMock
 
 import numpy
 import pytest
@@ -29,7 +31,11 @@ from vllm.distributed.kv_transfer.kv_connector.v1.lmcache_connector import LMCac
 from kserve_lmcache.config import keys
 from kserve_lmcache.config.values import parse
 from kserve_lmcache.connector.cpu_copy import CPUPagedMemoryConnector
-from kserve_lmcache.connector.lmcache_engine import end_offload_server, load_nothing
+from kserve_lmcache.connector.lmcache_engine import (
+    end_offload_server,
+    leave_unloaded,
+    load_nothing,
+)
 from kserve_lmcache.remote import lmcache_objects, lmcache_store
 from kserve_lmcache.settings import SETTINGS
 
@@ -68,7 +74,8 @@ def test_an_engine_with_our_copy_stores_and_loads(engine: LMCacheEngine) -> None
     source = [torch.randn(shape, generator=generator) for _ in range(LAYERS)]
     target = [torch.zeros(shape) for _ in range(LAYERS)]
     tokens = torch.arange(2 * CHUNK)
-    slots = torch.randperm(2 * CHUNK, generator=generator)
+    blocks = torch.randperm(2 * CHUNK // BLOCK, generator=generator)
+    slots = (blocks[:, None] * BLOCK + torch.arange(BLOCK)).flatten()
     engine.store(tokens, kvcaches=source, slot_mapping=slots, req_id="store")
     assert engine.lookup(tokens, lookup_id="load", pin=True) == 2 * CHUNK
     mask = engine.retrieve(tokens, kvcaches=target, slot_mapping=slots, req_id="load")
@@ -109,6 +116,55 @@ def test_a_lookup_that_finds_nothing_leaves_what_we_leave() -> None:
     found = adapter.load_specs["request"]
     assert (found.vllm_cached_tokens, found.lmcache_cached_tokens) == (128, 0)
     assert found.can_load is False
+
+
+def test_what_was_found_and_not_loaded_is_not_counted_on() -> None:
+    source = inspect.getsource(vllm_v1_adapter.LMCacheConnectorV1Impl)
+    assert "expected = max(lmcache_cached_tokens, load_spec.vllm_cached_tokens)" in source
+    adapter = SimpleNamespace(load_specs={})
+    leave_unloaded(adapter, "unknown", computed_tokens=128)
+    for found, left in ((512, 128), (128, 128), (0, 0)):
+        adapter.load_specs["request"] = vllm_v1_adapter.LoadSpec(128, found, can_load=False)
+        leave_unloaded(adapter, "request", computed_tokens=128)
+        assert adapter.load_specs["request"].lmcache_cached_tokens == left
+
+
+def test_a_partial_chunk_that_fails_to_load_goes_unnoticed() -> None:
+    """Why the configuration refuses it beside a tier whose loads may fail; else nothing may."""
+    tokens, in_vllm, chunk = 300, 240, 256
+    adapter_type = vllm_v1_adapter.LMCacheConnectorV1Impl
+    metadata = vllm_v1_adapter.LMCacheConnectorMetadata()
+    metadata.requests = [
+        vllm_v1_adapter.ReqMeta(
+            req_id="request",
+            token_ids=list(range(tokens)),
+            slot_mapping=torch.arange(tokens),
+            load_spec=vllm_v1_adapter.LoadSpec(in_vllm, tokens, can_load=True),
+        )
+    ]
+    failed: list[int] = []
+
+    def retrieve_all_but_the_last(tokens: list[int], mask: torch.Tensor, **_: Any) -> torch.Tensor:
+        failed.append(len(tokens) - chunk)
+        return mask & (torch.arange(len(tokens)) < chunk)
+
+    adapter = SimpleNamespace(
+        kv_caches={"layer": None},
+        _parent=SimpleNamespace(_get_connector_metadata=lambda: metadata),
+        lmcache_engine=SimpleNamespace(
+            retrieve=retrieve_all_but_the_last, lookup_unpin=lambda request: None
+        ),
+        _stats_monitor=MagicMock(),
+        device="cpu",
+        _lmcache_chunk_size=chunk,
+        _block_size=16,
+        use_layerwise=False,
+        async_loading=False,
+        _invalid_block_ids=set(),
+    )
+    adapter_type.start_load_kv(adapter, SimpleNamespace(attn_metadata=object()))
+    assert failed == [44]
+    assert adapter._invalid_block_ids == set()
 
 
 def test_the_manager_keeps_why_it_failed() -> None:

@@ -111,6 +111,11 @@ GIB = 2**30
             "use_layerwise does not work on a CPU. Leave use_layerwise out.",
         ),
         (
+            "save_unfull_chunk: true",
+            "cpu",
+            "save_unfull_chunk does not work on a CPU. Leave save_unfull_chunk out.",
+        ),
+        (
             "enable_controller: true",
             "cuda",
             "LMCache refuses it: controller_pull_url is required when enable_controller=True. "
@@ -146,6 +151,16 @@ def test_refused(tmp_path: Path, file: str, device: str, message: str) -> None:
             "use_layerwise: true\nlocal_disk: /cache\nmax_local_disk_size: 1\n",
             "/lmcache.yaml:1: use_layerwise does not work together with local_disk: a layer that "
             "fails to load is used. Leave out use_layerwise or local_disk.",
+        ),
+        (
+            "save_unfull_chunk: true\nremote_url: redis://redis:6379\n",
+            "/lmcache.yaml:1: save_unfull_chunk does not work together with remote_url: a chunk "
+            "that fails to load is used. Leave out save_unfull_chunk or remote_url.",
+        ),
+        (
+            "enable_blending: true\nlocal_disk: /cache\nmax_local_disk_size: 1\n",
+            "/lmcache.yaml:1: enable_blending does not work together with local_disk: a chunk "
+            "that fails to load is used. Leave out enable_blending or local_disk.",
         ),
         (
             "remote_url: redis://redis:port\n",

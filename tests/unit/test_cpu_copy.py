@@ -1,7 +1,8 @@
-"""Gather then scatter gives back every byte, for any shape, type and slot mapping."""
+"""Gather then scatter gives back every byte, for any shape, type and blocks."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from types import SimpleNamespace
 
@@ -10,10 +11,11 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from kserve_lmcache.connector.connector import KServeLMCacheConnector
 from kserve_lmcache.connector.cpu_copy import (
     CPUPagedMemoryConnector,
     gather,
-    keys_and_values,
+    halves,
     scatter,
 )
 
@@ -47,14 +49,15 @@ class Case:
         )
 
 
+def slots_of(blocks: list[int], block_size: int) -> torch.Tensor:
+    return torch.cat([torch.arange(block_size) + block * block_size for block in blocks])
+
+
 @st.composite
 def cases(draw: st.DrawFn) -> Case:
     block_size = draw(st.sampled_from([1, 4, 16, 128]))
     blocks = draw(st.integers(1, 6))
-    total = block_size * blocks
-    slots = draw(
-        st.lists(st.integers(0, total - 1), min_size=1, max_size=min(total, 64), unique=True)
-    )
+    chosen = draw(st.lists(st.integers(0, blocks - 1), min_size=1, max_size=blocks, unique=True))
     return Case(
         layers=draw(st.integers(1, 4)),
         heads=draw(st.integers(1, 4)),
@@ -62,7 +65,7 @@ def cases(draw: st.DrawFn) -> Case:
         block_size=block_size,
         blocks=blocks,
         dtype=draw(st.sampled_from(DTYPES)),
-        slots=torch.tensor(slots),
+        slots=slots_of(chosen, block_size),
     )
 
 
@@ -81,7 +84,7 @@ def test_every_byte_survives(case: Case) -> None:
 
     for before, wanted, found in zip(untouched, source, target, strict=True):
         for kept, copied, result in zip(
-            *(keys_and_values(layer, case.head_size) for layer in (before, wanted, found)),
+            *(halves(layer, case.head_size) for layer in (before, wanted, found)),
             strict=True,
         ):
             for slot in range(case.blocks * case.block_size):
@@ -97,7 +100,7 @@ def test_a_memory_object_holds_the_tokens_in_order(case: Case) -> None:
     memory = case.memory()
     gather(cache, case.slots, case.head_size, memory)
     for number, layer in enumerate(cache):
-        for kind, paged in enumerate(keys_and_values(layer, case.head_size)):
+        for kind, paged in enumerate(halves(layer, case.head_size)):
             for token, slot in enumerate(case.slots.tolist()):
                 block, offset = divmod(slot, case.block_size)
                 expected = paged[block, :, offset].flatten()
@@ -105,8 +108,9 @@ def test_a_memory_object_holds_the_tokens_in_order(case: Case) -> None:
 
 
 @settings(max_examples=50, deadline=None)
-@given(case=cases(), cached=st.integers(0, 64))
-def test_a_load_leaves_vllms_own_prefix_alone(case: Case, cached: int) -> None:
+@given(case=cases(), cached_blocks=st.integers(0, 6))
+def test_a_load_leaves_vllms_own_prefix_alone(case: Case, cached_blocks: int) -> None:
+    cached = cached_blocks * case.block_size
     source, target = case.cache(seed=1), case.cache(seed=2)
     memory = case.memory()
     gather(source, case.slots, case.head_size, memory)
@@ -125,9 +129,49 @@ def test_a_load_leaves_vllms_own_prefix_alone(case: Case, cached: int) -> None:
     assert [as_bytes(layer) for layer in target] == [as_bytes(layer) for layer in expected]
 
 
+@pytest.mark.parametrize(
+    "slots",
+    [
+        range(5),  # a block and a part of the next
+        range(2, 6),  # the end of one and the beginning of the next
+        (0, 1, 3, 2),
+        (0, 1, 2, 3, 4, 5, 6, 11),
+    ],
+)
+def test_a_part_of_a_block_is_refused(slots: Sequence[int]) -> None:
+    layers, memory = [torch.zeros(3, 1, 4, 16)], torch.zeros(2, 1, len(slots), 8)
+    for copy in (
+        lambda: gather(layers, torch.tensor(slots), 8, memory),
+        lambda: scatter(memory, layers, torch.tensor(slots), 8),
+    ):
+        with pytest.raises(ValueError, match="slots are not whole blocks of 4"):
+            copy()
+
+
 def test_an_unknown_layout_is_refused() -> None:
     with pytest.raises(NotImplementedError, match=r"shape \(4, 16, 576\) with heads of 64"):
-        keys_and_values(torch.zeros(4, 16, 576), head_size=64)
+        halves(torch.zeros(4, 16, 576), head_size=64)
+
+
+@pytest.mark.parametrize(
+    ("layers", "heads", "head_size"), [(2, 2, 8), (3, 4, 8), (3, 2, 16), (0, 2, 8)]
+)
+def test_a_cache_of_another_shape_than_announced_turns_offloading_off(
+    layers: int, heads: int, head_size: int
+) -> None:
+    """A model may have other heads than its configuration says, in all layers or in some."""
+    announced = CPUPagedMemoryConnector(layers=3, heads=2, head_size=8)
+    like = [torch.zeros(4, 2, 16, 16) for _ in range(3)]
+    announced.check(like)
+    failures: list[Exception] = []
+    connector = SimpleNamespace(
+        _failure="",
+        _fail=failures.append,
+        _lmcache_engine=SimpleNamespace(lmcache_engine=SimpleNamespace(gpu_connector=announced)),
+    )
+    other = [torch.zeros(4, heads, 16, 2 * head_size) for _ in range(layers)]
+    KServeLMCacheConnector.register_kv_caches(connector, dict(enumerate(other)))
+    assert "the model's configuration says 3 of [(2, 16)]" in str(failures[0])
 
 
 @pytest.mark.parametrize(

@@ -44,7 +44,7 @@ _SERDES = {
     "cachegen": "knows a few models only and changes what it stores",
     "kivi": "is not implemented in LMCache",
 }
-_NOT_ON_CPU = ("use_layerwise", "enable_blending", "use_gds")
+_NOT_ON_CPU = ("use_layerwise", "enable_blending", "use_gds", "save_unfull_chunk")
 _TLS_SETTINGS = ("remote_ca_file", "remote_cert_file", "remote_key_file")
 _CREDENTIALS = ("remote_username", "remote_password", "remote_password_file")
 # LMCache's connector for sentinels stores nothing, and it has none for the others.
@@ -155,6 +155,16 @@ def _layerwise(configuration: Configuration, device: str) -> Iterator[Problem]:
                 yield _problem(configuration, "use_layerwise", what, mend)
 
 
+def _unfull_chunks(configuration: Configuration, device: str) -> Iterator[Problem]:
+    # LMCache counts the tokens it loaded from the chunk's start, and those it should have from the
+    # end of vLLM's own: a chunk that is smaller than the difference can be missing unnoticed.
+    for asked in ("save_unfull_chunk", "enable_blending"):  # the second implies the first
+        for name in ("remote_url", "local_disk"):
+            if configuration.get(asked) and configuration.get(name):
+                what = f"does not work together with {name}: a chunk that fails to load is used"
+                yield _problem(configuration, asked, what, f"Leave out {asked} or {name}.")
+
+
 def _serde(configuration: Configuration, device: str) -> Iterator[Problem]:
     serde = configuration.get("remote_serde")
     if serde not in (None, "naive"):
@@ -258,6 +268,7 @@ LIGHT: tuple[Rule, ...] = (
     _tiers,
     _device,
     _layerwise,
+    _unfull_chunks,
     _serde,
     _remote,
     _lmcache,

@@ -64,6 +64,7 @@ class KServeLMCacheConnector(LMCacheConnectorV1):  # type: ignore[misc]
         if self._failure:
             return
         try:
+            lmcache_engine.check_on_cpu(self._lmcache_engine, list(kv_caches.values()))
             super().register_kv_caches(kv_caches)
         except Exception as error:
             self._fail(error)
@@ -82,7 +83,9 @@ class KServeLMCacheConnector(LMCacheConnectorV1):  # type: ignore[misc]
     ) -> tuple[int | None, bool]:
         """How many more tokens than vLLM's own cache has can be loaded, and never later."""
         self._isolate(request)  # vLLM 0.24 does not call on_new_request
-        if request.request_id in self._excluded:
+        # Prompt logprobs and some poolings need every position computed: vLLM does not read its
+        # own cache for them, and returns whatever lies in memory for positions that it loaded.
+        if request.request_id in self._excluded or request.skip_reading_prefix_cache:
             lmcache_engine.load_nothing(
                 self._lmcache_engine, request.request_id, num_computed_tokens
             )
@@ -90,6 +93,10 @@ class KServeLMCacheConnector(LMCacheConnectorV1):  # type: ignore[misc]
         matched: tuple[int | None, bool] = super().get_num_new_matched_tokens(
             request, num_computed_tokens
         )
+        if matched[0] == 0:
+            lmcache_engine.leave_unloaded(
+                self._lmcache_engine, request.request_id, num_computed_tokens
+            )
         return matched
 
     def build_connector_meta(self, scheduler_output: SchedulerOutput) -> KVConnectorMetadata:

@@ -1,10 +1,14 @@
 """Copies between vLLM's paged KV cache on a CPU and LMCache's memory objects.
 
 vLLM's paged cache (0.24 to 0.28) is one tensor a layer: ``[blocks, heads, block_size,
-2 * head_size]``, K then V in the last axis.
+2 * head_size]``. A memory object is ``[2, layers, tokens, heads * head_size]`` (LMCache's
+``KV_2LTD``). A slot is the place of one token: ``block * block_size + offset``.
 
-A memory object is ``[2, layers, tokens, heads * head_size]`` (LMCache's ``KV_2LTD``). A slot is
-the place of one token: ``block * block_size + offset``.
+Only the first two axes of the paged cache mean what they say. Within one head's part of a block
+the attention kernel lays K and V out as suits the processor (K by columns, on AMX in pairs of
+tokens, …), so that a row there is no token: whole blocks are copied, as they are, and never a part
+of one. What a memory object then holds depends on the block size and the kernel
+(``identity/namespace.py`` puts both into the keys).
 """
 
 from __future__ import annotations
@@ -21,8 +25,8 @@ if TYPE_CHECKING:
     from lmcache.v1.metadata import LMCacheMetadata
 
 
-def keys_and_values(layer: torch.Tensor, head_size: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """Views of one layer's K and V, each ``[blocks, heads, block_size, head_size]``.
+def halves(layer: torch.Tensor, head_size: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """Views of one layer's two halves, each ``[blocks, heads, block_size, head_size]``.
 
     Raises:
         NotImplementedError: the layer has another layout.
@@ -38,7 +42,12 @@ def keys_and_values(layer: torch.Tensor, head_size: int) -> tuple[torch.Tensor, 
 def gather(
     layers: Sequence[torch.Tensor], slots: torch.Tensor, head_size: int, target: torch.Tensor
 ) -> None:
-    """Copy the tokens at ``slots`` into ``target``, ``[2, layers, tokens, heads * head_size]``."""
+    """Copy the blocks at ``slots`` into ``target``, ``[2, layers, tokens, heads * head_size]``.
+
+    Raises:
+        ValueError: the slots are not whole blocks.
+    """
+    _check_whole_blocks(layers, slots)
     for index, paged in _pages(layers, head_size):
         blocks, offsets = _positions(slots, paged)
         # Advanced indices around a slice put the token axis first: [tokens, heads, head_size].
@@ -48,17 +57,35 @@ def gather(
 def scatter(
     source: torch.Tensor, layers: Sequence[torch.Tensor], slots: torch.Tensor, head_size: int
 ) -> None:
-    """Copy ``source``, ``[2, layers, tokens, heads * head_size]``, to the tokens at ``slots``."""
+    """Copy ``source``, ``[2, layers, tokens, heads * head_size]``, to the blocks at ``slots``.
+
+    Raises:
+        ValueError: the slots are not whole blocks.
+    """
+    _check_whole_blocks(layers, slots)
     for index, paged in _pages(layers, head_size):
         blocks, offsets = _positions(slots, paged)
         paged[blocks, :, offsets] = source[index].unflatten(1, (-1, head_size))
+
+
+def _check_whole_blocks(layers: Sequence[torch.Tensor], slots: torch.Tensor) -> None:
+    block_size = layers[0].shape[2]
+    if len(slots) % block_size == 0:
+        rows = slots.view(-1, block_size)
+        whole = rows[:, :1] // block_size * block_size + torch.arange(block_size)
+        if torch.equal(rows, whole.to(rows.dtype)):
+            return
+    raise ValueError(
+        f"{len(slots)} slots are not whole blocks of {block_size}; a part of a block cannot be "
+        "copied on a CPU"
+    )
 
 
 def _pages(
     layers: Sequence[torch.Tensor], head_size: int
 ) -> Iterator[tuple[tuple[int, int], torch.Tensor]]:
     for number, layer in enumerate(layers):
-        for kind, paged in enumerate(keys_and_values(layer, head_size)):
+        for kind, paged in enumerate(halves(layer, head_size)):
             yield (kind, number), paged
 
 
@@ -102,6 +129,20 @@ class CPUPagedMemoryConnector(GPUConnectorInterface):  # type: ignore[misc]
             raise NotImplementedError(f"not supported on a CPU: {'; '.join(reasons)}")
         layers, _, _, heads, head_size = metadata.kv_shape
         return cls(layers, heads, head_size)
+
+    def check(self, layers: Sequence[torch.Tensor]) -> None:
+        """Compare the paged cache that there is with the one that was announced.
+
+        Raises:
+            NotImplementedError: a layer has another number or size of heads.
+        """
+        announced = (self.layers, {(self.heads, 2 * self.head_size)})
+        found = (len(layers), {(layer.shape[1], layer.shape[-1]) for layer in layers})
+        if found != announced:
+            raise NotImplementedError(
+                f"the KV cache has {found[0]} layers of (heads, 2 * head size) {sorted(found[1])}, "
+                f"and the model's configuration says {announced[0]} of {sorted(announced[1])}"
+            )
 
     def from_gpu(self, memory_obj: MemoryObj, start: int, end: int, **kwargs: Any) -> None:
         """Fill ``memory_obj`` with tokens ``start`` to ``end`` of ``kwargs["slot_mapping"]``."""

@@ -20,6 +20,9 @@ from lmcache.v1.rpc_utils import get_zmq_rpc_path_lmcache, get_zmq_socket
 from kserve_lmcache.connector.cpu_copy import CPUPagedMemoryConnector
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    import torch
     from lmcache.integration.vllm.vllm_v1_adapter import LMCacheConnectorV1Impl
     from lmcache.v1.metadata import LMCacheMetadata
     from lmcache.v1.offload_server.zmq_server import ZMQOffloadServer
@@ -48,6 +51,17 @@ def create_on_cpu(vllm_config: VllmConfig) -> None:
         group.broadcast,
         group.broadcast_object,
     )
+
+
+def check_on_cpu(adapter: LMCacheConnectorV1Impl, layers: Sequence[torch.Tensor]) -> None:
+    """See that this worker's paged KV cache is what our copy path was made for.
+
+    Raises:
+        NotImplementedError: it has another shape.
+    """
+    engine = adapter.lmcache_engine
+    if engine is not None and isinstance(engine.gpu_connector, CPUPagedMemoryConnector):
+        engine.gpu_connector.check(layers)
 
 
 def stop(adapter: LMCacheConnectorV1Impl) -> None:
@@ -90,6 +104,17 @@ def load_nothing(adapter: LMCacheConnectorV1Impl, request_id: str, computed_toke
     adapter.load_specs[request_id] = LoadSpec(
         vllm_cached_tokens=computed_tokens, lmcache_cached_tokens=0, can_load=False
     )
+
+
+def leave_unloaded(adapter: LMCacheConnectorV1Impl, request_id: str, computed_tokens: int) -> None:
+    """Let the scheduler's side of LMCache not count on what it found and chose not to load.
+
+    Below ``min_retrieve_tokens`` it remembers those tokens as the request's own, and when the
+    request comes back after a preemption, an assertion that it has them ends the engine.
+    """
+    spec = adapter.load_specs.get(request_id)
+    if spec is not None:
+        spec.lmcache_cached_tokens = min(spec.lmcache_cached_tokens, computed_tokens)
 
 
 def failure(adapter: LMCacheConnectorV1Impl) -> str:

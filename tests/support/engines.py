@@ -1,0 +1,174 @@
+"""vLLM engines as the server makes them, one after another in one process, without HTTP.
+
+A server takes a minute to start, most of it for importing vLLM in three processes. Here scheduler
+and worker live in one process, and an engine takes seconds.
+"""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from tests.support.server import ROOT, engine_environment
+
+SECONDS = 60.0  # of one engine on a busy machine, beside what importing vLLM takes
+
+
+@dataclass
+class Job:
+    """An engine, and what it is asked.
+
+    Attributes:
+        model: its directory; no tokenizer is needed.
+        flags: of the server.
+        variables: environment variables, LMCache's among them.
+        rounds: prompts, as token ids; those of a round run together.
+        generate: tokens for each.
+    """
+
+    model: str
+    flags: Sequence[str] = ()
+    variables: Mapping[str, str] = field(default_factory=dict)
+    rounds: Sequence[Sequence[Sequence[int]]] = ()
+    generate: int = 8
+
+
+@dataclass
+class Answer:
+    """Generated tokens, the logprob of each, and how many of the prompt's came from a cache."""
+
+    tokens: list[int]
+    logprobs: list[float]
+    cached: int
+
+
+@dataclass
+class Outcome:
+    """Of one job: vLLM's class of the model, answers by round, and vLLM's counters.
+
+    ``error`` is what ended it instead; empty when nothing did.
+    """
+
+    architecture: str = ""
+    rounds: list[list[Answer]] = field(default_factory=list)
+    counters: dict[str, int] = field(default_factory=dict)
+    error: str = ""
+
+
+def run(jobs: Sequence[Job], directory: Path) -> list[Outcome]:
+    """Run the jobs in a process of their own; its log is ``engines.log`` in ``directory``."""
+    asked, answered, log = (directory / name for name in ("jobs.json", "out.json", "engines.log"))
+    asked.write_text(json.dumps([asdict(job) for job in jobs]))
+    # One process, whose working directory is where the package of the tests is found.
+    environ = engine_environment(
+        VLLM_ENABLE_V1_MULTIPROCESSING="0",
+        PYTHONHASHSEED="0",
+        LMCACHE_TRACK_USAGE="false",
+        DO_NOT_TRACK="1",
+        VLLM_NO_USAGE_STATS="1",
+    )
+    command = [sys.executable, "-m", __name__, str(asked), str(answered)]
+    with log.open("wb") as output:
+        ended = subprocess.run(
+            command,
+            cwd=ROOT,
+            env=environ,
+            stdout=output,
+            stderr=subprocess.STDOUT,
+            timeout=120 + SECONDS * len(jobs),
+            check=False,
+        )
+    if ended.returncode:
+        tail = log.read_text(errors="replace").splitlines()[-60:]
+        raise AssertionError("\n".join([f"engines ended with {ended.returncode}", *tail]))
+    return [
+        Outcome(
+            each["architecture"],
+            [[Answer(**answer) for answer in answers] for answers in each["rounds"]],
+            each["counters"],
+            each["error"],
+        )
+        for each in json.loads(answered.read_text())
+    ]
+
+
+def _outcome(job: dict[str, Any]) -> Outcome:
+    import os
+    import traceback
+
+    from vllm.distributed import cleanup_dist_env_and_memory
+    from vllm.v1.engine.llm_engine import LLMEngine
+
+    from kserve_lmcache.cli.arguments import parse_arguments
+    from kserve_lmcache.engine_arguments import resolve_engine_arguments
+    from kserve_lmcache.offload import plan_offload
+
+    before, outcome, engine = dict(os.environ), Outcome(), None
+    os.environ.update(job["variables"])
+    fixed = ("--skip-tokenizer-init", "--enforce-eager", "--dtype=float32")
+    try:
+        args = parse_arguments([f"--model_id={job['model']}", *fixed, *job["flags"]])
+        resolve_engine_arguments(args, os.environ)
+        _, config = plan_offload(args, os.environ)
+        outcome.architecture = config.model_config.architecture
+        engine = LLMEngine.from_vllm_config(config)
+        counted = _counters()
+        for number, prompts in enumerate(job["rounds"]):
+            outcome.rounds.append(_answers(engine, prompts, str(number), job["generate"]))
+        outcome.counters = {name: n - counted.get(name, 0) for name, n in _counters().items()}
+    except Exception:
+        outcome.error = traceback.format_exc()
+    finally:
+        if engine is not None:
+            engine.engine_core.shutdown()
+        cleanup_dist_env_and_memory()
+        os.environ.clear()
+        os.environ.update(before)
+    return outcome
+
+
+def _answers(engine: Any, prompts: list[list[int]], name: str, generate: int) -> list[Answer]:
+    from vllm import SamplingParams
+
+    parameters = SamplingParams(
+        temperature=0, max_tokens=generate, logprobs=0, ignore_eos=True, detokenize=False
+    )
+    for number, prompt in enumerate(prompts):
+        engine.add_request(f"{name}-{number}", {"prompt_token_ids": prompt}, parameters.clone())
+    finished = {}
+    while engine.has_unfinished_requests():
+        finished.update({each.request_id: each for each in engine.step() if each.finished})
+    answers = []
+    for number in range(len(prompts)):
+        output = finished[f"{name}-{number}"]
+        choice = output.outputs[0]
+        scores = [
+            by_token[token].logprob
+            for token, by_token in zip(choice.token_ids, choice.logprobs, strict=True)
+        ]
+        answers.append(Answer(list(choice.token_ids), scores, output.num_cached_tokens))
+    return answers
+
+
+def _counters() -> dict[str, int]:
+    from vllm.v1.metrics.reader import Counter, get_metrics_snapshot
+
+    totals: dict[str, int] = {}
+    for metric in get_metrics_snapshot():
+        if isinstance(metric, Counter):
+            totals[metric.name] = totals.get(metric.name, 0) + metric.value
+    return totals
+
+
+def _main(asked: str, answered: str) -> None:
+    outcomes = [_outcome(job) for job in json.loads(Path(asked).read_text())]
+    Path(answered).write_text(json.dumps([asdict(outcome) for outcome in outcomes]))
+
+
+if __name__ == "__main__":
+    _main(*sys.argv[1:])
