@@ -39,6 +39,8 @@ def _reasons(config: VllmConfig) -> Iterator[str]:
         yield "the model's attention has a sliding window, and vLLM frees the blocks before it"
     if getattr(text, "attention_chunk_size", None):
         yield "the model's attention is chunked, and its KV lies in groups of blocks"
+    if model.pooler_config is not None and not model.is_prefix_caching_supported:
+        yield "the model pools over every token, and those that are loaded are not computed"
     if model.is_multimodal_model:
         yield "the model takes images, audio or video, which is not tested"
     if getattr(model, "enable_prompt_embeds", False):

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from kserve_lmcache.cli.arguments import parse_arguments
 from kserve_lmcache.doctor.replica import INPUTS
@@ -74,12 +75,24 @@ def test_neither_path_nor_served_name_is_in_it(plain: str, tmp_path: Path) -> No
             '"rope_theta": 100000}}',
         ),
         ('--hf-overrides={"rms_norm_eps": 1e-6}',),
+        ("--block-size=64",),
         ("--lmcache", "chunk_size=512"),
         ("--lmcache", "pre_caching_hash_algorithm=sha256"),
     ],
 )
 def test_what_changes_the_numbers_or_the_keys_is_in_it(plain: str, flags: tuple[str, ...]) -> None:
     assert name_of(*flags) != plain
+
+
+def test_the_processor_is_in_it_where_blocks_are_stored_as_they_are(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    names = []
+    for amx in (False, True):  # of it and of the data type the layout of a block depends
+        monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda amx=amx: amx)
+        names += [name_of("--dtype=bfloat16"), name_of("--dtype=float32")]
+    assert len(set(names)) == 3
+    assert names[1] == names[3]
 
 
 def test_the_hash_seed_is_in_it(plain: str) -> None:
@@ -170,6 +183,18 @@ def test_models_that_are_kept_right(
     assert bool(found) == (reason is not None), found
     if reason:
         assert reason in found[0]
+
+
+@pytest.mark.parametrize(("pooling", "is_refused"), [("LAST", False), ("MEAN", True)])
+def test_a_pooling_over_every_token_is_refused(pooling: str, is_refused: bool) -> None:
+    how = (
+        "--runner=pooling",
+        "--convert=embed",
+        f'--pooler-config={{"pooling_type": "{pooling}"}}',
+    )
+    found = unsupported(engine(*how))
+    assert bool(found) == is_refused
+    assert all("pools over every token" in reason for reason in found)
 
 
 def test_others_are_refused_or_served_without_offloading(tmp_path: Path) -> None:

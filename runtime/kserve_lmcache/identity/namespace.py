@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import platform
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
@@ -73,6 +74,7 @@ def numerics_of(config: VllmConfig) -> dict[str, Any]:
             config.parallel_config.tensor_parallel_size,
             config.parallel_config.pipeline_parallel_size,
         ],
+        "block": _cpu_block(config),
         # A draft model's layers are stored beside the model's own.
         "draft": None if speculative is None else [speculative.method, str(speculative.model)],
     }
@@ -90,6 +92,24 @@ def told(parts: Mapping[str, Any]) -> dict[str, str | int | float | None]:
 
 def _canonical(value: Any) -> str:
     return json.dumps(value, sort_keys=True, default=str)
+
+
+def _cpu_block(config: VllmConfig) -> list[Any] | None:
+    """How a block lies in the memory of a CPU, where blocks are stored as they are.
+
+    The attention kernel decides, by the processor: AMX, for one, has a layout of its own.
+    """
+    if config.device_config.device_type != "cpu":
+        return None
+    from vllm.v1.attention.backends.cpu_attn import _get_attn_isa
+
+    model, cache = config.model_config, config.cache_config
+    arguments = (model.dtype, cache.block_size, model.get_head_size(), str(cache.cache_dtype))
+    try:
+        kernel = _get_attn_isa(*arguments)
+    except NotImplementedError:  # the engine will say so when it asks for the same
+        kernel = ""
+    return [platform.machine(), kernel, cache.block_size]
 
 
 def _scales_rope(text_config: Any) -> bool:
