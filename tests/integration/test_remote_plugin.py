@@ -73,16 +73,6 @@ def test_a_corrupt_chunk_ends_the_load_before_it(server: Store, remote: Remote) 
         until(lambda: not client.exists(third))
 
 
-def test_a_last_chunk_that_is_not_full(remote: Remote) -> None:
-    length = CHUNK + 5
-    with replica(remote) as one:
-        one.store(prompt(3, length), pages(3))
-    with replica(remote) as other:
-        found, came, target = other.load(prompt(3, length))
-        assert (found, came) == (length, length)
-        assert alike(target, pages(3), length)
-
-
 def test_a_full_local_tier_is_a_miss_for_the_rest(remote: Remote) -> None:
     with replica(remote) as one:
         one.store(prompt(4), pages(4))

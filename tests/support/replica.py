@@ -52,7 +52,7 @@ class Replica:
         before = self.count("chunks_written")
         slots = torch.arange(len(tokens))
         self.engine.store(tokens, kvcaches=source, slot_mapping=slots, req_id="store")
-        chunks = -(-len(tokens) // CHUNK)
+        chunks = len(tokens) // CHUNK
         until(lambda: self.count("chunks_written") == before + chunks)
 
     def load(self, tokens: torch.Tensor) -> tuple[int, int, Pages]:
@@ -74,7 +74,6 @@ def replica(remote: Remote, local_gib: float = 0.05, limits: Limits = PATIENT) -
     """An engine whose remote store answers. ``PYTHONHASHSEED`` must be set."""
     config = LMCacheEngineConfig.from_defaults(
         chunk_size=CHUNK,
-        save_unfull_chunk=True,
         pre_caching_hash_algorithm="sha256_cbor",
         max_local_cpu_size=local_gib,
         remote_storage_plugins=[PLUGIN],

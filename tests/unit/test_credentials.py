@@ -141,7 +141,7 @@ def test_what_lmcaches_own_connector_is_told(tmp_path: Path, asked: Remote, told
 @pytest.mark.parametrize("password_file", [None, "/secret/password"])
 def test_what_our_connector_is_told(tmp_path: Path, password_file: str | None) -> None:
     path = tmp_path / "engine.yaml"
-    asked = Remote(URL, "test", "user", "hunter2", password_file)
+    asked = Remote(URL, "test", "user", "hunter2", password_file=password_file)
     values = {"remote_url": URL, "chunk_size": 64, "extra_config": {"a": 1}}
     engine_file.write(values, asked, path, Limits(ttl=5))
     told = engine_file.read(path)

@@ -39,21 +39,21 @@ class Remote:
         source: where the URL was set (``file:line``, a variable or a flag).
         username: of a Redis ACL; ``None`` for the default user.
         password: never shown.
-        password_file: where the password came from, if from a file.
         ca_file: PEM file of the authorities that may sign the server's certificate; ``None``
             for the system's.
         cert_file: PEM file of our own certificate, for mutual TLS.
         key_file: PEM file of its key.
+        password_file: where the password came from, if from a file.
     """
 
     url: str
     source: str
     username: str | None = None
     password: str | None = field(default=None, repr=False)
-    password_file: str | None = None
     ca_file: str | None = None
     cert_file: str | None = None
     key_file: str | None = None
+    password_file: str | None = None
 
     def read_password(self) -> str:
         """The password that the file holds now.
