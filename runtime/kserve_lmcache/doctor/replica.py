@@ -23,6 +23,8 @@ INPUTS: Mapping[str, tuple[str, str]] = {
     "hf_config": ("model configuration", "--hf-overrides and image"),
     "max_model_len": ("longest request", "--max-model-len"),
     "device": ("device", "kind of device"),
+    "block": ("layout of a block on the CPU", "kind of processor and --block-size"),
+    "parallel": ("split into workers", "--tensor-parallel-size and --pipeline-parallel-size"),
     "draft": ("draft model", "--speculative-config"),
     "workers": ("number of workers", "--tensor-parallel-size"),
     "namespace": ("namespace", "version of kserve-lmcache"),
