@@ -28,7 +28,7 @@ from tests.support.load import COLD, SHARED, WARM, Record, ask, percentile
 from tests.support.server import Server, cached_tokens, engine_environment, long_prompt, running
 from tests.support.stores import redis_process
 
-SECONDS = float(os.environ.get("FAULT_SECONDS", "4"))
+SECONDS = float(os.environ.get("FAULT_SECONDS", "2"))
 CONNECTOR = os.environ.get("REMOTE_CONNECTOR", "kserve")
 RECOVERY_SECONDS = 5.0
 CHUNK = 256

@@ -19,6 +19,7 @@ from tests.support.stores import (
     Cluster,
     Store,
     Watched,
+    lm_store,
     redis_cluster,
     servers,
     watched_by_sentinels,
@@ -95,6 +96,15 @@ def test_a_cluster(tmp_path: Path, server: str) -> None:
                 until(lambda key=key: load(tier, [key]) == [values[key]])
             assert load(tier, [*values]) == [*values.values()]
         assert failures == []
+
+
+def test_lmcaches_own_server(tmp_path: Path) -> None:
+    with lm_store(tmp_path) as server:
+        shared_between_replicas(Remote(server.url, "test"))
+
+
+def test_a_directory(tmp_path: Path) -> None:
+    shared_between_replicas(Remote(f"fs://localhost:0{tmp_path}", "test"))
 
 
 @contextmanager

@@ -199,7 +199,7 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
 
 
 def test_a_load_that_would_lose_is_not_worth_it_until_it_is_tried_again(clock: Clock) -> None:
-    pace = Pace()
+    pace = Pace(0.05)
     assert pace.is_worth(256, 100 * MIB)  # nothing is known yet
     for _ in range(3):
         pace.step(512)
@@ -215,7 +215,7 @@ def test_a_load_that_would_lose_is_not_worth_it_until_it_is_tried_again(clock: C
 
 
 def test_steps_of_decoding_say_nothing_of_a_prefill(clock: Clock) -> None:
-    pace = Pace()
+    pace = Pace(0.05)
     for _ in range(5):
         pace.step(8)
         clock.now += 1
@@ -223,7 +223,7 @@ def test_steps_of_decoding_say_nothing_of_a_prefill(clock: Clock) -> None:
 
 
 def test_a_load_may_take_no_longer_than_the_prefill_that_it_replaces(clock: Clock) -> None:
-    pace = Pace()
+    pace = Pace(0.05)
     pace.loaded(100 * MIB, 0.5)
     assert pace.deadline(1024, 50 * MIB, 2.0) == pytest.approx(0.05 + 4 * 0.25)
     assert pace.deadline(1024, 500 * MIB, 2.0) == 2.0

@@ -15,15 +15,19 @@ _SMALLEST_STEP = 256  # tokens; smaller steps say more about decoding
 _SAMPLES = 9
 # A load that takes this much longer than expected will not come.
 _PATIENCE = 4.0
-_GRACE = 0.05  # seconds
 # A store once found slow may be faster today.
 _TRY_AGAIN = 30.0  # seconds
 
 
 class Pace:
-    """Medians of the last loads and of the last prefill steps."""
+    """Medians of the last loads and of the last prefill steps.
 
-    def __init__(self) -> None:
+    Args:
+        grace: seconds that an answer of the store may take whatever its size.
+    """
+
+    def __init__(self, grace: float) -> None:
+        self._grace = grace
         self._rates: deque[float] = deque(maxlen=_SAMPLES)
         self._prefills: deque[float] = deque(maxlen=_SAMPLES)
         self._step: tuple[float, int] | None = None
@@ -74,7 +78,7 @@ class Pace:
         Never longer than computing the tokens takes, so that a load that fails costs a request
         at most as much again.
         """
-        seconds = _GRACE + _PATIENCE * size / self.read_rate
+        seconds = self._grace + _PATIENCE * size / self.read_rate
         if self.prefill_rate is not None:
-            seconds = min(seconds, max(_GRACE, tokens / self.prefill_rate))
+            seconds = min(seconds, max(self._grace, tokens / self.prefill_rate))
         return min(seconds, most)

@@ -47,7 +47,7 @@ class RemoteTier:
         chunk_tokens: int,
         chunk_bytes: int,
     ) -> None:
-        self.pace = Pace()
+        self.pace = Pace(limits.lookup)
         self.counters = Counters()
         self._name = name
         self._limits = limits
