@@ -24,6 +24,7 @@ from tests.support.stores import LmStore, Store, lm_store, redis_process, silent
 
 # The usual ones, with some room for a busy machine.
 IMPATIENT = Limits(connect=1, lookup=0.2, load=0.5, write=1)
+BUSY = 2.0  # seconds that a busy machine may add; what hangs, hangs for ever
 values_of = functools.partial(chunks, size=PAYLOAD)
 
 
@@ -74,10 +75,13 @@ def test_what_one_stores_another_loads(tiers: Callable[..., RemoteTier]) -> None
         assert load(other, [*values]) == [*values.values()]
         assert other.lookup(["a", "x", "b"]) == 1
         assert load(other, ["a", "x", "b"]) == [values["a"]]
-        store_all(one, values_of("a"))
+        store_all(one, values_of("a", "x"))
+        assert other.lookup(["a", "x", "b"]) == 3
+        assert load(other, ["x"]) == [*values_of("x").values()]
         stored, found = one.report(), other.report()
-    assert (stored["chunks_written"], stored["chunks_known"]) == (5, 1)
-    assert (found["chunks_read"], found["chunks_missing"]) == (6, 1)
+    assert (stored["chunks_written"], stored["chunks_known"]) == (6, 1)
+    assert (found["chunks_read"], found["chunks_missing"]) == (7, 1)
+    assert found["chunks_corrupt"] == 0
     assert (stored["failures"], found["failures"], found["opened"]) == (0, 0, 0)
     assert (stored["exceptions"], found["exceptions"]) == (0, 0)
 
@@ -173,11 +177,10 @@ def test_a_stopped_server_costs_three_deadlines_and_comes_back(tmp_path: Path) -
             for _ in range(3):
                 began = time.monotonic()
                 assert tier.lookup(["a"]) == 0
-                assert time.monotonic() - began < IMPATIENT.lookup + 0.3
+                assert time.monotonic() - began < IMPATIENT.lookup + BUSY
             assert not tier.report()["up"]
-            began = time.monotonic()
             assert tier.lookup(["a"]) == 0
-            assert time.monotonic() - began < 0.1
+            assert tier.report()["lookups_skipped"] == 1
             # Probes go on, and none of their threads stays.
             time.sleep(3)
             assert _threads("remote-lookup") <= 2
@@ -192,9 +195,8 @@ def test_comes_by_itself_when_the_server_does(tmp_path: Path) -> None:
         server.kill()
         with lmcache_tier(server.url, wait=False) as tier:
             until(lambda: "ConnectionRefusedError" in tier.report()["reason"], seconds=60)
-            began = time.monotonic()
             assert tier.lookup(["a"]) == 0
-            assert time.monotonic() - began < 0.1
+            assert tier.report()["lookups_skipped"] == 1
             server.start()
             assert until(lambda: bool(tier.report()["up"])) < 5
 
@@ -236,7 +238,7 @@ def test_a_connector_that_hangs_for_ever_is_left(
             for _ in range(3):
                 began = time.monotonic()
                 assert tier.lookup(["a"]) == 0
-                assert time.monotonic() - began < IMPATIENT.lookup + 0.3
+                assert time.monotonic() - began < IMPATIENT.lookup + BUSY
             assert not tier.report()["up"]
             until(lambda: "earlier calls still hang" in tier.report()["reason"], seconds=30)
             time.sleep(3)  # while probes go on
