@@ -121,7 +121,7 @@ def mooncake_store(directory: Path) -> Iterator[MooncakeStore]:
     finally:
         if lender:
             lender.stop(5)
-        master.stop(5)
+        store.process.stop(5)
 
 
 def client(store: MooncakeStore) -> Any:

@@ -153,7 +153,7 @@ def s3_server(directory: Path) -> Iterator[S3Store]:
         yield store
     finally:
         # It would wait half a minute for its own parts to say good-bye.
-        process.stop(seconds=1)
+        store.process.stop(seconds=1)
         for part in ("master", "volume", "filer", "s3"):
             port = ports[f"{part}.port.grpc"]
             Path(f"/tmp/seaweedfs-{part}-grpc-{port}.sock").unlink(missing_ok=True)  # noqa: S108

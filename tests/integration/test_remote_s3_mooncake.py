@@ -1,0 +1,199 @@
+"""The remote tier before a real S3 store and a real Mooncake, by LMCache's connectors."""
+
+from __future__ import annotations
+
+import ctypes
+import functools
+import signal
+import socket
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, closing, contextmanager
+from pathlib import Path
+
+import pytest
+
+from kserve_lmcache.remote.limits import Limits
+from kserve_lmcache.remote.lmcache_objects import key_of
+from kserve_lmcache.remote.tier import RemoteTier
+from tests.support.lmcache_store import PATIENT, PAYLOAD, lmcache_tier
+from tests.support.remote import chunks, load, store_all, until
+from tests.support.stores.mooncake import MooncakeStore, client, mooncake_store
+from tests.support.stores.s3 import S3Store, s3_server
+
+# awscrt says so of every request that was left before its end.
+pytestmark = pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+
+# The usual ones, with some room for a busy machine.
+IMPATIENT = Limits(connect=2, lookup=0.5, load=1, write=2)
+BUSY = 2.0  # seconds that a busy machine may add; what hangs there, hangs for 30 or for ever
+values_of = functools.partial(chunks, size=PAYLOAD)
+Server = S3Store | MooncakeStore
+
+
+@pytest.fixture
+def s3(tmp_path: Path) -> Iterator[S3Store]:
+    with s3_server(tmp_path) as server:
+        yield server
+
+
+@pytest.fixture
+def mooncake(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[MooncakeStore]:
+    with mooncake_store(tmp_path) as server:
+        if library := server.environment.get("LD_LIBRARY_PATH"):
+            # What is loaded already needs not be found; another process finds it by the path.
+            ctypes.CDLL(str(Path(library) / "libibverbs.so.1"), mode=ctypes.RTLD_GLOBAL)
+            monkeypatch.setenv("LD_LIBRARY_PATH", library)
+        yield server
+
+
+@pytest.fixture(params=["s3", "mooncake"])
+def server(request: pytest.FixtureRequest) -> Server:
+    found: Server = request.getfixturevalue(request.param)
+    return found
+
+
+def tier_of(server: Server, limits: Limits = PATIENT) -> AbstractContextManager[RemoteTier]:
+    """Another process lends Mooncake its memory."""
+    extra = {**server.extra_config, "mooncake_global_segment_size": "0"}
+    return lmcache_tier(server.url, limits, **extra)
+
+
+def test_what_one_stores_another_loads(server: Server) -> None:
+    values = values_of(*"abcde")
+    with tier_of(server) as one, tier_of(server) as other:
+        assert other.lookup([*values]) == 0
+        store_all(one, values)
+        assert other.lookup([*values]) == 5
+        assert load(other, [*values]) == [*values.values()]
+        assert other.lookup(["a", "x", "b"]) == 1
+        assert load(other, ["a", "x", "b"]) == [values["a"]]
+        store_all(one, values_of("a", "x"))
+        assert other.lookup(["a", "x", "b"]) == 3
+        assert load(other, ["x"]) == [*values_of("x").values()]
+        stored, found = one.report(), other.report()
+    assert (stored["chunks_written"], stored["chunks_known"]) == (6, 1)
+    assert (found["chunks_read"], found["chunks_missing"]) == (7, 1)
+    assert found["chunks_corrupt"] == 0
+    assert (stored["failures"], found["failures"], found["opened"]) == (0, 0, 0)
+
+
+def test_a_corrupt_object(s3: S3Store) -> None:
+    with tier_of(s3) as tier:
+        store_all(tier, values_of("a", "b"))
+        name = key_of("a").to_string()
+        value = s3.get(name)
+        assert value is not None
+        for wrong in _corrupt(value):
+            s3.put(name, wrong)
+            _is_missing_until_it_is_written_anew(tier)
+
+
+def test_a_corrupt_value_of_mooncake(mooncake: MooncakeStore) -> None:
+    with tier_of(mooncake) as tier, closing(client(mooncake)) as ours:
+        store_all(tier, values_of("a", "b"))
+        name = key_of("a").to_string()
+        for wrong in _corrupt(ours.get(name)):
+            assert ours.remove(name, True) == 0
+            assert ours.put(name, wrong) == 0
+            _is_missing_until_it_is_written_anew(tier)
+
+
+def _corrupt(value: bytes) -> tuple[bytes, bytes]:
+    return value[:9999] + bytes([value[9999] ^ 1]) + value[10000:], value[:1000]
+
+
+def _is_missing_until_it_is_written_anew(tier: RemoteTier) -> None:
+    before = tier.report()["chunks_corrupt"]
+    assert tier.lookup(["a", "b"]) == 2
+    assert load(tier, ["a", "b"]) == []
+    assert tier.lookup(["a", "b"]) == 0
+    store_all(tier, values_of("a"))
+    assert tier.lookup(["a", "b"]) == 2
+    assert load(tier, ["a", "b"]) == [*values_of("a", "b").values()]
+    assert tier.report()["chunks_corrupt"] == before + 1
+    assert tier.report()["failures"] == 0
+
+
+def test_a_stopped_server_is_left_alone_and_used_again(server: Server) -> None:
+    with tier_of(server, IMPATIENT) as tier:
+        store_all(tier, values_of("a"))
+        assert tier.lookup(["a"]) == 1
+        server.process.signal(signal.SIGSTOP)
+        try:
+            with nobody_stands_still():
+                _is_given_up(tier)
+                time.sleep(5)  # while probes go on
+                for name in ("remote-lookup", "remote-load", "remote-write"):
+                    assert _threads(name) <= 3
+        finally:
+            server.process.signal(signal.SIGCONT)
+        # Mooncake's calls that hang end with its own time limit of 30 s at the latest.
+        assert until(lambda: bool(tier.report()["up"]), seconds=60) < 5
+        assert tier.lookup(["a"]) == 1
+
+
+def test_a_killed_server_is_missed_and_used_again(server: Server) -> None:
+    with tier_of(server, IMPATIENT) as tier:
+        store_all(tier, values_of("a"))
+        server.process.signal(signal.SIGKILL)
+        server.process.wait(10)
+        with nobody_stands_still():
+            _is_given_up(tier)
+        server.process = server.process.again()
+        answers = server.answers if isinstance(server, S3Store) else lambda: _listens(server.port)
+        server.process.wait_until(answers, 60)
+        assert until(lambda: bool(tier.report()["up"]), seconds=60) < 5
+
+
+def test_a_master_that_is_not_there_stops_nobody(mooncake: MooncakeStore) -> None:
+    mooncake.process.signal(signal.SIGKILL)
+    with (
+        nobody_stands_still(),
+        lmcache_tier(mooncake.url, wait=False, **mooncake.extra_config) as tier,
+    ):
+        until(lambda: "Mooncake's setup takes more than" in tier.report()["reason"], seconds=60)
+        assert tier.lookup(["a"]) == 0
+
+
+def _is_given_up(tier: RemoteTier) -> None:
+    # What Mooncake's client was asked for just now it still knows.
+    number = 0
+    while tier.report()["up"]:
+        number += 1
+        assert number < 30
+        began = time.monotonic()
+        assert tier.lookup([f"new {number}"]) == 0
+        assert time.monotonic() - began < IMPATIENT.lookup + BUSY
+
+
+@contextmanager
+def nobody_stands_still() -> Iterator[None]:
+    """Whatever is called meanwhile, other threads go on."""
+    longest, over = 0.0, threading.Event()
+
+    def tick() -> None:
+        nonlocal longest
+        last = time.monotonic()
+        while not over.wait(0.01):
+            now = time.monotonic()
+            longest, last = max(longest, now - last), now
+
+    thread = threading.Thread(target=tick)
+    thread.start()
+    try:
+        yield
+    finally:
+        over.set()
+        thread.join()
+    assert longest < 3
+
+
+def _threads(name: str) -> int:
+    return sum(thread.name == name for thread in threading.enumerate())
+
+
+def _listens(port: int) -> bool:
+    with closing(socket.socket()) as client:
+        return client.connect_ex(("127.0.0.1", port)) == 0
