@@ -150,17 +150,20 @@ class LMCacheModel(_Base):  # type: ignore[misc, valid-type]
         for report in reports:
             failures.add(report["failure"] or "; ".join(differences(path, report["config"])))
         if failures == {""}:
-            self._log_configuration(reports[0]["config"])
+            self._log_configuration(reports[0]["config"], engine_file.read(path))
         return "; ".join(sorted(failures - {""}))
 
-    def _log_configuration(self, used: Mapping[str, Any]) -> None:
-        """The values that a worker's LMCache uses, as read back from it, and their sources."""
+    def _log_configuration(self, used: Mapping[str, Any], told: Mapping[str, Any]) -> None:
+        """The values that a worker's LMCache uses, as read back from it, and their sources.
+
+        What it was told in other words, as of the remote store, was compared in those words.
+        """
         configuration = self.offload.configuration
-        for name in configuration.lmcache():
+        for name, asked in configuration.lmcache().items():
             logger.info(
                 "LMCache uses %s = %s (%s)",
                 name,
-                hide(used[name], name),
+                hide(used[name] if told.get(name) == asked else asked, name),
                 configuration.source(name),
             )
 
