@@ -5,7 +5,9 @@ from __future__ import annotations
 import asyncio
 import inspect
 import threading
+import time
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -30,21 +32,21 @@ from vllm.distributed.kv_transfer.kv_connector.v1.lmcache_connector import LMCac
 
 from kserve_lmcache.config import keys
 from kserve_lmcache.config.values import parse
+from kserve_lmcache.connector import lmcache_engine
 from kserve_lmcache.connector.cpu_copy import CPUPagedMemoryConnector
-from kserve_lmcache.connector.lmcache_engine import (
-    end_offload_server,
-    leave_unloaded,
-    load_nothing,
-)
+from kserve_lmcache.connector.lmcache_engine import end_offload_server, leave_unloaded
+from kserve_lmcache.connector.step import Source
 from kserve_lmcache.remote import lmcache_objects, lmcache_store
 from kserve_lmcache.settings import SETTINGS
 
 LAYERS, HEADS, HEAD_SIZE, CHUNK, BLOCK = 2, 3, 8, 16, 4
 
 
-@pytest.fixture
-def engine() -> Iterator[LMCacheEngine]:
-    config = LMCacheEngineConfig.from_defaults(chunk_size=CHUNK, max_local_cpu_size=0.05)
+@contextmanager
+def an_engine(**settings: Any) -> Iterator[LMCacheEngine]:
+    config = LMCacheEngineConfig.from_defaults(
+        chunk_size=CHUNK, **{"max_local_cpu_size": 0.05, **settings}
+    )
     metadata = LMCacheMetadata(
         model_name="model",
         world_size=1,
@@ -64,16 +66,39 @@ def engine() -> Iterator[LMCacheEngine]:
         lambda value, source: value,
     )
     engine.post_init()
-    yield engine
-    LMCacheEngineBuilder.destroy(ENGINE_NAME)
+    try:
+        yield engine
+    finally:
+        LMCacheEngineBuilder.destroy(ENGINE_NAME)
+
+
+@pytest.fixture
+def engine() -> Iterator[LMCacheEngine]:
+    with an_engine() as engine:
+        yield engine
+
+
+def paged_cache(blocks: int) -> list[torch.Tensor]:
+    generator = torch.Generator().manual_seed(0)
+    shape = (blocks, HEADS, BLOCK, 2 * HEAD_SIZE)
+    return [torch.randn(shape, generator=generator) for _ in range(LAYERS)]
+
+
+def adapter_of(engine: LMCacheEngine, cache: list[torch.Tensor]) -> SimpleNamespace:
+    """What of a worker's adapter a load needs."""
+    return SimpleNamespace(
+        lmcache_engine=engine,
+        config=engine.config,
+        kv_caches=dict(enumerate(cache)),
+        device="cpu",
+    )
 
 
 def test_an_engine_with_our_copy_stores_and_loads(engine: LMCacheEngine) -> None:
-    generator = torch.Generator().manual_seed(0)
-    shape = (8, HEADS, BLOCK, 2 * HEAD_SIZE)
-    source = [torch.randn(shape, generator=generator) for _ in range(LAYERS)]
-    target = [torch.zeros(shape) for _ in range(LAYERS)]
+    source = paged_cache(8)
+    target = [torch.zeros_like(layer) for layer in source]
     tokens = torch.arange(2 * CHUNK)
+    generator = torch.Generator().manual_seed(0)
     blocks = torch.randperm(2 * CHUNK // BLOCK, generator=generator)
     slots = (blocks[:, None] * BLOCK + torch.arange(BLOCK)).flatten()
     engine.store(tokens, kvcaches=source, slot_mapping=slots, req_id="store")
@@ -107,14 +132,110 @@ def test_the_adapter_keeps_its_manager_and_configuration() -> None:
         assert callable(getattr(vllm_v1_adapter.LMCacheConnectorV1Impl, name))
 
 
-def test_a_lookup_that_finds_nothing_leaves_what_we_leave() -> None:
+def test_a_load_tells_the_blocks_that_are_missing(engine: LMCacheEngine) -> None:
+    cache = paged_cache(12)
+    whole = [layer.clone() for layer in cache]
+    tokens = list(range(3 * CHUNK))
+    adapter, blocks = adapter_of(engine, cache), list(range(11, -1, -1))
+    slots = torch.tensor([block * BLOCK + place for block in blocks for place in range(BLOCK)])
+    stored = 2 * CHUNK
+    engine.store(tokens[:stored], kvcaches=cache, slot_mapping=slots[:stored], req_id="store")
+    for layer in cache:
+        layer.zero_()
+
+    def load(tokens: list[int], computed: int, blocks: list[int]) -> set[int]:
+        return lmcache_engine.load(adapter, "load", Source(tokens, computed, blocks, None), BLOCK)
+
+    assert load(tokens[:stored], 0, blocks) == set()
+    assert load(tokens, 0, blocks) == set(blocks[8:])
+    assert all(torch.equal(now[4:], before[4:]) for now, before in zip(cache, whole, strict=True))
+    assert load(tokens, 10 * BLOCK, blocks) == set(blocks[10:])
+    # Another tenant's, and another text's.
+    configs = {"lmcache.tag.kserve": "other"}
+    source = Source(tokens[:stored], 0, blocks, configs)
+    assert lmcache_engine.load(adapter, "load", source, BLOCK) == set(blocks[:8])
+    assert load([1, *tokens[: stored - 1]], 0, blocks) == set(blocks[:8])
+    # The last chunk's last token has no block: vLLM computes it, and gives its block later.
+    assert load(tokens[:stored], 0, blocks[:7]) == set(blocks[4:7])
+
+
+def test_a_load_lets_go_of_what_was_looked_up(engine: LMCacheEngine) -> None:
+    cache = paged_cache(8)
+    tokens = list(range(2 * CHUNK))
+    engine.store(tokens, kvcaches=cache, slot_mapping=torch.arange(2 * CHUNK), req_id="store")
+    memory = engine.storage_manager.storage_backends["LocalCPUBackend"]
+    source = Source(tokens, 0, list(range(8)), None)
+    for request in ("loaded", "released"):
+        assert engine.lookup(tokens, lookup_id=request, pin=True) == 2 * CHUNK
+    assert all(each.is_pinned for each in memory.hot_cache.values())
+    lmcache_engine.load(adapter_of(engine, cache), "loaded", source, BLOCK)
+    assert all(each.is_pinned for each in memory.hot_cache.values())
+    lmcache_engine.release(adapter_of(engine, cache), ["released", "never looked up"])
+    assert not any(each.is_pinned for each in memory.hot_cache.values())
+    assert not engine.lookup_pins
+
+
+@pytest.mark.parametrize("chunks", [1, 6])
+def test_a_full_local_tier_is_a_miss_for_the_rest_and_no_wait(chunks: int, tmp_path: Path) -> None:
+    cache, slots = paged_cache(4 * 20), torch.arange(20 * CHUNK)
+    tokens, others = list(range(chunks * CHUNK)), list(range(1000, 1000 + 20 * CHUNK))
+    one = 2 * LAYERS * CHUNK * HEADS * HEAD_SIZE * 4
+    settings = {
+        "local_disk": f"file://{tmp_path}/",
+        "max_local_disk_size": 0.1,
+        "max_local_cpu_size": 12 * max(one, 4096) / 2**30,
+    }
+    with an_engine(**settings) as engine:
+        lmcache_engine.never_wait(adapter_of(engine, cache))
+        disk = engine.storage_manager.storage_backends["LocalDiskBackend"]
+        memory = engine.storage_manager.storage_backends["LocalCPUBackend"]
+
+        def store(some: list[int]) -> None:
+            engine.store(some, kvcaches=cache, slot_mapping=slots[: len(some)], req_id="store")
+            while disk.disk_worker.put_tasks:
+                time.sleep(0.01)
+
+        store(tokens)
+        engine.clear(locations=["LocalCPUBackend"])
+        store(others)
+        pinned = engine.lookup(others, search_range=["LocalCPUBackend"], lookup_id="held", pin=True)
+        assert pinned > 0
+        assert memory.memory_allocator.allocate(torch.Size([one // 4]), torch.float32) is None
+        begun = time.monotonic()
+        loaded = engine.retrieve(
+            tokens, kvcaches=cache, slot_mapping=slots[: len(tokens)], req_id="full"
+        )
+        assert time.monotonic() - begun < 1
+        assert int(loaded.sum()) == 0
+        engine.lookup_unpin("held")
+        loaded = engine.retrieve(
+            tokens, kvcaches=cache, slot_mapping=slots[: len(tokens)], req_id="roomy"
+        )
+        assert int(loaded.sum()) == len(tokens)
+
+
+def test_a_lookup_that_fails_is_a_miss(
+    engine: LMCacheEngine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    failed = []
+    lmcache_engine.answer_lookups(
+        adapter_of(engine, []), lambda call, error: failed.append((call, str(error)))
+    )
+    assert engine.lookup(list(range(CHUNK)), lookup_id="miss", pin=True) == 0
+    assert not failed
+    monkeypatch.setattr(engine.storage_manager, "batched_contains", lambda *_: 1 / 0)
+    assert engine.lookup(list(range(CHUNK)), lookup_id="fails", pin=True) == 0
+    assert failed == [("lookup", "division by zero")]
+
+
+def test_what_we_expect_is_what_a_lookup_leaves() -> None:
     source = inspect.getsource(vllm_v1_adapter.LMCacheConnectorV1Impl)
     assert "self.load_specs[req_id] = LoadSpec(" in source
     assert "load_spec = self.load_specs.pop(req_id, None)" in source
     adapter = SimpleNamespace(load_specs={})
-    load_nothing(adapter, "request", computed_tokens=128)
+    lmcache_engine.expect(adapter, "request", computed_tokens=128, cached_tokens=64)
     found = adapter.load_specs["request"]
-    assert (found.vllm_cached_tokens, found.lmcache_cached_tokens) == (128, 0)
+    assert (found.vllm_cached_tokens, found.lmcache_cached_tokens) == (128, 64)
     assert found.can_load is False
 
 

@@ -5,28 +5,33 @@
 
 from __future__ import annotations
 
+import functools
 import os
+from collections.abc import Callable, Iterable, Sequence
 from typing import TYPE_CHECKING, Any
 
 import msgspec
+import torch
 import zmq
 from lmcache.integration.vllm.utils import ENGINE_NAME, lmcache_get_or_create_config
 from lmcache.integration.vllm.vllm_service_factory import VllmServiceFactory
-from lmcache.integration.vllm.vllm_v1_adapter import LoadSpec
+from lmcache.integration.vllm.vllm_v1_adapter import LoadSpec, extract_request_configs
 from lmcache.v1.cache_engine import LMCacheEngineBuilder
 from lmcache.v1.offload_server.message import OffloadMsg
 from lmcache.v1.rpc_utils import get_zmq_rpc_path_lmcache, get_zmq_socket
 
 from kserve_lmcache.connector.cpu_copy import CPUPagedMemoryConnector
+from kserve_lmcache.connector.step import Source
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
-
-    import torch
-    from lmcache.integration.vllm.vllm_v1_adapter import LMCacheConnectorV1Impl
+    from lmcache.integration.vllm.vllm_v1_adapter import (
+        LMCacheConnectorMetadata,
+        LMCacheConnectorV1Impl,
+    )
     from lmcache.v1.metadata import LMCacheMetadata
     from lmcache.v1.offload_server.zmq_server import ZMQOffloadServer
     from vllm.config import VllmConfig
+    from vllm.v1.request import Request
 
 
 def create_on_cpu(vllm_config: VllmConfig) -> None:
@@ -93,16 +98,152 @@ def end_offload_server(server: ZMQOffloadServer, metadata: LMCacheMetadata, rank
         server.thread.join(timeout=2)
 
 
-def load_nothing(adapter: LMCacheConnectorV1Impl, request_id: str, computed_tokens: int) -> None:
-    """Leave the scheduler's side of LMCache as after a lookup that found nothing.
+def never_wait(adapter: LMCacheConnectorV1Impl) -> None:
+    """Make a full local CPU tier a miss for whatever does not fit into it.
+
+    LMCache waits without end for room to load into (``busy_loop``), in the middle of an engine
+    step: while it waits nothing is computed, and nothing that would make room ends. There is no
+    setting for it, and no way to hand in a tier of ours, so this worker's one is told.
+    """
+    tiers = adapter.lmcache_engine.storage_manager.storage_backends
+    if (memory := tiers.get("LocalCPUBackend")) is not None:
+        memory.allocate = functools.partial(memory.allocate, busy_loop=False)
+        memory.batched_allocate = functools.partial(memory.batched_allocate, busy_loop=False)
+    if (disk := tiers.get("LocalDiskBackend")) is not None:
+        disk.load_bytes_from_disk = _miss_without_room(disk.load_bytes_from_disk)
+
+
+def _miss_without_room(load: Callable[..., Any]) -> Callable[..., Any]:
+    def try_to_load(*args: Any, **kwargs: Any) -> Any:
+        try:
+            return load(*args, **kwargs)
+        except AssertionError:  # how it says that it was given no room
+            return None
+
+    return try_to_load
+
+
+def answer_lookups(
+    adapter: LMCacheConnectorV1Impl, record: Callable[[str, Exception], None]
+) -> None:
+    """Make a lookup that fails in this worker a miss.
+
+    LMCache's server would not answer then, and the scheduler wait for ``lookup_timeout_ms``.
+
+    Args:
+        adapter: the worker's.
+        record: is told what failed, and the exception; called in the server's thread.
+    """
+    engine = adapter.lmcache_engine
+    lookup = engine.lookup
+
+    def answer(*args: Any, **kwargs: Any) -> int:
+        try:
+            return int(lookup(*args, **kwargs))
+        except Exception as error:
+            record("lookup", error)
+            return 0
+
+    engine.lookup = answer
+
+
+def source(adapter: LMCacheConnectorV1Impl, request: Request, blocks: Sequence[int]) -> Source:
+    """What to load of a request, as LMCache looked it up in the scheduler's process.
 
     Args:
         adapter: the scheduler's.
-        request_id: of a request that must not be looked up.
-        computed_tokens: found in vLLM's own cache.
+        request: that was looked up, and found.
+        blocks: all of the request's.
+
+    Raises:
+        KeyError: it was not looked up.
+    """
+    found = adapter.load_specs[request.request_id]
+    return Source(
+        list(request.all_token_ids[: found.lmcache_cached_tokens]),
+        found.vllm_cached_tokens,
+        blocks,
+        extract_request_configs(request.sampling_params),
+    )
+
+
+def load(
+    adapter: LMCacheConnectorV1Impl, request_id: str, source: Source, block_size: int
+) -> set[int]:
+    """Load into this worker's paged KV cache, and let go of the chunks.
+
+    Args:
+        adapter: the worker's.
+        request_id: whose lookup holds the chunks.
+        source: what to load.
+        block_size: tokens of one block.
+
+    Returns:
+        The blocks that are not, or not wholly, loaded.
+
+    Raises:
+        Exception: whatever LMCache does; then nothing can be told of any block.
+    """
+    engine, chunk = adapter.lmcache_engine, adapter.config.chunk_size
+    places = torch.arange(min(len(source.tokens), len(source.blocks) * block_size))
+    slots = torch.tensor(source.blocks)[places // block_size] * block_size + places % block_size
+    # vLLM computes the last token of a whole prompt, and has given no block for it if it were the
+    # first in one: the unfinished chunk that it is in is left out then.
+    count = len(places) if len(places) == len(source.tokens) else len(places) // chunk * chunk
+    tokens = source.tokens[:count]
+    wanted = (places >= source.computed_tokens // chunk * chunk)[:count]
+    arguments = {
+        "kvcaches": list(adapter.kv_caches.values()),
+        "slot_mapping": slots[:count].to(adapter.device),
+        "vllm_cached_tokens": source.computed_tokens,
+    }
+    try:
+        if adapter.config.use_layerwise:
+            # The last thing that it gives is what was loaded, as the other does.
+            *_, loaded = engine.retrieve_layer(tokens, wanted, sync=True, **arguments)
+        else:
+            loaded = engine.retrieve(
+                tokens,
+                wanted,
+                request_configs=source.request_configs,
+                req_id=request_id,
+                **arguments,
+            )
+    finally:
+        engine.lookup_unpin(request_id)
+    missing = places >= source.computed_tokens
+    missing[:count] &= ~loaded.cpu()
+    return set((slots[missing] // block_size).tolist())
+
+
+def save_nothing(adapter: LMCacheConnectorV1Impl, metadata: LMCacheConnectorMetadata) -> None:
+    """Take all requests out of a step; what was begun of them, layer by layer, is not ended."""
+    adapter._layerwise_save_storers.clear()
+    requests = [each.req_id for each in metadata.requests]
+    metadata.requests = []
+    release(adapter, requests)
+
+
+def release(adapter: LMCacheConnectorV1Impl, requests: Iterable[str]) -> None:
+    """Let go of the chunks that a lookup pinned for ``requests``; none need have been."""
+    if (engine := adapter.lmcache_engine) is not None:
+        for request_id in requests:
+            engine.lookup_unpin(request_id)
+
+
+def expect(
+    adapter: LMCacheConnectorV1Impl, request_id: str, computed_tokens: int, cached_tokens: int
+) -> None:
+    """Correct what LMCache takes for stored when it decides, in the scheduler, what to save.
+
+    Args:
+        adapter: the scheduler's.
+        request_id: of a request that is to be scheduled.
+        computed_tokens: that vLLM has without any load.
+        cached_tokens: that need not be saved.
     """
     adapter.load_specs[request_id] = LoadSpec(
-        vllm_cached_tokens=computed_tokens, lmcache_cached_tokens=0, can_load=False
+        vllm_cached_tokens=computed_tokens, lmcache_cached_tokens=cached_tokens, can_load=False
     )
 
 
@@ -115,6 +256,18 @@ def leave_unloaded(adapter: LMCacheConnectorV1Impl, request_id: str, computed_to
     spec = adapter.load_specs.get(request_id)
     if spec is not None:
         spec.lmcache_cached_tokens = min(spec.lmcache_cached_tokens, computed_tokens)
+
+
+def forget(adapter: LMCacheConnectorV1Impl, request_id: str) -> None:
+    """Forget, in the scheduler, a request that LMCache will not be asked about again."""
+    for kept in (
+        adapter.load_specs,
+        adapter._requests_priority,
+        adapter._request_trackers,
+        adapter._unfinished_requests,
+    ):
+        kept.pop(request_id, None)
+    adapter.lookup_client.clear_lookup_status(request_id)
 
 
 def failure(adapter: LMCacheConnectorV1Impl) -> str:

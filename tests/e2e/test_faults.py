@@ -1,0 +1,94 @@
+"""One server whose LMCache raises, call by call and then at random: nobody notices.
+
+``FAULT_ROUNDS=100`` asks for more than the usual number of random rounds.
+"""
+
+from __future__ import annotations
+
+import os
+import random
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import pytest
+
+from tests.support.fault_injector.sitecustomize import CALLS
+from tests.support.metrics import samples
+from tests.support.server import Server, engine_environment, long_prompt, running
+
+ROUNDS = int(os.environ.get("FAULT_ROUNDS", "4"))
+NAMES = [name for _, calls in CALLS.values() for name in calls]
+# A cached prefix changes the shape in which the rest is computed, and with it the rounding: too
+# little in float32 to turn a tie between two tokens.
+EXACT = "--dtype=float32"
+# Of vLLM's own cache, room for two of the prompts: the others come from LMCache (46 KB a token).
+SMALL_CACHE = ("--max-model-len=2048", "--kv-cache-memory-bytes=110M")
+CHUNK = 256
+SEEDS = ("first", "second", "third", "fourth")
+
+
+class Faults:
+    """The switch of the injector."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def set(self, chances: dict[str, float]) -> None:
+        # Read at any time by the engine's processes: never half-written.
+        new = self.path.with_suffix(".new")
+        new.write_text("".join(f"{name} {chance}\n" for name, chance in chances.items()))
+        new.replace(self.path)
+
+
+def answers(server: Server, prompts: list[str], at_a_time: int = 2) -> list[str]:
+    with ThreadPoolExecutor(at_a_time) as pool:
+        chats = list(pool.map(lambda prompt: server.chat(prompt, max_tokens=8), prompts))
+    return [chat.choices[0].message.content or "" for chat in chats]
+
+
+def loaded(server: Server) -> float:
+    return samples(server.url)["vllm:external_prefix_cache_hits_total"]
+
+
+def test_no_request_fails_and_no_answer_changes(logs: Path, tmp_path: Path) -> None:
+    faults = Faults(tmp_path / "switch")
+    faults.set({})
+    injector = Path(__file__).parents[1] / "support" / "fault_injector"
+    path = os.pathsep.join(filter(None, [str(injector), os.environ.get("PYTHONPATH")]))
+    environ = engine_environment(
+        PYTHONPATH=path,
+        FAULT_INJECTOR_SWITCH=str(faults.path),
+        LMCACHE_MAX_LOCAL_CPU_SIZE="1.0",
+    )
+    prompts = [long_prompt(seed, words=540) for seed in SEEDS]
+    with running(logs / "server.log", EXACT, *SMALL_CACHE, environ=environ) as server:
+        expected = answers(server, prompts)
+        assert len(set(expected)) > 1
+        assert answers(server, prompts) == expected
+        assert loaded(server) > 2 * CHUNK * len(prompts)
+
+        for name in NAMES:
+            faults.set({name: 1.0})
+            assert answers(server, prompts) == expected, name
+        chance = random.Random(0)
+        for number in range(ROUNDS):
+            faults.set({name: 0.3 * chance.random() for name in NAMES})
+            # New ones, which are stored in these rounds, and known ones, which are loaded.
+            some = [long_prompt(f"new{number}", words=540), *prompts]
+            assert answers(server, some)[1:] == expected
+        faults.set({})
+
+        before = loaded(server)
+        assert answers(server, prompts) == answers(server, prompts) == expected
+        assert loaded(server) > before + 2 * CHUNK * len(prompts)
+        log = server.process.output()
+    for name in NAMES:
+        assert f"InjectedFault: {name}" in log
+    # Once with its trace for each call, at each of the two places where the injector raises.
+    for call in set(NAMES) - {"retrieve", "store", "get_kv_events"}:
+        assert 1 <= log.count(f"LMCache failed in {call}; requests go on without it:") <= 4, call
+
+
+@pytest.fixture(autouse=True)
+def _the_injector_can_raise() -> None:
+    assert len(NAMES) == len(set(NAMES)) > 10

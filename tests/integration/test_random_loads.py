@@ -1,0 +1,123 @@
+"""Random requests, with random failures of LMCache, are answered as without any cache.
+
+The connectors, LMCache and vLLM's scheduler are the real ones; the model is a formula
+(:mod:`tests.support.simulated_engine`). ``SIMULATED_RUNS=100`` asks for more than the usual
+number.
+"""
+
+from __future__ import annotations
+
+import os
+import random
+from pathlib import Path
+
+import pytest
+
+from kserve_lmcache.connector import KServeLMCacheConnector
+from kserve_lmcache.connector.faults import Faults
+from tests.support.lmcache_faults import inject, lose_chunks
+from tests.support.simulated_engine import CHUNK, SimulatedEngine, continuation, simulated
+
+RUNS = int(os.environ.get("SIMULATED_RUNS", "5"))
+CALLS = (
+    "get_num_new_matched_tokens",
+    "update_state_after_alloc",
+    "build_connector_meta",
+    "start_load_kv",
+    "wait_for_save",
+    "get_finished",
+    "get_block_ids_with_load_errors",
+    "request_finished",
+)
+
+
+class Traffic:
+    """Random requests with shared beginnings, some of them aborted, on a small cache."""
+
+    def __init__(self, engine: SimulatedEngine, chance: random.Random, name: str) -> None:
+        self.engine, self.chance, self.name = engine, chance, name
+        self.begun = [
+            [chance.randrange(250) for _ in range(chance.randrange(CHUNK, 5 * CHUNK))]
+            for _ in range(3)
+        ]
+        self.prompts: dict[str, list[int]] = {}
+
+    def add(self) -> None:
+        if self.prompts and self.chance.random() < 0.4:
+            prompt = self.chance.choice(list(self.prompts.values()))
+        else:
+            prompt = self.chance.choice(self.begun)[: self.chance.randrange(30, 5 * CHUNK)]
+            prompt = prompt + [
+                self.chance.randrange(250) for _ in range(self.chance.randrange(4 * CHUNK))
+            ]
+        name = f"{self.name} {len(self.prompts)}"
+        self.prompts[name] = prompt
+        self.engine.add(name, prompt, self.chance.randrange(1, 8))
+
+    def run(self, requests: int) -> None:
+        for _ in range(requests):
+            self.add()
+            if self.chance.random() < 0.3:
+                continue
+            for _ in range(self.chance.randrange(1, 6)):
+                self.engine.step(while_it_runs=self._perhaps_abort)
+            if self.chance.random() < 0.3:
+                self.engine.scheduler.reset_prefix_cache()
+        self.engine.run()
+
+    def check(self) -> None:
+        """What was said is right, and so is what all caches hold now."""
+        for name in self.engine.finished & set(self.prompts):
+            said = self.engine.said[name]
+            assert said == continuation(self.prompts[name], len(said))
+        for again in ("vLLM's", "LMCache's"):
+            for name, prompt in self.prompts.items():
+                self.engine.add(f"{name} from {again}", prompt, 2)
+            self.engine.run()
+            for name, prompt in self.prompts.items():
+                assert self.engine.said[f"{name} from {again}"] == continuation(prompt, 2)
+            self.engine.forget_local()
+        assert not self.engine.worker.wrong
+
+    def _perhaps_abort(self) -> None:
+        live = [each for each in self.engine.scheduler.requests if each in self.prompts]
+        if live and self.chance.random() < 0.1:
+            self.engine.abort(self.chance.choice(live))
+
+
+@pytest.mark.parametrize("blocks", [34, 64], ids=["full cache", "roomy cache"])
+@pytest.mark.parametrize("overlap", [False, True], ids=["one step", "overlapping steps"])
+def test_answers_are_right(
+    overlap: bool, blocks: int, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    chance, rate = random.Random(blocks), 0.0
+    faults = Faults()
+    monkeypatch.setattr(KServeLMCacheConnector, "faults", faults)
+    cut = []
+
+    def kept(count: int) -> int:
+        if not rate or chance.random() < 0.5:
+            return count
+        cut.append(count)
+        return chance.randrange(count + 1)
+
+    lose_chunks(monkeypatch, kept)
+    with simulated(tmp_path, blocks, async_scheduling=overlap) as engine:
+        adapter = type(engine.worker.connector._lmcache_engine)
+        for name in CALLS:
+            inject(
+                monkeypatch,
+                adapter,
+                name,
+                chance=lambda: chance.random() < rate,
+                late=lambda: chance.random() < 0.5,
+            )
+        for number in range(RUNS):
+            for rate in (0.0, 0.1, 0.4):
+                traffic = Traffic(engine, chance, f"{number} {rate}")
+                traffic.run(requests=20)
+                rate = 0.0
+                traffic.check()
+        assert set(CALLS) <= set(faults.counts())
+        assert cut
+        assert engine.hits > 100 * CHUNK * RUNS

@@ -1,0 +1,54 @@
+"""What goes wrong in LMCache, put into its classes."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from lmcache.v1.cache_engine import LMCacheEngine
+
+from tests.support.simulated_engine import CHUNK
+
+
+class Injected(Exception):
+    """Raised by nobody else."""
+
+
+def inject(
+    patch: pytest.MonkeyPatch,
+    where: Any,
+    name: str,
+    chance: Callable[[], bool] = lambda: True,
+    late: Callable[[], bool] = lambda: False,
+) -> None:
+    """Let ``name`` raise where ``chance`` says so; where ``late`` does, after it did its work."""
+    real = getattr(where, name)
+
+    def call(*args: Any, **kwargs: Any) -> Any:
+        if not chance():
+            return real(*args, **kwargs)
+        if late():
+            answer = real(*args, **kwargs)
+            if inspect.isgenerator(answer):
+                list(answer)
+        raise Injected(name)
+
+    patch.setattr(where, name, call)
+
+
+def lose_chunks(patch: pytest.MonkeyPatch, kept: Callable[[int], int]) -> None:
+    """LMCache finds all chunks, and loads the first ``kept(all of them)``, as when one is cut."""
+    real = LMCacheEngine.retrieve
+
+    def retrieve(self: Any, tokens: list[int], mask: Any, **arguments: Any) -> torch.Tensor:
+        count = kept(len(tokens) // CHUNK) * CHUNK
+        loaded = torch.zeros(len(tokens), dtype=torch.bool)
+        if count:
+            arguments["slot_mapping"] = arguments["slot_mapping"][:count]
+            loaded[:count] = real(self, tokens[:count], mask[:count], **arguments)
+        return loaded
+
+    patch.setattr(LMCacheEngine, "retrieve", retrieve)
