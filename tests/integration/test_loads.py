@@ -7,6 +7,7 @@ The connectors, LMCache and vLLM's scheduler are the real ones; the model is a f
 from __future__ import annotations
 
 from collections.abc import Iterator
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -240,3 +241,34 @@ def test_blending_which_is_not_exact_is_refused(
     )
     assert "enable_blending is set" in connector.failure
     assert connector.role == KVConnectorRole.SCHEDULER
+
+
+def test_the_remote_tier_learns_how_fast_a_prefill_is(
+    engine: SimulatedEngine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In a step, what it loads comes first and is not in the time that it computes."""
+    said: list[object] = []
+
+    class Pace:
+        """A stand-in that keeps what it is told."""
+
+        def computed(self) -> None:
+            said.append("computed")
+
+        def computes(self, tokens: int) -> None:
+            said.append(tokens)
+
+    real = lmcache_engine.load
+
+    def load(*arguments: Any) -> set[int]:
+        said.append("load")
+        return real(*arguments)
+
+    prompt = stored(engine, 60)
+    monkeypatch.setattr(lmcache_engine, "load", load)
+    monkeypatch.setattr(engine.worker.connector, "_remote", SimpleNamespace(pace=Pace()))
+    engine.ask("paced", prompt, count=2)
+    assert said[:3] == ["computed", "load", 0]
+    assert said[3::2] == ["computed"] * (len(said[3:]) // 2)
+    steps = [each for each in said[4::2] if each]
+    assert steps[:2] == [len(prompt) - 6 * CHUNK, 1]

@@ -4,12 +4,16 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Iterator
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
 from lmcache.v1.memory_management import MemoryFormat
 
+from kserve_lmcache.connector.lmcache_engine import remote_tier
 from kserve_lmcache.remote.address import Remote
+from kserve_lmcache.remote.options import PLUGIN
 from kserve_lmcache.remote.redis_store import PREFIX
 from tests.support.remote import until
 from tests.support.replica import (
@@ -90,6 +94,23 @@ def test_a_full_local_tier_is_a_miss_for_the_rest(remote: Remote) -> None:
         assert other.count("chunks_without_room") == 1
         for memory in held:
             memory.ref_count_down()
+
+
+def test_the_engine_is_asked_for_its_tier(remote: Remote) -> None:
+    """The contract of ``lmcache_engine.remote_tier``."""
+    with replica(remote) as one:
+        adapter: Any = SimpleNamespace(lmcache_engine=one.engine)
+        assert remote_tier(adapter) is one.tier
+        backends = one.engine.storage_manager.storage_backends
+        name = f"RemoteBackend-{PLUGIN}"
+        backend = backends[name]
+        connection, backend.connection = backend.connection, None
+        with pytest.raises(RuntimeError, match="could not make the remote tier"):
+            remote_tier(adapter)
+        backend.connection = connection
+        del backends[name]
+        assert remote_tier(adapter) is None
+        backends[name] = backend
 
 
 def test_the_other_ways_in(remote: Remote) -> None:

@@ -143,19 +143,46 @@ def test_opens_after_three_failures_and_closes_by_itself() -> None:
     breaker = line.breaker()
     until(lambda: breaker.is_closed)
     line.answers = False
-    breaker.failed("one")
-    breaker.failed("two")
-    breaker.succeeded(0.1)
+    breaker.failed("load", "one")
+    breaker.failed("load", "two")
+    breaker.succeeded("load")
     for reason in ("one", "two", "three"):
         assert breaker.is_closed
-        breaker.failed(reason)
+        breaker.failed("load", reason)
     assert not breaker.is_closed
     until(lambda: line.said[-1] == "refused: nobody there")
     line.answers = True
     assert until(lambda: breaker.is_closed) < 5
-    assert line.said[:2] == ["closed", "opened: three"]
+    assert line.said[:2] == ["closed", "opened: load: three"]
     breaker.stop()
     assert not breaker.is_closed
+
+
+def test_opens_when_all_is_found_and_nothing_comes() -> None:
+    line = Line()
+    breaker = line.breaker()
+    until(lambda: breaker.is_closed)
+    for _ in range(3):
+        assert breaker.is_closed
+        breaker.succeeded("lookup", 0.1)
+        breaker.failed("load", "too late")
+    until(lambda: "opened: load: too late" in line.said)
+    breaker.stop()
+
+
+def test_a_store_that_comes_and_goes_is_asked_more_and_more_rarely() -> None:
+    line = Line()
+    breaker = line.breaker()
+    pauses = []
+    for _ in range(4):
+        until(lambda: breaker.is_closed)
+        for _ in range(3):
+            breaker.failed("load", "too late")
+        pauses.append(until(lambda: breaker.is_closed))
+    breaker.stop()
+    assert pauses[-1] > 4 * pauses[0]
+    assert pauses[-1] > 0.4
+    assert line.said.count("closed") == 5
 
 
 def test_opens_when_most_answers_are_slow() -> None:
@@ -164,11 +191,11 @@ def test_opens_when_most_answers_are_slow() -> None:
     until(lambda: breaker.is_closed)
     line.answers = False
     for _ in range(20):
-        breaker.succeeded(0.5)
+        breaker.succeeded("lookup", 0.5)
     for _ in range(8):
-        breaker.succeeded(0.9)
+        breaker.succeeded("lookup", 0.9)
     assert breaker.is_closed
-    breaker.succeeded(0.9)
+    breaker.succeeded("lookup", 0.9)
     assert not breaker.is_closed
     assert "most answers take over 80%" in line.said[1]
     breaker.stop()
@@ -198,15 +225,24 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
     return clock
 
 
+def compute(pace: Pace, clock: Clock, tokens: int, seconds: float) -> None:
+    for _ in range(3):
+        pace.computes(tokens)
+        clock.now += seconds
+        pace.computed()
+
+
+def read(pace: Pace, size: int, seconds: float) -> None:
+    for _ in range(3):
+        pace.loaded(size, seconds)
+
+
 def test_a_load_that_would_lose_is_not_worth_it_until_it_is_tried_again(clock: Clock) -> None:
     pace = Pace(0.05)
     assert pace.is_worth(256, 100 * MIB)  # nothing is known yet
-    for _ in range(3):
-        pace.step(512)
-        clock.now += 0.5
-    pace.step(1)
+    compute(pace, clock, 512, 0.5)
     assert pace.prefill_rate == pytest.approx(1024)
-    pace.loaded(100 * MIB, 1.0)
+    read(pace, 100 * MIB, 1.0)
     assert pace.read_rate == pytest.approx(100 * MIB)
     assert pace.is_worth(2048, 100 * MIB)
     assert not pace.is_worth(512, 100 * MIB)
@@ -214,22 +250,30 @@ def test_a_load_that_would_lose_is_not_worth_it_until_it_is_tried_again(clock: C
     assert pace.is_worth(512, 100 * MIB)
 
 
-def test_steps_of_decoding_say_nothing_of_a_prefill(clock: Clock) -> None:
+def test_one_slow_load_decides_nothing(clock: Clock) -> None:
     pace = Pace(0.05)
-    for _ in range(5):
-        pace.step(8)
-        clock.now += 1
+    compute(pace, clock, 512, 0.5)
+    pace.loaded(100 * MIB, 10.0)
+    assert pace.is_worth(512, 100 * MIB)
+
+
+def test_steps_of_decoding_and_idle_time_say_nothing_of_a_prefill(clock: Clock) -> None:
+    pace = Pace(0.05)
+    compute(pace, clock, 8, 1)
     assert pace.prefill_rate is None
+    compute(pace, clock, 512, 0.5)
+    for _ in range(5):
+        clock.now += 100
+        pace.computed()
+    assert pace.prefill_rate == pytest.approx(1024)
 
 
 def test_a_load_may_take_no_longer_than_the_prefill_that_it_replaces(clock: Clock) -> None:
     pace = Pace(0.05)
-    pace.loaded(100 * MIB, 0.5)
+    read(pace, 100 * MIB, 0.5)
     assert pace.deadline(1024, 50 * MIB, 2.0) == pytest.approx(0.05 + 4 * 0.25)
     assert pace.deadline(1024, 500 * MIB, 2.0) == 2.0
-    pace.step(1024)
-    clock.now += 0.5
-    pace.step(1)
+    compute(pace, clock, 1024, 0.5)
     assert pace.deadline(1024, 50 * MIB, 2.0) == pytest.approx(0.5)
     assert pace.deadline(16, 50 * MIB, 2.0) == pytest.approx(0.05)
 

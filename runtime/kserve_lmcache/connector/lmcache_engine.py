@@ -22,6 +22,7 @@ from lmcache.v1.rpc_utils import get_zmq_rpc_path_lmcache, get_zmq_socket
 
 from kserve_lmcache.connector.cpu_copy import CPUPagedMemoryConnector
 from kserve_lmcache.connector.step import Source
+from kserve_lmcache.remote.options import PLUGIN
 
 if TYPE_CHECKING:
     from lmcache.integration.vllm.vllm_v1_adapter import (
@@ -32,6 +33,10 @@ if TYPE_CHECKING:
     from lmcache.v1.offload_server.zmq_server import ZMQOffloadServer
     from vllm.config import VllmConfig
     from vllm.v1.request import Request
+
+    from kserve_lmcache.remote.tier import RemoteTier
+
+_REMOTE_BACKEND = f"RemoteBackend-{PLUGIN}"
 
 
 def create_on_cpu(vllm_config: VllmConfig) -> None:
@@ -268,6 +273,21 @@ def forget(adapter: LMCacheConnectorV1Impl, request_id: str) -> None:
     ):
         kept.pop(request_id, None)
     adapter.lookup_client.clear_lookup_status(request_id)
+
+
+def remote_tier(adapter: LMCacheConnectorV1Impl) -> RemoteTier | None:
+    """This worker's remote tier; ``None`` where there is none of ours.
+
+    Raises:
+        RuntimeError: LMCache was told of one, and could not make it.
+    """
+    backend = adapter.lmcache_engine.storage_manager.storage_backends.get(_REMOTE_BACKEND)
+    if backend is None:
+        return None
+    if backend.connection is None:  # LMCache has logged why, and would miss for ever
+        raise RuntimeError("LMCache could not make the remote tier; its log says why")
+    tier: RemoteTier = backend.connection.getWrappedConnector().tier
+    return tier
 
 
 def failure(adapter: LMCacheConnectorV1Impl) -> str:

@@ -29,6 +29,11 @@ class Loads:
         return self._step.loads if self._step is not None else ()
 
     @property
+    def tokens(self) -> int:
+        """What this step computes."""
+        return self._step.tokens if self._step is not None else 0
+
+    @property
     def dropped(self) -> Collection[str]:
         """Requests whose chunks LMCache need not hold any longer."""
         return self._step.dropped if self._step is not None else ()

@@ -13,6 +13,11 @@ class OffloadReporter:
         from vllm.distributed.kv_transfer import get_kv_transfer_group, has_kv_transfer_group
 
         if not has_kv_transfer_group():
-            return {"failure": "vLLM created no KV connector", "config": {}, "faults": {}}
+            return {
+                "failure": "vLLM created no KV connector",
+                "config": {},
+                "faults": {},
+                "remote": {},
+            }
         report: dict[str, Any] = get_kv_transfer_group().report()
         return report

@@ -62,11 +62,13 @@ class Step(KVConnectorMetadata):  # type: ignore[misc]
         lmcache: LMCache's own metadata; ``None`` when it could not be built.
         loads: that have to be settled in this step.
         dropped: requests whose chunks LMCache need not hold any longer.
+        tokens: that are computed in this step.
     """
 
     lmcache: KVConnectorMetadata | None
     loads: Sequence[Load] = ()
     dropped: Collection[str] = ()
+    tokens: int = 0
 
 
 def without(output: SchedulerOutput, requests: AbstractSet[str]) -> SchedulerOutput:

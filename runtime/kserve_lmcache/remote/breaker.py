@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import math
 import random
 import threading
 import time
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Callable
 
-# Consecutive failures after which the store is given up. Each costs a request its deadline.
+# Consecutive failures of one kind of call after which the store is given up. Each costs a request
+# its deadline. By kind, since a store may find everything and deliver nothing.
 _FAILURES = 3
 # Of the last calls, this many may be slow, which is to take most of their time, or to fail.
 _WINDOW = 16
@@ -17,6 +19,8 @@ SLOW = 0.8  # of the time that a call may take
 
 _FIRST_PAUSE = 0.1  # seconds between probes, doubled each time
 _LONGEST_PAUSE = 2.0
+# Seconds; a store that is lost sooner after it came is not probed at once, and ever more rarely.
+_STEADY = 10.0
 
 
 class Breaker:
@@ -47,7 +51,7 @@ class Breaker:
         self._closed = False
         self._since = time.time()
         self._stopping = False
-        self._failures = 0
+        self._failures: Counter[str] = Counter()
         self._slow: deque[bool] = deque(maxlen=_WINDOW)
         self._thread = threading.Thread(target=self._run, name="remote-probe", daemon=True)
         self._thread.start()
@@ -62,17 +66,24 @@ class Breaker:
         """When it opened or closed, in seconds of Unix time."""
         return self._since
 
-    def succeeded(self, share: float) -> None:
-        """A call answered, after ``share`` of the time that it might have taken."""
-        with self._lock:
-            self._failures = 0
-        self._note(share > SLOW, f"most answers take over {SLOW:.0%} of the time they may take")
+    def succeeded(self, kind: str, share: float | None = None) -> None:
+        """A call answered.
 
-    def failed(self, reason: str) -> None:
+        Args:
+            kind: of the call.
+            share: how much of the time that it might have taken it took, where that says
+                something of the store.
+        """
+        with self._lock:
+            self._failures[kind] = 0
+        if share is not None:
+            self._note(share > SLOW, f"most answers take over {SLOW:.0%} of the time they may take")
+
+    def failed(self, kind: str, reason: str) -> None:
         """A call failed or was too late."""
         with self._lock:
-            self._failures += 1
-        self._note(True, reason)
+            self._failures[kind] += 1
+        self._note(True, f"{kind}: {reason}")
 
     def wait_closed(self, seconds: float) -> bool:
         """Wait at most ``seconds`` for the store to answer; whether it does."""
@@ -91,7 +102,8 @@ class Breaker:
             if not self._closed:
                 return
             self._slow.append(slow)
-            if self._failures < _FAILURES and sum(self._slow) <= _MOST_SLOW:
+            most = max(self._failures.values(), default=0)
+            if most < _FAILURES and sum(self._slow) <= _MOST_SLOW:
                 return
             self._turn(closed=False)
         self._on_open(reason)
@@ -99,30 +111,46 @@ class Breaker:
     def _turn(self, closed: bool) -> None:
         self._closed = closed
         self._since = time.time()
-        self._failures = 0
+        self._failures.clear()
         self._slow.clear()
         self._changed.notify_all()
 
     def _run(self) -> None:
         pause = _FIRST_PAUSE
-        while True:
-            with self._changed:
-                self._changed.wait_for(lambda: self._stopping or not self._closed)
-                if self._stopping:
-                    return
-            try:
-                self._probe()
-            except Exception as error:
-                self._on_refusal(str(error))
-                # Replicas that lost the store at the same time do not come back as one.
-                wait = random.uniform(0.5, 1) * pause  # noqa: S311 (no secret)
-                with self._changed:
-                    self._changed.wait_for(lambda: self._stopping, wait)
-                pause = min(2 * pause, _LONGEST_PAUSE)
-                continue
-            pause = _FIRST_PAUSE
+        closed_at = -math.inf
+        while self._wait_open():
+            lost_at_once = time.monotonic() - closed_at < _STEADY
+            pause = self._sleep(pause) if lost_at_once else _FIRST_PAUSE
+            while not self._answers():
+                pause = self._sleep(pause)
             with self._changed:
                 if self._stopping:
                     return
                 self._turn(closed=True)
+            closed_at = time.monotonic()
             self._on_close()
+
+    def _wait_open(self) -> bool:
+        """Wait until the store is given up; whether it is to be probed then."""
+        with self._changed:
+            self._changed.wait_for(lambda: self._stopping or not self._closed)
+            return not self._stopping
+
+    def _answers(self) -> bool:
+        """Probe; also true when nobody wants to know any more."""
+        if self._stopping:
+            return True
+        try:
+            self._probe()
+        except Exception as error:
+            self._on_refusal(str(error))
+            return False
+        return True
+
+    def _sleep(self, pause: float) -> float:
+        """Wait about ``pause`` seconds; the next pause."""
+        # Replicas that lost the store at the same time do not come back as one.
+        seconds = random.uniform(0.5, 1) * pause  # noqa: S311 (no secret)
+        with self._changed:
+            self._changed.wait_for(lambda: self._stopping, seconds)
+        return min(2 * pause, _LONGEST_PAUSE)

@@ -13,10 +13,24 @@ _ASSUMED_RATE = 100 * MIB  # bytes a second
 _SMALLEST_SAMPLE = MIB  # bytes; less says more about the round trip than about the rate
 _SMALLEST_STEP = 256  # tokens; smaller steps say more about decoding
 _SAMPLES = 9
+_FEWEST_SAMPLES = 3  # one of a busy moment decides nothing
 # A load that takes this much longer than expected will not come.
 _PATIENCE = 4.0
 # A store once found slow may be faster today.
 _TRY_AGAIN = 30.0  # seconds
+
+
+class _Rate:
+    """The median of the last samples; ``None`` while there are too few."""
+
+    def __init__(self) -> None:
+        self.median: float | None = None
+        self._samples: deque[float] = deque(maxlen=_SAMPLES)
+
+    def add(self, sample: float) -> None:
+        self._samples.append(sample)
+        if len(self._samples) >= _FEWEST_SAMPLES:
+            self.median = median(self._samples)
 
 
 class Pace:
@@ -28,45 +42,47 @@ class Pace:
 
     def __init__(self, grace: float) -> None:
         self._grace = grace
-        self._rates: deque[float] = deque(maxlen=_SAMPLES)
-        self._prefills: deque[float] = deque(maxlen=_SAMPLES)
+        self._reads = _Rate()
+        self._prefills = _Rate()
         self._step: tuple[float, int] | None = None
         self._last_load = 0.0
 
-    def step(self, tokens: int) -> None:
-        """The engine begins a step that computes ``tokens`` tokens.
+    def computes(self, tokens: int) -> None:
+        """The engine begins to compute ``tokens`` tokens, with nothing to load before it."""
+        self._step = (time.monotonic(), tokens)
 
-        What a step took is seen when the next one begins, so that an accelerator's kernels,
-        which run on after they were started, are in it. Time without any request is in it too
-        now and then; the median and the direction of the mistake (loading looks better than it
-        is) make that harmless.
+    def computed(self) -> None:
+        """The engine has computed, or comes to its next step.
+
+        Only then is it seen what a step took: an accelerator's kernels run on after they were
+        started. Time without any request is in it too now and then; the median and the direction
+        of the mistake (loading looks better than it is) make that harmless.
         """
-        now = time.monotonic()
-        if self._step is not None:
-            began, computed = self._step
-            if computed >= _SMALLEST_STEP and now > began:
-                self._prefills.append(computed / (now - began))
-        self._step = (now, tokens)
+        step, self._step = self._step, None
+        if step is not None and step[1] >= _SMALLEST_STEP:
+            seconds = time.monotonic() - step[0]
+            if seconds > 0:
+                self._prefills.add(step[1] / seconds)
 
     def loaded(self, size: int, seconds: float) -> None:
-        """A load of ``size`` bytes took ``seconds``."""
+        """A load of ``size`` bytes, or what came of it in time, took ``seconds``."""
         self._last_load = time.monotonic()
         if size >= _SMALLEST_SAMPLE and seconds > 0:
-            self._rates.append(size / seconds)
+            self._reads.add(size / seconds)
 
     @property
     def read_rate(self) -> float:
         """Bytes a second of a load."""
-        return median(self._rates) if self._rates else _ASSUMED_RATE
+        return self._reads.median or _ASSUMED_RATE
 
     @property
     def prefill_rate(self) -> float | None:
-        """Tokens a second of a prefill; ``None`` until one was seen."""
-        return median(self._prefills) if self._prefills else None
+        """Tokens a second of a prefill; ``None`` until some were seen."""
+        return self._prefills.median
 
     def is_worth(self, tokens: int, size: int) -> bool:
         """Whether reading ``size`` bytes is sooner done than computing their ``tokens`` tokens."""
-        if self.prefill_rate is None or not self._rates:
+        if self.prefill_rate is None or self._reads.median is None:
             return True
         if time.monotonic() - self._last_load > _TRY_AGAIN:
             return True

@@ -115,12 +115,11 @@ class RemoteTier:
         taken = loading.finish()
         self.counters.add("chunks_read", len(taken))
         self.counters.add("bytes_read", loading.bytes)
-        if len(taken) == len(keys):
-            self.pace.loaded(loading.bytes, time.monotonic() - began)
-        elif not loading.outcome:
-            self.counters.add("chunks_late", len(keys) - len(taken))
-        else:
+        self.pace.loaded(loading.bytes, time.monotonic() - began)
+        if loading.outcome:
             self.counters.add(loading.outcome)
+        else:
+            self.counters.add("chunks_late", len(keys) - len(taken))
         if loading.corrupt:
             self._say_corrupt(loading.corrupt)
             self._spoiled.add(keys[len(taken)])
@@ -171,12 +170,13 @@ class RemoteTier:
             answer = self._lanes[lane].call(operation, seconds)
         except StoreError as error:
             self.counters.add("failures")
-            self._breaker.failed(f"{lane}: {error}")
+            self._breaker.failed(lane, str(error))
         except Exception as error:
-            self._mistake(error)
+            self._mistake(lane, error)
         else:
-            if lane == "lookup":  # a load's time says more about its size
-                self._breaker.succeeded((time.monotonic() - began) / seconds)
+            # A load's time says more about its size.
+            share = (time.monotonic() - began) / seconds if lane == "lookup" else None
+            self._breaker.succeeded(lane, share)
             return answer
         return None
 
@@ -221,14 +221,14 @@ class RemoteTier:
                 self.counters["chunks_corrupt"],
             )
 
-    def _mistake(self, error: Exception) -> None:
+    def _mistake(self, lane: str, error: Exception) -> None:
         """Log what should never be raised once with its trace, and leave the store alone."""
         self.counters.add("exceptions")
         trace = "".join(traceback.format_exception(error))
         if trace not in self._mistakes:
             self._mistakes.add(trace)
             logger.error("Unexpected in the remote tier %s:\n%s", self._name, trace)
-        self._breaker.failed(f"{type(error).__name__}: {error}")
+        self._breaker.failed(lane, f"{type(error).__name__}: {error}")
 
 
 class _Loading(Generic[T]):

@@ -15,6 +15,7 @@ from kserve_lmcache.remote.limits import Limits
 from kserve_lmcache.remote.spoiled import Spoiled
 from kserve_lmcache.remote.store import Entry, Store, StoreError, StoreFullError
 
+_LANE = "write"
 _MOST_NOTES = 10_000  # keys to be kept or deleted; more are forgotten
 _FIRST_PAUSE = 1.0  # seconds without a write after the store was full, doubled each time
 _LONGEST_PAUSE = 30.0
@@ -63,7 +64,7 @@ class Writer:
         counters: Counters,
         spoiled: Spoiled,
         on_full: Callable[[str, float], None],
-        on_mistake: Callable[[Exception], None],
+        on_mistake: Callable[[str, Exception], None],
     ) -> None:
         self._lane = lane
         self._breaker = breaker
@@ -182,6 +183,7 @@ class Writer:
 
         try:
             self._lane.call(write, self._limits.write)
+            self._breaker.succeeded(_LANE)
             if count:
                 self._pause = _FIRST_PAUSE
         except StoreFullError as error:
@@ -190,10 +192,10 @@ class Writer:
         except StoreError as error:
             self._counters.add("failures")
             self._counters.add("dropped_failed", count)
-            self._breaker.failed(str(error))
+            self._breaker.failed(_LANE, str(error))
         except Exception as error:
             self._counters.add("dropped_failed", count)
-            self._on_mistake(error)
+            self._on_mistake(_LANE, error)
         finally:
             if not started.is_set():
                 self._finish(batch)
