@@ -33,6 +33,14 @@ def servers() -> dict[str, str]:
     return names
 
 
+@functools.cache
+def speaks_tls(binary: str) -> bool:
+    """Whether the server was built with TLS: then it misses its certificate, else the option."""
+    command = [binary, "--port", "0", "--tls-port", "1"]
+    tried = subprocess.run(command, capture_output=True, text=True, check=False, timeout=30)
+    return "tls-cert-file" in tried.stdout
+
+
 def redis_binary() -> str:
     """The oldest Redis, else Valkey, which is Redis by protocol and by origin."""
     return next((binary for name, binary in sorted(servers().items()) if "redis" in name), "") or (

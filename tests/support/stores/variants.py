@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import tempfile
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from functools import partial
 from pathlib import Path
 
+from tests.support.ports import free_port
+from tests.support.stores.binaries import redis_binary, speaks_tls
 from tests.support.stores.store import Store, node
 from tests.support.tls import Authority, tls_before
 
@@ -37,12 +39,23 @@ def by_tls(
     """
     authority = Authority(directory)
     certificate = authority.issue("127.0.0.1", "localhost")
-    with (
-        node(directory, *options, binary=binary, password=PASSWORD) as store,
-        tls_before(
-            store.host, store.port, certificate, authority.file if mutual else None
-        ) as store.port,
-    ):
+    binary = binary or redis_binary()
+    with ExitStack() as stack:
+        if speaks_tls(binary):
+            port = free_port()
+            files = {"ca-cert": authority.file, "cert": certificate.cert_file}
+            files["key"] = certificate.key_file
+            tls = [f"--tls-port {port}", f"--tls-auth-clients {'yes' if mutual else 'no'}"]
+            tls += [f"--tls-{name}-file {path}" for name, path in files.items()]
+            options = (*" ".join(tls).split(), *options)
+        store = stack.enter_context(node(directory, *options, binary=binary, password=PASSWORD))
+        if speaks_tls(binary):
+            store.port = port
+        else:
+            clients = authority.file if mutual else None
+            store.port = stack.enter_context(
+                tls_before(store.host, store.port, certificate, clients)
+            )
         store.ca_file = authority.file
         if mutual:
             own = authority.issue("client")
