@@ -87,6 +87,20 @@ def test_killed_and_restarted(target: Target) -> None:
     assert held(target) == {}
 
 
+def test_two_writers(target: Target) -> None:
+    def writes() -> int:
+        with closing(target.store.client()) as client:
+            return int(client.info("commandstats").get("cmdstat_set", {"calls": 0})["calls"])
+
+    before = writes()
+    with FAULTS["two writers"].applied(target):
+        target.store.own_process().wait_until(lambda: writes() > before + len(VALUES), 10)
+        assert held(target) == VALUES
+    after = writes()
+    assert held(target) == VALUES
+    assert writes() == after
+
+
 def test_stopped(target: Target) -> None:
     with FAULTS["stopped"].applied(target):
         with pytest.raises(redis.TimeoutError):
@@ -294,4 +308,4 @@ def test_nothing_to_damage(target: Target) -> None:
 def test_every_fault_is_tried_here() -> None:
     tried = Path(__file__).read_text()
     for name in FAULTS:
-        assert f'"{name}"' in tried or name == "killed and restarted", name
+        assert f'"{name}"' in tried or name == "killed, back after 1 s", name

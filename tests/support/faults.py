@@ -24,7 +24,7 @@ from tests.support.namespaces import Names, private_names
 from tests.support.network_faults import Lossy, NeverAnswers, ResetInAnswer, Trickle
 from tests.support.stores import Store
 
-RESTART_SECONDS = 3.0
+RESTART_SECONDS = 1.0
 # What is left of the data by the eviction under pressure.
 KEPT_SHARE = 0.5
 
@@ -205,6 +205,28 @@ def name_gone(target: Target) -> Iterator[None]:
         yield
 
 
+@contextmanager
+def written_by_another(target: Target) -> Iterator[None]:
+    """Another client writes the values that there are, over and over, as a replica's twin would."""
+    over = threading.Event()
+
+    def write() -> None:
+        with closing(target.store.client()) as client:
+            while not over.is_set():
+                for key in target.store.chunks():
+                    value = client.get(key)
+                    if value is not None:
+                        client.set(key, value)
+
+    writer = threading.Thread(target=write)
+    writer.start()
+    try:
+        yield
+    finally:
+        over.set()
+        writer.join()
+
+
 def values(change: Change) -> Apply:
     """Every value that the store holds is damaged."""
 
@@ -218,7 +240,7 @@ def values(change: Change) -> Apply:
 
 _ALL = (
     Fault("refused", refused),
-    Fault("killed and restarted", killed, loses_data=True),
+    Fault("killed, back after 1 s", killed, loses_data=True),
     Fault("stopped", stopped),
     Fault("never answers", behaving(NeverAnswers)),
     Fault("one byte a second", behaving(Trickle)),
@@ -228,9 +250,15 @@ _ALL = (
     Fault("password rotated", password_rotated),
     Fault("out of memory", out_of_memory),
     Fault("evicting", evicting, loses_data=True),
+    Fault("two writers", written_by_another),
     *(Fault(f"values {name}", values(change)) for name, change in DAMAGES.items()),
 )
 FAULTS: dict[str, Fault] = {fault.name: fault for fault in _ALL}
+# As many seconds as they say.
+LONG_FAULTS = [
+    Fault(f"killed, back after {seconds} s", partial(killed, seconds=seconds), loses_data=True)
+    for seconds in (10, 60)
+]
 
 
 def _dashed(settings: dict[str, Any]) -> dict[str, str]:
