@@ -25,7 +25,7 @@ from kserve_lmcache.doctor.replica import Replica
 from kserve_lmcache.engine_shape import EngineShape
 from kserve_lmcache.identity.engine import EngineIdentity
 from kserve_lmcache.local_tier import GIB
-from kserve_lmcache.metrics import metrics
+from kserve_lmcache.metrics.endpoint import metrics
 from kserve_lmcache.model import LMCacheModel
 from kserve_lmcache.offload import Offload
 

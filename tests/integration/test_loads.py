@@ -7,7 +7,6 @@ The connectors, LMCache and vLLM's scheduler are the real ones; the model is a f
 from __future__ import annotations
 
 from collections.abc import Iterator
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -18,6 +17,7 @@ from vllm.distributed.kv_transfer.kv_connector.v1.lmcache_connector import LMCac
 
 from kserve_lmcache.connector import KServeLMCacheConnector, lmcache_engine
 from kserve_lmcache.connector.faults import Faults
+from kserve_lmcache.metrics.table import COMPUTED, PREFIX_CACHE, TIERS, metric
 from tests.support.lmcache_faults import lose_chunks
 from tests.support.simulated_engine import (
     BLOCK,
@@ -249,8 +249,10 @@ def test_the_remote_tier_learns_how_fast_a_prefill_is(
     """In a step, what it loads comes first and is not in the time that it computes."""
     said: list[object] = []
 
-    class Pace:
+    class Prefill:
         """A stand-in that keeps what it is told."""
+
+        rate = None
 
         def computed(self) -> None:
             said.append("computed")
@@ -266,9 +268,37 @@ def test_the_remote_tier_learns_how_fast_a_prefill_is(
 
     prompt = stored(engine, 60)
     monkeypatch.setattr(lmcache_engine, "load", load)
-    monkeypatch.setattr(engine.worker.connector, "_remote", SimpleNamespace(pace=Pace()))
+    monkeypatch.setattr(engine.worker.connector, "_prefill", Prefill())
     engine.ask("paced", prompt, count=2)
     assert said[:3] == ["computed", "load", 0]
     assert said[3::2] == ["computed"] * (len(said[3:]) // 2)
     steps = [each for each in said[4::2] if each]
     assert steps[:2] == [len(prompt) - 6 * CHUNK, 1]
+
+
+def prompt_tokens() -> dict[str, float]:
+    """Of this process's metrics, by source."""
+    return {
+        source: metric("prompt_tokens_total", source=source)._value.get()
+        for source in (COMPUTED, PREFIX_CACHE, *TIERS)
+    }
+
+
+def test_tokens_are_counted_by_where_they_came_from(engine: SimulatedEngine) -> None:
+    prompt = stored(engine, 61)
+    before = prompt_tokens()
+    engine.ask("from the tier", prompt)
+    engine.ask("from vLLM", prompt)
+    engine.forget_local()
+    with pytest.MonkeyPatch.context() as patch:
+        lose_chunks(patch, lambda _: 2)
+        engine.ask("in part", prompt)
+    now = prompt_tokens()
+    counted = {source: now[source] - count for source, count in before.items() if now[source]}
+    whole, rest = 6 * CHUNK, len(prompt) - 6 * CHUNK
+    local = len(prompt) // BLOCK * BLOCK  # vLLM's own cache has whole blocks of it
+    assert counted == {
+        "local_cpu": whole + 2 * CHUNK,
+        PREFIX_CACHE: local,
+        COMPUTED: rest + (len(prompt) - local) + len(prompt) - 2 * CHUNK,
+    }

@@ -11,7 +11,7 @@ import pytest
 import torch
 from lmcache.v1.memory_management import MemoryFormat
 
-from kserve_lmcache.connector.lmcache_engine import remote_tier
+from kserve_lmcache.connector.lmcache_engine import tiers
 from kserve_lmcache.remote.address import Remote
 from kserve_lmcache.remote.options import PLUGIN
 from kserve_lmcache.remote.redis_store import PREFIX
@@ -97,19 +97,19 @@ def test_a_full_local_tier_is_a_miss_for_the_rest(remote: Remote) -> None:
 
 
 def test_the_engine_is_asked_for_its_tier(remote: Remote) -> None:
-    """The contract of ``lmcache_engine.remote_tier``."""
+    """The contract of ``lmcache_engine.tiers``."""
     with replica(remote) as one:
         adapter: Any = SimpleNamespace(lmcache_engine=one.engine)
-        assert remote_tier(adapter) is one.tier
+        assert tiers(adapter) == {"remote": one.tier}
         backends = one.engine.storage_manager.storage_backends
         name = f"RemoteBackend-{PLUGIN}"
         backend = backends[name]
         connection, backend.connection = backend.connection, None
         with pytest.raises(RuntimeError, match="could not make the remote tier"):
-            remote_tier(adapter)
+            tiers(adapter)
         backend.connection = connection
         del backends[name]
-        assert remote_tier(adapter) is None
+        assert tiers(adapter) == {}
         backends[name] = backend
 
 

@@ -227,9 +227,9 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
 
 def compute(pace: Pace, clock: Clock, tokens: int, seconds: float) -> None:
     for _ in range(3):
-        pace.computes(tokens)
+        pace.prefill.computes(tokens)
         clock.now += seconds
-        pace.computed()
+        pace.prefill.computed()
 
 
 def read(pace: Pace, size: int, seconds: float) -> None:
@@ -241,7 +241,7 @@ def test_a_load_that_would_lose_is_not_worth_it_until_it_is_tried_again(clock: C
     pace = Pace(0.05)
     assert pace.is_worth(256, 100 * MIB)  # nothing is known yet
     compute(pace, clock, 512, 0.5)
-    assert pace.prefill_rate == pytest.approx(1024)
+    assert pace.prefill.rate == pytest.approx(1024)
     read(pace, 100 * MIB, 1.0)
     assert pace.read_rate == pytest.approx(100 * MIB)
     assert pace.is_worth(2048, 100 * MIB)
@@ -260,12 +260,12 @@ def test_one_slow_load_decides_nothing(clock: Clock) -> None:
 def test_steps_of_decoding_and_idle_time_say_nothing_of_a_prefill(clock: Clock) -> None:
     pace = Pace(0.05)
     compute(pace, clock, 8, 1)
-    assert pace.prefill_rate is None
+    assert pace.prefill.rate is None
     compute(pace, clock, 512, 0.5)
     for _ in range(5):
         clock.now += 100
-        pace.computed()
-    assert pace.prefill_rate == pytest.approx(1024)
+        pace.prefill.computed()
+    assert pace.prefill.rate == pytest.approx(1024)
 
 
 def test_a_load_may_take_no_longer_than_the_prefill_that_it_replaces(clock: Clock) -> None:
@@ -279,7 +279,7 @@ def test_a_load_may_take_no_longer_than_the_prefill_that_it_replaces(clock: Cloc
 
 
 def test_counts_have_names() -> None:
-    counters = Counters()
+    counters = Counters("remote")
     counters.add("failures", 2)
     assert counters["failures"] == 2
     with pytest.raises(KeyError):

@@ -9,6 +9,7 @@ from vllm.distributed.kv_transfer.kv_connector.v1.base import KVConnectorBase_V1
 
 from kserve_lmcache.config import engine_file
 from kserve_lmcache.connector import lmcache_engine
+from kserve_lmcache.connector.accounts import Accounts
 from kserve_lmcache.connector.faults import contain_inherited, contained
 from kserve_lmcache.connector.isolation import Isolation
 from kserve_lmcache.connector.loads import Loads
@@ -16,6 +17,7 @@ from kserve_lmcache.connector.promises import Promises
 from kserve_lmcache.connector.scheduler_side import SchedulerSide
 from kserve_lmcache.connector.worker_side import WorkerSide
 from kserve_lmcache.identity.namespace import NAMESPACE
+from kserve_lmcache.remote.pace import Prefill
 
 if TYPE_CHECKING:
     from vllm.config import VllmConfig
@@ -73,11 +75,14 @@ class KServeLMCacheConnector(SchedulerSide, WorkerSide):
     ) -> None:
         self.failure = ""
         self._block_size = vllm_config.cache_config.block_size
+        self._prefix = {}
         self._excluded = set()
         self._dropped = set()
         self._promises = Promises(self._block_size)
         self._loads = Loads()
-        self._remote = None
+        self._prefill = Prefill()
+        self._tiers = {}
+        self._accounts = Accounts({}, 0, False, self._prefill)
         try:
             named = _named(vllm_config)
             if role == KVConnectorRole.WORKER and vllm_config.device_config.device_type == "cpu":
@@ -102,13 +107,13 @@ class KServeLMCacheConnector(SchedulerSide, WorkerSide):
         """State of this worker's LMCache.
 
         ``failure`` (empty when it works), ``config``, ``faults`` (exceptions by call), and
-        ``remote`` (of the remote tier; empty where there is none).
+        ``tiers`` (reports of those behind the local one, by name).
         """
         report: dict[str, Any] = {
             "failure": self.failure,
             "config": {},
             "faults": self.faults.counts(),
-            "remote": self._remote.report() if self._remote is not None else {},
+            "tiers": {name: tier.report() for name, tier in self._tiers.items()},
         }
         if not self.failure:
             report["failure"] = lmcache_engine.failure(self._lmcache_engine)

@@ -13,6 +13,8 @@ from typing import Any, TypeVar
 
 from vllm.logger import init_logger
 
+from kserve_lmcache.metrics.table import metric
+
 logger = init_logger(__name__)
 
 Call = TypeVar("Call", bound=Callable[..., Any])
@@ -42,6 +44,7 @@ class Faults:
 
     def record(self, call: str, error: Exception) -> None:
         """Count ``error``, and log it where that does not repeat what was just logged."""
+        metric("connector_exceptions_total", call=call).inc()
         kind = (call, type(error).__name__, _place(error))
         now = self._clock()
         with self._lock:

@@ -16,6 +16,7 @@ import zmq
 from lmcache.integration.vllm.utils import ENGINE_NAME, lmcache_get_or_create_config
 from lmcache.integration.vllm.vllm_service_factory import VllmServiceFactory
 from lmcache.integration.vllm.vllm_v1_adapter import LoadSpec, extract_request_configs
+from lmcache.observability import LMCStatsMonitor
 from lmcache.v1.cache_engine import LMCacheEngineBuilder
 from lmcache.v1.offload_server.message import OffloadMsg
 from lmcache.v1.rpc_utils import get_zmq_rpc_path_lmcache, get_zmq_socket
@@ -129,7 +130,9 @@ def _miss_without_room(load: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def answer_lookups(
-    adapter: LMCacheConnectorV1Impl, record: Callable[[str, Exception], None]
+    adapter: LMCacheConnectorV1Impl,
+    count: Callable[[int, int], None],
+    record: Callable[[str, Exception], None],
 ) -> None:
     """Make a lookup that fails in this worker a miss.
 
@@ -137,14 +140,18 @@ def answer_lookups(
 
     Args:
         adapter: the worker's.
-        record: is told what failed, and the exception; called in the server's thread.
+        count: is told how many chunks were asked for, and how many the local tier has.
+        record: is told what failed, and the exception. Both are called in the server's thread.
     """
     engine = adapter.lmcache_engine
     lookup = engine.lookup
 
-    def answer(*args: Any, **kwargs: Any) -> int:
+    def answer(hashes: Sequence[int], lookup_id: str, **kwargs: Any) -> int:
         try:
-            return int(lookup(*args, **kwargs))
+            found = int(lookup(hashes=hashes, lookup_id=lookup_id, **kwargs))
+            pinned = engine.lookup_pins.get(lookup_id, {})
+            count(len(hashes), len(pinned.get("LocalCPUBackend", ())))
+            return found
         except Exception as error:
             record("lookup", error)
             return 0
@@ -275,19 +282,29 @@ def forget(adapter: LMCacheConnectorV1Impl, request_id: str) -> None:
     adapter.lookup_client.clear_lookup_status(request_id)
 
 
-def remote_tier(adapter: LMCacheConnectorV1Impl) -> RemoteTier | None:
-    """This worker's remote tier; ``None`` where there is none of ours.
+def tiers(adapter: LMCacheConnectorV1Impl) -> dict[str, RemoteTier]:
+    """This worker's tiers that are ours, by the label that they have in metrics.
 
     Raises:
         RuntimeError: LMCache was told of one, and could not make it.
     """
     backend = adapter.lmcache_engine.storage_manager.storage_backends.get(_REMOTE_BACKEND)
     if backend is None:
-        return None
+        return {}
     if backend.connection is None:  # LMCache has logged why, and would miss for ever
         raise RuntimeError("LMCache could not make the remote tier; its log says why")
-    tier: RemoteTier = backend.connection.getWrappedConnector().tier
-    return tier
+    return {"remote": backend.connection.getWrappedConnector().tier}
+
+
+def is_first(adapter: LMCacheConnectorV1Impl) -> bool:
+    """Whether this worker is the first of the engine's."""
+    return bool(adapter.lmcache_engine.metadata.is_first_rank())
+
+
+def local_cpu_bytes(adapter: LMCacheConnectorV1Impl) -> tuple[int, int]:
+    """What of this worker's local CPU tier is used, and its size."""
+    used = LMCStatsMonitor.GetOrCreate().local_cache_usage_bytes
+    return int(used), int(adapter.config.max_local_cpu_size * 2**30)
 
 
 def failure(adapter: LMCacheConnectorV1Impl) -> str:

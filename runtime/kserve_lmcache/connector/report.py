@@ -17,7 +17,7 @@ class OffloadReporter:
                 "failure": "vLLM created no KV connector",
                 "config": {},
                 "faults": {},
-                "remote": {},
+                "tiers": {},
             }
         report: dict[str, Any] = get_kv_transfer_group().report()
         return report

@@ -8,6 +8,7 @@ from kserve_lmcache.connector import lmcache_engine
 from kserve_lmcache.connector.faults import contained
 from kserve_lmcache.connector.side import Side
 from kserve_lmcache.connector.step import Step, without
+from kserve_lmcache.metrics.table import COMPUTED, PREFIX_CACHE, metric
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -27,6 +28,7 @@ class SchedulerSide(Side):
 
     _isolation: Isolation
     _promises: Promises
+    _prefix: dict[str, int]
     _excluded: set[str]
     _dropped: set[str]
 
@@ -45,6 +47,7 @@ class SchedulerSide(Side):
         ``None`` lets vLLM ask again in the next step.
         """
         self._isolate(request)  # on_new_request may have failed
+        self._prefix[request.request_id] = num_computed_tokens
         if self._promises.must_wait(request):
             return None, False
         name = request.request_id
@@ -74,6 +77,7 @@ class SchedulerSide(Side):
             load = self._promises.make(request, table, num_external_tokens)
         else:
             self._promises.computed(request.request_id)
+            self._count(request)
         if request.request_id in self._excluded:
             return
         computed = request.num_computed_tokens
@@ -113,6 +117,15 @@ class SchedulerSide(Side):
         """What LMCache has stored since the last call."""
         return list(super().take_events())
 
+    def _count(self, request: Request) -> None:
+        """Count the tokens of a prompt that is computed now, if it is for the first time."""
+        prefix = self._prefix.pop(request.request_id, None)
+        if prefix is None or request.num_preemptions:
+            return
+        cached = max(prefix, request.num_computed_tokens)  # the latter after a load
+        metric("prompt_tokens_total", source=PREFIX_CACHE).inc(prefix)
+        metric("prompt_tokens_total", source=COMPUTED).inc(request.num_prompt_tokens - cached)
+
     def _isolate(self, request: Request) -> None:
         if not self._isolation.mark(request):
             self._exclude(request.request_id)
@@ -140,6 +153,7 @@ class SchedulerSide(Side):
         return self._next_step(None, scheduler_output)
 
     def _forget(self, request: Request) -> None:
+        self._prefix.pop(request.request_id, None)
         if request.request_id in self._excluded:
             self._forget_in_lmcache(request.request_id)
         self._excluded.discard(request.request_id)

@@ -2,23 +2,26 @@
 
 from __future__ import annotations
 
+import time
 from typing import TYPE_CHECKING, Any
 
 from vllm.logger import init_logger
 
 from kserve_lmcache.connector import lmcache_engine
+from kserve_lmcache.connector.accounts import Accounts
 from kserve_lmcache.connector.faults import contained
 from kserve_lmcache.connector.side import Side
 from kserve_lmcache.connector.step import Load, Step
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Iterable, Mapping
 
     import torch
     from vllm.forward_context import ForwardContext
     from vllm.v1.attention.backend import AttentionMetadata
 
     from kserve_lmcache.connector.loads import Loads
+    from kserve_lmcache.remote.pace import Prefill
     from kserve_lmcache.remote.tier import RemoteTier
 
 logger = init_logger(__name__)
@@ -28,7 +31,9 @@ class WorkerSide(Side):
     """Loads what was promised, says what did not come, and saves what was computed."""
 
     _loads: Loads
-    _remote: RemoteTier | None
+    _prefill: Prefill
+    _tiers: Mapping[str, RemoteTier]
+    _accounts: Accounts
 
     @contained(lambda self, kv_caches: None)
     def register_kv_caches(self, kv_caches: dict[str, torch.Tensor]) -> None:
@@ -38,10 +43,22 @@ class WorkerSide(Side):
             if not lmcache_engine.failure(self._lmcache_engine):
                 lmcache_engine.check_on_cpu(self._lmcache_engine, list(kv_caches.values()))
                 lmcache_engine.never_wait(self._lmcache_engine)
-                lmcache_engine.answer_lookups(self._lmcache_engine, self._record)
-                self._remote = lmcache_engine.remote_tier(self._lmcache_engine)
+                self._know_tiers()
+                lmcache_engine.answer_lookups(
+                    self._lmcache_engine, self._accounts.looked_up, self._record
+                )
         except Exception as error:
             self._fail("register_kv_caches", error)
+
+    def _know_tiers(self) -> None:
+        engine = self._lmcache_engine
+        self._tiers = lmcache_engine.tiers(engine)
+        for tier in self._tiers.values():
+            tier.pace.prefill = self._prefill
+        self._accounts = Accounts(
+            self._tiers, engine.config.chunk_size, lmcache_engine.is_first(engine), self._prefill
+        )
+        self._accounts.holds(*lmcache_engine.local_cpu_bytes(engine))
 
     @contained(lambda self, kv_connector_metadata: None)
     def handle_preemptions(self, kv_connector_metadata: Step) -> None:
@@ -63,13 +80,11 @@ class WorkerSide(Side):
     @contained(lambda self, forward_context, **_: None)
     def start_load_kv(self, forward_context: ForwardContext, **kwargs: Any) -> None:
         """Load all that this step has to; what is not loaded then is reported."""
-        if self._remote is not None:
-            self._remote.pace.computed()
+        self._prefill.computed()
         for load in self._loads.all:
             self._load(load)
         self._release(self._loads.dropped)
-        if self._remote is not None:
-            self._remote.pace.computes(self._loads.tokens)
+        self._prefill.computes(self._loads.tokens)
         if self._connector_metadata is not None:
             super().start_load_kv(forward_context, **kwargs)
 
@@ -110,6 +125,7 @@ class WorkerSide(Side):
     @contained(lambda self: self._end())
     def clear_connector_metadata(self) -> None:
         """A step ends."""
+        self._accounts.holds(*lmcache_engine.local_cpu_bytes(self._lmcache_engine))
         self._loads.end()
         super().clear_connector_metadata()
 
@@ -126,11 +142,14 @@ class WorkerSide(Side):
         if load.source is None:
             self._release((load.request_id,))
         else:
+            began, before = time.monotonic(), self._accounts.read()
             missing = lmcache_engine.load(
                 self._lmcache_engine, load.request_id, load.source, self._block_size
             )
             missing &= set(load.blocks)
             self._loads.loaded(load, missing)
+            tokens = (len(load.blocks) - len(missing)) * self._block_size
+            self._accounts.loaded(tokens, time.monotonic() - began, before)
             if missing:
                 logger.warning(
                     "%d of %d blocks of request %s failed to load and are computed",

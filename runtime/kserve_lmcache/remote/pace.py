@@ -1,4 +1,4 @@
-"""How fast the store is read and how fast the engine computes: which of them is sooner done?"""
+"""How fast a store is read and how fast the engine computes: which of them is sooner done?"""
 
 from __future__ import annotations
 
@@ -33,19 +33,12 @@ class _Rate:
             self.median = median(self._samples)
 
 
-class Pace:
-    """Medians of the last loads and of the last prefill steps.
+class Prefill:
+    """How fast the engine computes, by its last prefill steps."""
 
-    Args:
-        grace: seconds that an answer of the store may take whatever its size.
-    """
-
-    def __init__(self, grace: float) -> None:
-        self._grace = grace
-        self._reads = _Rate()
-        self._prefills = _Rate()
+    def __init__(self) -> None:
+        self._rate = _Rate()
         self._step: tuple[float, int] | None = None
-        self._last_load = 0.0
 
     def computes(self, tokens: int) -> None:
         """The engine begins to compute ``tokens`` tokens, with nothing to load before it."""
@@ -62,7 +55,29 @@ class Pace:
         if step is not None and step[1] >= _SMALLEST_STEP:
             seconds = time.monotonic() - step[0]
             if seconds > 0:
-                self._prefills.add(step[1] / seconds)
+                self._rate.add(step[1] / seconds)
+
+    @property
+    def rate(self) -> float | None:
+        """Tokens a second; ``None`` until some steps were seen."""
+        return self._rate.median
+
+
+class Pace:
+    """Whether a store is read sooner than the engine computes.
+
+    Args:
+        grace: seconds that an answer of the store may take whatever its size.
+
+    Attributes:
+        prefill: the engine's.
+    """
+
+    def __init__(self, grace: float) -> None:
+        self.prefill = Prefill()
+        self._grace = grace
+        self._reads = _Rate()
+        self._last_load = 0.0
 
     def loaded(self, size: int, seconds: float) -> None:
         """A load of ``size`` bytes, or what came of it in time, took ``seconds``."""
@@ -75,18 +90,13 @@ class Pace:
         """Bytes a second of a load."""
         return self._reads.median or _ASSUMED_RATE
 
-    @property
-    def prefill_rate(self) -> float | None:
-        """Tokens a second of a prefill; ``None`` until some were seen."""
-        return self._prefills.median
-
     def is_worth(self, tokens: int, size: int) -> bool:
         """Whether reading ``size`` bytes is sooner done than computing their ``tokens`` tokens."""
-        if self.prefill_rate is None or self._reads.median is None:
+        if self.prefill.rate is None or self._reads.median is None:
             return True
         if time.monotonic() - self._last_load > _TRY_AGAIN:
             return True
-        return size / self.read_rate < tokens / self.prefill_rate
+        return size / self.read_rate < tokens / self.prefill.rate
 
     def deadline(self, tokens: int, size: int, most: float) -> float:
         """Seconds after which a load is given up, at most ``most``.
@@ -95,6 +105,6 @@ class Pace:
         at most as much again.
         """
         seconds = self._grace + _PATIENCE * size / self.read_rate
-        if self.prefill_rate is not None:
-            seconds = min(seconds, max(self._grace, tokens / self.prefill_rate))
+        if self.prefill.rate is not None:
+            seconds = min(seconds, max(self._grace, tokens / self.prefill.rate))
         return min(seconds, most)

@@ -10,6 +10,7 @@ import traceback
 from collections.abc import Callable, Sequence
 from typing import Any, Generic, TypeVar
 
+from kserve_lmcache.metrics.table import metric
 from kserve_lmcache.remote.breaker import SLOW, Breaker
 from kserve_lmcache.remote.counters import Counters
 from kserve_lmcache.remote.envelope import Buffer, CorruptValueError, Layout, unseal
@@ -37,6 +38,7 @@ class RemoteTier:
         limits: of time and memory.
         chunk_tokens: tokens of a whole chunk.
         chunk_bytes: bytes of a whole chunk.
+        kind: which of :data:`~kserve_lmcache.metrics.table.TIERS` it is.
     """
 
     def __init__(
@@ -46,9 +48,12 @@ class RemoteTier:
         limits: Limits,
         chunk_tokens: int,
         chunk_bytes: int,
+        kind: str = "remote",
     ) -> None:
         self.pace = Pace(limits.lookup)
-        self.counters = Counters()
+        self.counters = Counters(kind)
+        self._kind = kind
+        self._say_up(False)
         self._name = name
         self._limits = limits
         self._chunk_tokens = chunk_tokens
@@ -69,6 +74,7 @@ class RemoteTier:
             self._spoiled,
             self._say_full,
             self._mistake,
+            kind,
         )
 
     def lookup(self, keys: Sequence[str]) -> int:
@@ -80,15 +86,21 @@ class RemoteTier:
             return 0
         self.counters.add("lookups")
         sizes = self._call("lookup", lambda store: store.sizes(keys), self._limits.lookup)
-        found = 0
-        for key, size in zip(keys, sizes or (), strict=False):
-            if size == 0 or key in self._spoiled:
-                break
-            found += 1
+        found = self._count(keys, sizes or ())
+        self.counters.add("lookup_hits", found)
+        self.counters.add("lookup_misses", len(keys) - found)
         if found and not self.pace.is_worth(found * self._chunk_tokens, found * self._chunk_bytes):
             self.counters.add("loads_skipped")
             return 0
-        self.counters.add("lookup_hits", found)
+        return found
+
+    def _count(self, keys: Sequence[str], sizes: Sequence[int]) -> int:
+        """How many of the keys, from the first one on, have a value that may be right."""
+        found = 0
+        for key, size in zip(keys, sizes, strict=False):
+            if size == 0 or key in self._spoiled:
+                break
+            found += 1
         return found
 
     def load(
@@ -114,8 +126,10 @@ class RemoteTier:
         self._call("load", loading.run, deadline)
         taken = loading.finish()
         self.counters.add("chunks_read", len(taken))
-        self.counters.add("bytes_read", loading.bytes)
-        self.pace.loaded(loading.bytes, time.monotonic() - began)
+        self.counters.add("read_bytes", loading.bytes)
+        seconds = time.monotonic() - began
+        metric("load_seconds", tier=self._kind).observe(seconds)
+        self.pace.loaded(loading.bytes, seconds)
         if loading.outcome:
             self.counters.add(loading.outcome)
         else:
@@ -160,7 +174,7 @@ class RemoteTier:
             "queue_bytes": self._writer.queued_bytes,
             "queue_bytes_max": self._writer.most_queued_bytes,
             "read_bytes_per_second": self.pace.read_rate,
-            "prefill_tokens_per_second": self.pace.prefill_rate,
+            "prefill_tokens_per_second": self.pace.prefill.rate,
             **self.counters.snapshot(),
         }
 
@@ -188,14 +202,19 @@ class RemoteTier:
 
     def _say_connected(self) -> None:
         self.counters.add("connects")
+        self._say_up(True)
         logger.info("The remote tier %s answers", self._name)
 
     def _give_up(self, reason: str) -> None:
         for lane in self._lanes.values():  # an idle one holds a connection that may be dead
             lane.renew()
         self.counters.add("opened")
+        self._say_up(False)
         self._reason = reason
         logger.warning("The remote tier %s is not asked for now: %s", self._name, reason)
+
+    def _say_up(self, up: bool) -> None:
+        metric("up", tier=self._kind).set(int(up))
 
     def _say_refused(self, reason: str) -> None:
         if reason != self._reason:

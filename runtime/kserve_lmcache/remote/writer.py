@@ -7,6 +7,7 @@ import time
 from collections import OrderedDict
 from collections.abc import Callable
 
+from kserve_lmcache.metrics.table import metric
 from kserve_lmcache.remote.breaker import Breaker
 from kserve_lmcache.remote.counters import Counters
 from kserve_lmcache.remote.envelope import Buffer, Layout, overhead, seal
@@ -54,6 +55,7 @@ class Writer:
         spoiled: what is written although the store has it.
         on_full: told that the store is full, and for how many seconds nothing is written.
         on_mistake: told of what should never be raised.
+        kind: of the tier.
     """
 
     def __init__(
@@ -65,6 +67,7 @@ class Writer:
         spoiled: Spoiled,
         on_full: Callable[[str, float], None],
         on_mistake: Callable[[str, Exception], None],
+        kind: str,
     ) -> None:
         self._lane = lane
         self._breaker = breaker
@@ -73,6 +76,8 @@ class Writer:
         self._spoiled = spoiled
         self._on_full = on_full
         self._on_mistake = on_mistake
+        self._store_seconds = metric("store_seconds", tier=kind)
+        self._queue_bytes = metric("queue_bytes", tier=kind)
         self._changed = threading.Condition()
         self._waiting: OrderedDict[str, Chunk] = OrderedDict()
         self._bytes = 0
@@ -119,6 +124,7 @@ class Writer:
                     self._waiting[chunk.key] = chunk
                     self._bytes += chunk.size
                     self._most_bytes = max(self._most_bytes, self._bytes)
+            self._queue_bytes.set(self._bytes)
             self._changed.notify()
         self._counters.add(reason, len(dropped))
         for each in dropped:
@@ -232,13 +238,14 @@ class Writer:
             )
             self._spoiled.discard(chunk.key for chunk in new)
             self._counters.add("chunks_written", len(new))
-            self._counters.add("bytes_written", sum(chunk.size for chunk in new))
+            self._counters.add("written_bytes", sum(chunk.size for chunk in new))
 
     def _finish(self, batch: list[Chunk]) -> None:
         for chunk in batch:
             chunk.release()
         with self._changed:
             self._bytes -= sum(chunk.size for chunk in batch)
+            self._queue_bytes.set(self._bytes)
         batch.clear()
 
     def _hold_back(self, reason: str) -> None:

@@ -1,0 +1,1 @@
+"""What is counted, in every process of the server."""
