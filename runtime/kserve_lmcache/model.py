@@ -21,8 +21,11 @@ from kserve_lmcache import request_rules
 from kserve_lmcache.base_model import choose_base
 from kserve_lmcache.config import engine_file
 from kserve_lmcache.errors import KServeLMCacheError
+from kserve_lmcache.metrics.table import metric
 from kserve_lmcache.offload import Offload, differences, give_up
 from kserve_lmcache.redaction import hide
+from kserve_lmcache.status.report import status, versions
+from kserve_lmcache.status.watch import Watch
 
 _Base, BASE_REASON = choose_base()
 
@@ -37,6 +40,7 @@ class LMCacheModel(_Base):  # type: ignore[misc, valid-type]
         self.offload = offload
         self.engine_config = engine_config
         self.started = False
+        self.watch = Watch(self._reports, self._off)
         logger.info("Model base class %s: %s", _Base.__module__, BASE_REASON)
 
     async def start_engine(self) -> None:
@@ -55,7 +59,13 @@ class LMCacheModel(_Base):  # type: ignore[misc, valid-type]
             self.engine_client = self._create_engine()
         await self._create_handlers()
         self.started = True
+        self._say_what_runs()
         logger.info("KV-cache offloading is %s", self.offload_state())
+
+    def _say_what_runs(self) -> None:
+        metric("build_info", **versions()).set(1)
+        if self.offload.identity is not None:
+            metric("namespace_info", namespace=self.offload.identity.namespace).set(1)
 
     async def create_completion(
         self, request: Any, raw_request: Request | None = None, context: Any = None
@@ -97,6 +107,21 @@ class LMCacheModel(_Base):  # type: ignore[misc, valid-type]
         if not reason:
             return None
         return create_error_response(reason, status_code=HTTPStatus.BAD_REQUEST)
+
+    def status(self) -> dict[str, Any]:
+        """What ``GET /offload`` answers."""
+        return status(self.watch, self.offload, self.model_name)
+
+    async def _reports(self) -> list[dict[str, Any]]:
+        """Of every worker's connector."""
+        reports: list[dict[str, Any]] = await self.engine_client.collective_rpc(
+            "kserve_lmcache_report"
+        )
+        return reports
+
+    def _off(self) -> str | None:
+        """Why offloading is off; ``None`` while the engine starts."""
+        return self.offload.reason if self.started else None
 
     def offload_state(self) -> str:
         """One line for the log: on with its sizes, or off with the reason."""
@@ -143,9 +168,7 @@ class LMCacheModel(_Base):  # type: ignore[misc, valid-type]
 
     async def _offload_failure(self, path: Path) -> str:
         """Why offloading does not work as configured, in any of the engine's processes."""
-        reports: list[dict[str, Any]] = await self.engine_client.collective_rpc(
-            "kserve_lmcache_report"
-        )
+        reports = await self._reports()
         failures = {engine_file.scheduler_failure(path)}
         for report in reports:
             failures.add(report["failure"] or "; ".join(differences(path, report["config"])))

@@ -9,6 +9,7 @@ import signal
 import socket
 import sys
 from argparse import Namespace
+from collections.abc import Callable, Coroutine
 from types import FrameType
 from typing import Any
 
@@ -28,6 +29,7 @@ from kserve_lmcache.local_tier import GIB
 from kserve_lmcache.metrics.endpoint import metrics
 from kserve_lmcache.model import LMCacheModel
 from kserve_lmcache.offload import Offload
+from kserve_lmcache.status import routes as status_routes
 
 
 class OffloadDataPlane(DataPlane):  # type: ignore[misc]
@@ -66,6 +68,7 @@ class OffloadModelServer(model_server.ModelServer):  # type: ignore[misc]
     """
 
     example = ""
+    watch: Callable[[], Coroutine[Any, Any, None]]
 
     async def _serve(self) -> None:
         engine, *servers = self.servers
@@ -79,7 +82,11 @@ class OffloadModelServer(model_server.ModelServer):  # type: ignore[misc]
         for number, handler in on_ready.items():
             signal.signal(number, handler)
         logger.info("Ready. Try: %s", self.example)
-        await asyncio.gather(*servers)
+        watching = asyncio.create_task(self.watch())
+        try:
+            await asyncio.gather(*servers)
+        finally:
+            watching.cancel()
 
 
 _STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT)
@@ -99,6 +106,8 @@ def serve(args: Namespace, offload: Offload, engine_config: VllmConfig) -> None:
     engine_process.mark_server(os.environ, offload.engine_file)
     server = _create_server(args)
     model = LMCacheModel(args, offload, engine_config)
+    server.watch = model.watch.run
+    status_routes.register(model_server.app, model.status)
     if offload.shape is not None and offload.identity is not None:
         subject = _subject(args, offload, offload.shape, offload.identity)
         log_findings(subject, logger, offloads=lambda: model.offload.enabled)

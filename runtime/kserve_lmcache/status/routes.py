@@ -1,0 +1,48 @@
+"""``GET /offload``: the status as JSON, and as a page for a browser."""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import importlib.resources
+from collections.abc import Callable
+from typing import Any
+
+from fastapi import FastAPI, Request, Response
+from fastapi.responses import HTMLResponse, JSONResponse
+
+PATH = "/offload"
+
+
+def register(app: FastAPI, status: Callable[[], dict[str, Any]]) -> None:
+    """Answer with what ``status`` gives; a browser, which asks for HTML, gets the page."""
+    page = importlib.resources.files(__package__).joinpath("page.html").read_text()
+    policy = content_security_policy(page)
+
+    async def answer(request: Request) -> Response:
+        if "text/html" in request.headers.get("accept", ""):
+            return HTMLResponse(
+                page,
+                headers={
+                    "content-security-policy": policy,
+                    "x-content-type-options": "nosniff",
+                    "referrer-policy": "no-referrer",
+                },
+            )
+        return JSONResponse(status(), headers={"cache-control": "no-store"})
+
+    app.add_api_route(PATH, answer, methods=["GET"], include_in_schema=False)
+
+
+def content_security_policy(page: str) -> str:
+    """Nothing but what the page itself holds, and its own status."""
+    script, style = (_digest(page, tag) for tag in ("script", "style"))
+    return (
+        f"default-src 'none'; script-src '{script}'; style-src '{style}'; connect-src 'self'; "
+        "base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
+    )
+
+
+def _digest(page: str, tag: str) -> str:
+    content = page.partition(f"<{tag}>")[2].partition(f"</{tag}>")[0]
+    return f"sha256-{base64.b64encode(hashlib.sha256(content.encode()).digest()).decode()}"
