@@ -16,15 +16,15 @@ from tests.support.fault_injector.sitecustomize import CALLS
 from tests.support.metrics import samples
 from tests.support.server import Server, engine_environment, long_prompt, running
 
-ROUNDS = int(os.environ.get("FAULT_ROUNDS", "4"))
+ROUNDS = int(os.environ.get("FAULT_ROUNDS", "3"))
 NAMES = [name for _, calls in CALLS.values() for name in calls]
 # A cached prefix changes the shape in which the rest is computed, and with it the rounding: too
 # little in float32 to turn a tie between two tokens.
 EXACT = "--dtype=float32"
-# Of vLLM's own cache, room for two of the prompts: the others come from LMCache (46 KB a token).
-SMALL_CACHE = ("--max-model-len=2048", "--kv-cache-memory-bytes=110M")
+# Of vLLM's own cache, room for one of the prompts: the others come from LMCache (46 KB a token).
+SMALL_CACHE = ("--max-model-len=1024", "--kv-cache-memory-bytes=60M")
 CHUNK = 256
-SEEDS = ("first", "second", "third", "fourth")
+SEEDS = ("first", "second", "third")
 
 
 class Faults:
@@ -60,22 +60,20 @@ def test_no_request_fails_and_no_answer_changes(logs: Path, tmp_path: Path) -> N
         FAULT_INJECTOR_SWITCH=str(faults.path),
         LMCACHE_MAX_LOCAL_CPU_SIZE="1.0",
     )
-    prompts = [long_prompt(seed, words=540) for seed in SEEDS]
+    prompts = [long_prompt(seed, words=330) for seed in SEEDS]
     with running(logs / "server.log", EXACT, *SMALL_CACHE, environ=environ) as server:
         expected = answers(server, prompts)
         assert len(set(expected)) > 1
         assert answers(server, prompts) == expected
         assert loaded(server) > 2 * CHUNK * len(prompts)
 
-        for name in NAMES:
-            faults.set({name: 1.0})
-            assert answers(server, prompts) == expected, name
         chance = random.Random(0)
-        for number in range(ROUNDS):
-            faults.set({name: 0.3 * chance.random() for name in NAMES})
-            # New ones, which are stored in these rounds, and known ones, which are loaded.
-            some = [long_prompt(f"new{number}", words=540), *prompts]
-            assert answers(server, some)[1:] == expected
+        at_random = [{name: 0.3 * chance.random() for name in NAMES} for _ in range(ROUNDS)]
+        for number, chances in enumerate([*({name: 1.0} for name in NAMES), *at_random]):
+            faults.set(chances)
+            # A new one, which would be stored now, and known ones, which are loaded.
+            some = [long_prompt(f"new{number}", words=270), *prompts]
+            assert answers(server, some)[1:] == expected, chances
         faults.set({})
 
         before = loaded(server)
@@ -83,10 +81,12 @@ def test_no_request_fails_and_no_answer_changes(logs: Path, tmp_path: Path) -> N
         assert loaded(server) > before + 2 * CHUNK * len(prompts)
         log = server.process.output()
     for name in NAMES:
-        assert f"InjectedFault: {name}" in log
-    # Once with its trace for each call, at each of the two places where the injector raises.
+        assert f"fault injector: {name}" in log
     for call in set(NAMES) - {"retrieve", "store", "get_kv_events"}:
-        assert 1 <= log.count(f"LMCache failed in {call}; requests go on without it:") <= 4, call
+        assert log.count(f"LMCache failed in {call}; requests go on without it:") == 1, call
+    # Those are called by others of ours.
+    for call in ("_load", "get_kv_connector_kv_cache_events"):
+        assert log.count(f"LMCache failed in {call}; requests go on without it:") == 1, call
 
 
 @pytest.fixture(autouse=True)

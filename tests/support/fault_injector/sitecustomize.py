@@ -1,7 +1,8 @@
 """A fault injector: Python imports it in every process whose ``PYTHONPATH`` has this directory.
 
 While the file that ``FAULT_INJECTOR_SWITCH`` names holds lines ``CALL CHANCE``, those calls of
-LMCache raise with that chance, half of the times after they have done their work.
+LMCache raise with that chance, half of the times after they have done their work. The first time
+of each is said on stderr.
 """
 
 from __future__ import annotations
@@ -37,6 +38,8 @@ CALLS = {
     "lmcache.v1.cache_engine": ("LMCacheEngine", ("retrieve", "store")),
 }
 
+_injected_once: set[str] = set()
+
 
 class InjectedFault(Exception):
     """Raised by nobody else."""
@@ -55,6 +58,9 @@ def _injected(name: str, real: Callable[..., Any]) -> Callable[..., Any]:
     def call(*args: Any, **kwargs: Any) -> Any:
         if random.random() >= _chances().get(name, 0.0):
             return real(*args, **kwargs)
+        if name not in _injected_once:
+            _injected_once.add(name)
+            print(f"fault injector: {name}", file=sys.stderr, flush=True)
         if random.random() < 0.5:
             real(*args, **kwargs)
         raise InjectedFault(name)
