@@ -8,7 +8,7 @@ from pathlib import Path
 
 import httpx
 
-from kserve_lmcache.remote.redis_store import PREFIX
+from kserve_lmcache.remote.redis_client import PREFIX
 from tests.support.server import Server, cached_tokens, engine_environment, long_prompt, running
 from tests.support.stores import Store
 

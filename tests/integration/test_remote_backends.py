@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from kserve_lmcache.remote.address import Remote
-from kserve_lmcache.remote.redis_store import PREFIX
+from kserve_lmcache.remote.redis_client import PREFIX
 from kserve_lmcache.remote.tier import RemoteTier
 from tests.support.remote import chunks, load, redis_tier, store_all, until
 from tests.support.replica import TOKENS, alike, pages, prompt, replica

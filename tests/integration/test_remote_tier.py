@@ -13,7 +13,7 @@ import pytest
 from kserve_lmcache.remote.address import Remote
 from kserve_lmcache.remote.envelope import seal
 from kserve_lmcache.remote.limits import Limits
-from kserve_lmcache.remote.redis_store import PREFIX
+from kserve_lmcache.remote.redis_client import PREFIX
 from tests.support.remote import LAYOUT, SIZE, chunks, load, redis_tier, store, store_all, until
 from tests.support.stores import Store, redis_process, valkey_server
 

@@ -24,7 +24,7 @@ from kserve_lmcache.identity import IdentityError, cache, fingerprint
 from kserve_lmcache.remote import redis_client
 
 NAME = "replicas"
-KEY_PREFIX = "kserve-lmcache:replicas:"
+KEY_PREFIX = f"{redis_client.PREFIX}replicas:"
 
 # A store that is full may evict the hash, whatever its expiry time: it is written again.
 RENEWAL_SECONDS = 600.0

@@ -17,7 +17,7 @@ NAME = "remote round trip"
 
 _MEND_LOG = "Look at the log of the server."
 
-KEY_PREFIX = "kserve-lmcache:doctor:"
+KEY_PREFIX = f"{redis_client.PREFIX}doctor:"
 # Should nobody come to delete it.
 _TTL_MILLISECONDS = 60_000
 # A chunk takes longer than the answer to a question.

@@ -151,7 +151,13 @@ class RemoteTierConnector(RemoteConnector):  # type: ignore[misc]
             busy_loop=False,
         )
         if memory_obj is not None:
-            numpy.copyto(_bytes_of(memory_obj), numpy.frombuffer(payload, numpy.uint8))
+            try:
+                numpy.copyto(_bytes_of(memory_obj), numpy.frombuffer(payload, numpy.uint8))
+            except BaseException:
+                # Left to the garbage collector, it may be freed by a thread that is within the
+                # allocator, which then waits for its own lock.
+                _release(memory_obj)
+                raise
         return memory_obj
 
     # Last, since it hides the type of its name from what follows.

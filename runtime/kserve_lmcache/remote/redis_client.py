@@ -19,6 +19,9 @@ from kserve_lmcache.remote.address import Remote
 
 Address = tuple[str, int]
 
+# What all keys begin with, so that an ACL can be limited to them and an operator knows whose
+# they are.
+PREFIX = "kserve-lmcache:"
 _PORT = 6379
 _SENTINEL_PORT = 26379
 

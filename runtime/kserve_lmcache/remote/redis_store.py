@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import contextlib
-import functools
 import socket
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
-from typing import Any, TypeVar
+from collections.abc import Iterator, Sequence
+from typing import Any
 
 import redis
 from redis.connection import PythonRespSerializer
@@ -17,29 +16,22 @@ from kserve_lmcache.remote import redis_client
 from kserve_lmcache.remote.address import Remote
 from kserve_lmcache.remote.envelope import Buffer
 from kserve_lmcache.remote.limits import Limits
+from kserve_lmcache.remote.redis_client import PREFIX
 from kserve_lmcache.remote.store import Entry, StoreError, StoreFullError
 
-# What the keys begin with, so that an ACL can be limited to them and an operator knows whose
-# they are.
-PREFIX = "kserve-lmcache:"
 _CLIENT_NAME = "kserve-lmcache"
 _READ_SIZE = 256 * 1024  # bytes read from a socket at a time
 _LONGEST_COPIED = 6000  # bytes of an argument that is copied to be sent with others
 
-F = TypeVar("F", bound=Callable[..., Any])
 
-
-def _as_store_errors(method: F) -> F:
-    @functools.wraps(method)
-    def wrapped(self: RedisStore, *args: Any) -> Any:
-        try:
-            return method(self, *args)
-        except OutOfMemoryError as error:
-            raise StoreFullError(str(error)) from error
-        except (redis.RedisError, RedisClusterException, OSError) as error:
-            raise StoreError(_reason(error)) from error
-
-    return wrapped  # type: ignore[return-value]
+@contextlib.contextmanager
+def _store_errors() -> Iterator[None]:
+    try:
+        yield
+    except OutOfMemoryError as error:
+        raise StoreFullError(str(error)) from error
+    except (redis.RedisError, RedisClusterException, OSError) as error:
+        raise StoreError(f"{type(error).__name__}: {error}") from error
 
 
 class RedisStore:
@@ -59,12 +51,12 @@ class RedisStore:
         self._name = f"{_CLIENT_NAME}-{socket.gethostname()}-{name}"
         self._client: Any = None
 
-    @_as_store_errors
+    @_store_errors()
     def ping(self) -> None:
         """Connect if need be, and get an answer."""
         self._connected().ping()
 
-    @_as_store_errors
+    @_store_errors()
     def sizes(self, keys: Sequence[str]) -> list[int]:
         """Bytes of each value; 0 where there is none, or something that is no chunk."""
         pipeline = self._pipeline()
@@ -76,12 +68,10 @@ class RedisStore:
     def read(self, keys: Sequence[str]) -> Iterator[Buffer | None]:
         """The values, each as soon as it is there."""
         read = self._read_cluster if self._is_cluster else self._read_node
-        try:
+        with _store_errors():
             yield from read([PREFIX + key for key in keys])
-        except (redis.RedisError, RedisClusterException, OSError) as error:
-            raise StoreError(_reason(error)) from error
 
-    @_as_store_errors
+    @_store_errors()
     def write(self, entries: Sequence[Entry]) -> None:
         """Write the values, in one round trip."""
         pipeline = self._pipeline()
@@ -92,7 +82,7 @@ class RedisStore:
             if isinstance(answer, Exception):
                 raise answer
 
-    @_as_store_errors
+    @_store_errors()
     def keep(self, keys: Sequence[str]) -> None:
         """Begin the values' time to live anew."""
         if not self._limits.ttl:
@@ -102,7 +92,7 @@ class RedisStore:
             pipeline.expire(PREFIX + key, self._limits.ttl)
         _checked(pipeline.execute(raise_on_error=False))
 
-    @_as_store_errors
+    @_store_errors()
     def delete(self, keys: Sequence[str]) -> None:
         """Delete the values; the server frees their memory in the background."""
         pipeline = self._pipeline()
@@ -227,9 +217,3 @@ def _checked(answers: list[Any]) -> list[Any]:
         ):
             raise answer
     return answers
-
-
-def _reason(error: Exception) -> str:
-    with contextlib.suppress(Exception):
-        return f"{type(error).__name__}: {error}"
-    return type(error).__name__

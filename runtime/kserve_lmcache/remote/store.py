@@ -29,11 +29,6 @@ class Entry:
     header: bytes
     payload: Buffer
 
-    @property
-    def size(self) -> int:
-        """Bytes of the whole value."""
-        return len(self.header) + len(self.payload)
-
 
 class Store(Protocol):
     """A client of one store, used by one thread.
