@@ -7,7 +7,6 @@ import inspect
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -20,10 +19,9 @@ from lmcache.integration.vllm import vllm_service_factory, vllm_v1_adapter
 from lmcache.integration.vllm.utils import ENGINE_NAME
 from lmcache.utils import parse_cache_key
 from lmcache.v1 import manager, protocol
-from lmcache.v1.cache_engine import LMCacheEngine, LMCacheEngineBuilder
+from lmcache.v1.cache_engine import LMCacheEngine
 from lmcache.v1.config import _CONFIG_DEFINITIONS, LMCacheEngineConfig
 from lmcache.v1.memory_management import MemoryFormat, TensorMemoryObj
-from lmcache.v1.metadata import LMCacheMetadata
 from lmcache.v1.offload_server.zmq_server import ZMQOffloadServer
 from lmcache.v1.storage_backend import connector as connectors
 from lmcache.v1.storage_backend.connector.base_connector import RemoteConnector
@@ -33,48 +31,16 @@ from vllm.distributed.kv_transfer.kv_connector.v1.lmcache_connector import LMCac
 from kserve_lmcache.config import keys
 from kserve_lmcache.config.values import parse
 from kserve_lmcache.connector import lmcache_engine
-from kserve_lmcache.connector.cpu_copy import CPUPagedMemoryConnector
 from kserve_lmcache.connector.lmcache_engine import end_offload_server, leave_unloaded
 from kserve_lmcache.connector.step import Source
 from kserve_lmcache.remote import lmcache_objects, lmcache_store
 from kserve_lmcache.settings import SETTINGS
-
-LAYERS, HEADS, HEAD_SIZE, CHUNK, BLOCK = 2, 3, 8, 16, 4
-
-
-@contextmanager
-def an_engine(**settings: Any) -> Iterator[LMCacheEngine]:
-    config = LMCacheEngineConfig.from_defaults(
-        chunk_size=CHUNK, **{"max_local_cpu_size": 0.05, **settings}
-    )
-    metadata = LMCacheMetadata(
-        model_name="model",
-        world_size=1,
-        local_world_size=1,
-        worker_id=0,
-        local_worker_id=0,
-        kv_dtype=torch.float32,
-        kv_shape=(LAYERS, 2, CHUNK, HEADS, HEAD_SIZE),
-        chunk_size=CHUNK,
-    )
-    engine = LMCacheEngineBuilder.get_or_create(
-        ENGINE_NAME,
-        config,
-        metadata,
-        CPUPagedMemoryConnector.from_metadata(config, metadata),
-        lambda tensor, source: None,
-        lambda value, source: value,
-    )
-    engine.post_init()
-    try:
-        yield engine
-    finally:
-        LMCacheEngineBuilder.destroy(ENGINE_NAME)
+from tests.support.lmcache_engine import BLOCK, CHUNK, HEAD_SIZE, HEADS, LAYERS, an_engine
 
 
 @pytest.fixture
 def engine() -> Iterator[LMCacheEngine]:
-    with an_engine() as engine:
+    with an_engine(ENGINE_NAME) as engine:
         yield engine
 
 
@@ -185,7 +151,7 @@ def test_a_full_local_tier_is_a_miss_for_the_rest_and_no_wait(chunks: int, tmp_p
         "max_local_disk_size": 0.1,
         "max_local_cpu_size": 12 * max(one, 4096) / 2**30,
     }
-    with an_engine(**settings) as engine:
+    with an_engine(ENGINE_NAME, **settings) as engine:
         lmcache_engine.never_wait(adapter_of(engine, cache))
         disk = engine.storage_manager.storage_backends["LocalDiskBackend"]
         memory = engine.storage_manager.storage_backends["LocalCPUBackend"]

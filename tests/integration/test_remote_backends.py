@@ -54,8 +54,11 @@ def shared_between_replicas(remote: Remote) -> None:
         one.store(prompt(1), pages(1))
     with replica(remote) as other:
         found, came, target = other.load(prompt(1))
-    assert (found, came) == (TOKENS, TOKENS)
-    assert alike(target, pages(1))
+        assert (found, came) == (TOKENS, TOKENS)
+        assert alike(target, pages(1))
+        # Nothing holds the memory any longer but the local tier, from which it comes now.
+        assert other.load(prompt(1))[:2] == (TOKENS, TOKENS)
+        assert other.count("loads") == 1
 
 
 @pytest.mark.parametrize("server", servers())

@@ -18,14 +18,20 @@ from kserve_lmcache.remote.lmcache_store import LMCacheStore
 from kserve_lmcache.remote.store import Entry
 from kserve_lmcache.remote.tier import RemoteTier
 from tests.support import misbehaving_connectors as misbehaving
-from tests.support.lmcache_store import PATIENT, PAYLOAD, connectors, lmcache_tier
-from tests.support.remote import LAYOUT, chunks, load, store, store_all, until
+from tests.support.lmcache_store import (
+    PATIENT,
+    PAYLOAD,
+    chunks_are_shared,
+    connectors,
+    lmcache_tier,
+    values_of,
+)
+from tests.support.remote import LAYOUT, load, store, store_all, threads, until
 from tests.support.stores import LmStore, Store, lm_store, redis_process, silent_server
 
 # The usual ones, with some room for a busy machine.
 IMPATIENT = Limits(connect=1, lookup=0.2, load=0.5, write=1)
 BUSY = 2.0  # seconds that a busy machine may add; what hangs, hangs for ever
-values_of = functools.partial(chunks, size=PAYLOAD)
 
 
 @pytest.fixture(scope="module")
@@ -67,23 +73,8 @@ def files(directory: Path) -> list[Path]:
 
 
 def test_what_one_stores_another_loads(tiers: Callable[..., RemoteTier]) -> None:
-    values = values_of(*"abcde")
     with tiers() as one, tiers() as other:
-        assert other.lookup([*values]) == 0
-        store_all(one, values)
-        assert other.lookup([*values]) == 5
-        assert load(other, [*values]) == [*values.values()]
-        assert other.lookup(["a", "x", "b"]) == 1
-        assert load(other, ["a", "x", "b"]) == [values["a"]]
-        store_all(one, values_of("a", "x"))
-        assert other.lookup(["a", "x", "b"]) == 3
-        assert load(other, ["x"]) == [*values_of("x").values()]
-        stored, found = one.report(), other.report()
-    assert (stored["chunks_written"], stored["chunks_known"]) == (6, 1)
-    assert (found["chunks_read"], found["chunks_missing"]) == (7, 1)
-    assert found["chunks_corrupt"] == 0
-    assert (stored["failures"], found["failures"], found["opened"]) == (0, 0, 0)
-    assert (stored["exceptions"], found["exceptions"]) == (0, 0)
+        chunks_are_shared(one, other)
 
 
 def test_models_with_several_groups_of_layers(tmp_path: Path) -> None:
@@ -174,16 +165,12 @@ def test_a_stopped_server_costs_three_deadlines_and_comes_back(tmp_path: Path) -
         assert tier.lookup(["a"]) == 1
         server.process.signal(signal.SIGSTOP)
         try:
-            for _ in range(3):
-                began = time.monotonic()
-                assert tier.lookup(["a"]) == 0
-                assert time.monotonic() - began < IMPATIENT.lookup + BUSY
-            assert not tier.report()["up"]
+            _is_given_up_after_three_deadlines(tier)
             assert tier.lookup(["a"]) == 0
             assert tier.report()["lookups_skipped"] == 1
             # Probes go on, and none of their threads stays.
             time.sleep(3)
-            assert _threads("remote-lookup") <= 2
+            assert threads("remote-lookup") <= 2
         finally:
             server.process.signal(signal.SIGCONT)
         assert until(lambda: bool(tier.report()["up"])) < 5
@@ -209,7 +196,7 @@ def test_a_server_that_never_answers() -> None:
             store(tier, values_of("a"))
             time.sleep(3)
             assert tier.lookup(["a"]) == 0
-            assert _threads("remote-lookup") <= 2
+            assert threads("remote-lookup") <= 2
             assert tier.report()["chunks_written"] == 0
 
 
@@ -235,21 +222,17 @@ def test_a_connector_that_hangs_for_ever_is_left(
         monkeypatch.setattr(connector, "hangs", True)
         monkeypatch.setattr(connector, "let_go", threading.Event())
         try:
-            for _ in range(3):
-                began = time.monotonic()
-                assert tier.lookup(["a"]) == 0
-                assert time.monotonic() - began < IMPATIENT.lookup + BUSY
-            assert not tier.report()["up"]
+            _is_given_up_after_three_deadlines(tier)
             until(lambda: "earlier calls still hang" in tier.report()["reason"], seconds=30)
             time.sleep(3)  # while probes go on
-            assert _threads("remote-lookup") <= 3
-            assert _threads("remote-lookup-calls") <= 2 * 3
+            assert threads("remote-lookup") <= 3
+            assert threads("remote-lookup-calls") <= 2 * 3
         finally:
             monkeypatch.setattr(connector, "hangs", False)
             connector.let_go.set()
         assert until(lambda: bool(tier.report()["up"])) < 5
         assert tier.lookup(["a"]) == 1
-    until(lambda: not _threads("remote-lookup") and not _threads("remote-lookup-calls"))
+    until(lambda: not threads("remote-lookup") and not threads("remote-lookup-calls"))
 
 
 def test_a_connector_that_waits_for_ever_is_cancelled(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -261,8 +244,8 @@ def test_a_connector_that_waits_for_ever_is_cancelled(monkeypatch: pytest.Monkey
             assert tier.lookup(["a"]) == 0
         until(lambda: not tier.report()["up"])
         time.sleep(3)  # while probes go on
-        assert _threads("remote-lookup") <= 2
-        assert _threads("remote-lookup-calls") <= 2
+        assert threads("remote-lookup") <= 2
+        assert threads("remote-lookup-calls") <= 2
         monkeypatch.setattr(connector, "hangs", False)
         assert until(lambda: bool(tier.report()["up"])) < 5
         assert tier.lookup(["a"]) == 1
@@ -327,5 +310,9 @@ def test_values_that_were_never_written_are_not_served() -> None:
         assert tier.report()["chunks_read"] == 0
 
 
-def _threads(name: str) -> int:
-    return sum(thread.name == name for thread in threading.enumerate())
+def _is_given_up_after_three_deadlines(tier: RemoteTier) -> None:
+    for _ in range(3):
+        began = time.monotonic()
+        assert tier.lookup(["a"]) == 0
+        assert time.monotonic() - began < IMPATIENT.lookup + BUSY
+    assert not tier.report()["up"]

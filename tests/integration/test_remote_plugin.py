@@ -1,4 +1,8 @@
-"""The remote tier as LMCache's engine uses it, without vLLM."""
+"""The remote tier as LMCache's engine uses it, without vLLM.
+
+That what one replica stores another loads is tried with every kind of store in
+``test_remote_backends``.
+"""
 
 from __future__ import annotations
 
@@ -19,20 +23,9 @@ from kserve_lmcache.remote.address import Remote
 from kserve_lmcache.remote.envelope import Layout, seal
 from kserve_lmcache.remote.options import PLUGIN
 from kserve_lmcache.remote.redis_client import PREFIX
+from tests.support.lmcache_engine import CHUNK, HEAD_SIZE, HEADS, LAYERS
 from tests.support.remote import until
-from tests.support.replica import (
-    CHUNK,
-    CHUNKS,
-    HEAD_SIZE,
-    HEADS,
-    LAYERS,
-    TOKENS,
-    Replica,
-    alike,
-    pages,
-    prompt,
-    replica,
-)
+from tests.support.replica import CHUNKS, TOKENS, Replica, alike, pages, prompt, replica
 from tests.support.stores import Store, redis_process
 
 
@@ -51,18 +44,6 @@ def _same_keys(monkeypatch: pytest.MonkeyPatch) -> None:
 def remote(server: Store) -> Remote:
     server.client().flushall()
     return Remote(server.url, "test")
-
-
-def test_what_one_replica_stores_another_loads(remote: Remote) -> None:
-    with replica(remote) as one:
-        one.store(prompt(1), pages(1))
-    with replica(remote) as other:
-        found, came, target = other.load(prompt(1))
-        assert (found, came) == (TOKENS, TOKENS)
-        assert alike(target, pages(1))
-        # Nothing holds the memory any longer but the local tier, from which it comes now.
-        assert other.load(prompt(1))[:2] == (TOKENS, TOKENS)
-        assert other.count("loads") == 1
 
 
 def test_a_corrupt_chunk_ends_the_load_before_it(server: Store, remote: Remote) -> None:

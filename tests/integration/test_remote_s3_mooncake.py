@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import ctypes
-import functools
 import signal
-import socket
 import threading
 import time
 from collections.abc import Iterator
@@ -17,8 +15,8 @@ import pytest
 from kserve_lmcache.remote.limits import Limits
 from kserve_lmcache.remote.lmcache_objects import key_of
 from kserve_lmcache.remote.tier import RemoteTier
-from tests.support.lmcache_store import PATIENT, PAYLOAD, lmcache_tier
-from tests.support.remote import chunks, load, store_all, until
+from tests.support.lmcache_store import PATIENT, chunks_are_shared, lmcache_tier, values_of
+from tests.support.remote import load, store_all, threads, until
 from tests.support.stores.mooncake import MooncakeStore, client, mooncake_store
 from tests.support.stores.s3 import S3Store, s3_server
 
@@ -28,7 +26,6 @@ pytestmark = pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptio
 # The usual ones, with some room for a busy machine.
 IMPATIENT = Limits(connect=2, lookup=0.5, load=1, write=2)
 BUSY = 2.0  # seconds that a busy machine may add; what hangs there, hangs for 30 or for ever
-values_of = functools.partial(chunks, size=PAYLOAD)
 Server = S3Store | MooncakeStore
 
 
@@ -61,22 +58,8 @@ def tier_of(server: Server, limits: Limits = PATIENT) -> AbstractContextManager[
 
 
 def test_what_one_stores_another_loads(server: Server) -> None:
-    values = values_of(*"abcde")
     with tier_of(server) as one, tier_of(server) as other:
-        assert other.lookup([*values]) == 0
-        store_all(one, values)
-        assert other.lookup([*values]) == 5
-        assert load(other, [*values]) == [*values.values()]
-        assert other.lookup(["a", "x", "b"]) == 1
-        assert load(other, ["a", "x", "b"]) == [values["a"]]
-        store_all(one, values_of("a", "x"))
-        assert other.lookup(["a", "x", "b"]) == 3
-        assert load(other, ["x"]) == [*values_of("x").values()]
-        stored, found = one.report(), other.report()
-    assert (stored["chunks_written"], stored["chunks_known"]) == (6, 1)
-    assert (found["chunks_read"], found["chunks_missing"]) == (7, 1)
-    assert found["chunks_corrupt"] == 0
-    assert (stored["failures"], found["failures"], found["opened"]) == (0, 0, 0)
+        chunks_are_shared(one, other)
 
 
 def test_a_corrupt_object(s3: S3Store) -> None:
@@ -126,7 +109,7 @@ def test_a_stopped_server_is_left_alone_and_used_again(server: Server) -> None:
                 _is_given_up(tier)
                 time.sleep(5)  # while probes go on
                 for name in ("remote-lookup", "remote-load", "remote-write"):
-                    assert _threads(name) <= 3
+                    assert threads(name) <= 3
         finally:
             server.process.signal(signal.SIGCONT)
         # Mooncake's calls that hang end with its own time limit of 30 s at the latest.
@@ -142,8 +125,7 @@ def test_a_killed_server_is_missed_and_used_again(server: Server) -> None:
         with nobody_stands_still():
             _is_given_up(tier)
         server.process = server.process.again()
-        answers = server.answers if isinstance(server, S3Store) else lambda: _listens(server.port)
-        server.process.wait_until(answers, 60)
+        server.process.wait_until(server.answers, 60)
         assert until(lambda: bool(tier.report()["up"]), seconds=60) < 5
 
 
@@ -188,12 +170,3 @@ def nobody_stands_still() -> Iterator[None]:
         over.set()
         thread.join()
     assert longest < 3
-
-
-def _threads(name: str) -> int:
-    return sum(thread.name == name for thread in threading.enumerate())
-
-
-def _listens(port: int) -> bool:
-    with closing(socket.socket()) as client:
-        return client.connect_ex(("127.0.0.1", port)) == 0

@@ -9,18 +9,19 @@ from typing import Any
 
 import torch
 from lmcache.v1.config import LMCacheEngineConfig
-from lmcache.v1.metadata import LMCacheMetadata
 
 from kserve_lmcache.remote.limits import Limits
 from kserve_lmcache.remote.lmcache_objects import Connectors, value_bytes
 from kserve_lmcache.remote.lmcache_store import LMCacheStore
 from kserve_lmcache.remote.tier import RemoteTier
-from tests.support.remote import LAYOUT, until
+from tests.support.lmcache_engine import metadata_of
+from tests.support.remote import LAYOUT, chunks, load, store_all, until
 
 # As chunks of real models, longer than what the server of lm:// sends at a time: a short value
 # would wait there for an acknowledgement.
 PAYLOAD = 2**18
 VALUE = value_bytes(LAYOUT, PAYLOAD)
+values_of = functools.partial(chunks, size=PAYLOAD)
 # On a busy machine the usual deadlines pass; most tests are not about them.
 PATIENT = Limits(connect=10, lookup=5, load=10, write=10)
 # What the tier is told of a chunk's size, from which it makes the deadline of a load.
@@ -30,16 +31,7 @@ _PATIENT_CHUNK_BYTES = 2**26
 def connectors(url: str, limits: Limits = PATIENT, groups: int = 1, **extra: Any) -> Connectors:
     """LMCache's connectors to the store at ``url``, told what ``extra`` says."""
     config = LMCacheEngineConfig.from_defaults(chunk_size=16, extra_config=extra)
-    metadata = LMCacheMetadata(
-        model_name="model",
-        world_size=1,
-        local_world_size=1,
-        worker_id=0,
-        local_worker_id=0,
-        kv_dtype=torch.bfloat16,
-        kv_shape=(3, 2, 16, 2, 4),
-        chunk_size=16,
-    )
+    metadata = metadata_of(torch.bfloat16, (3, 2, 16, 2, 4))
     metadata.get_num_groups = lambda: groups
     return Connectors(url, config, metadata, VALUE, limits.connect)
 
@@ -57,3 +49,23 @@ def lmcache_tier(
         yield tier
     finally:
         tier.close()
+
+
+def chunks_are_shared(one: RemoteTier, other: RemoteTier) -> None:
+    """What one stores in an empty store another loads, and nothing fails."""
+    values = values_of(*"abcde")
+    assert other.lookup([*values]) == 0
+    store_all(one, values)
+    assert other.lookup([*values]) == 5
+    assert load(other, [*values]) == [*values.values()]
+    assert other.lookup(["a", "x", "b"]) == 1
+    assert load(other, ["a", "x", "b"]) == [values["a"]]
+    store_all(one, values_of("a", "x"))
+    assert other.lookup(["a", "x", "b"]) == 3
+    assert load(other, ["x"]) == [*values_of("x").values()]
+    stored, found = one.report(), other.report()
+    assert (stored["chunks_written"], stored["chunks_known"]) == (6, 1)
+    assert (found["chunks_read"], found["chunks_missing"]) == (7, 1)
+    assert found["chunks_corrupt"] == 0
+    assert (stored["failures"], found["failures"], found["opened"]) == (0, 0, 0)
+    assert (stored["exceptions"], found["exceptions"]) == (0, 0)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -56,6 +57,11 @@ def store_all(tier: RemoteTier, values: Mapping[str, bytes]) -> None:
 def load(tier: RemoteTier, keys: Sequence[str]) -> list[bytes]:
     """What comes of ``keys``."""
     return tier.load(keys, lambda layout, payload: bytes(payload), lambda value: None)
+
+
+def threads(name: str) -> int:
+    """How many of that name run."""
+    return sum(thread.name == name for thread in threading.enumerate())
 
 
 def until(done: Callable[[], bool], seconds: float = 10) -> float:

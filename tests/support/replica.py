@@ -1,7 +1,4 @@
-"""LMCache's engine of one worker over our remote tier, without vLLM and without a model.
-
-Its KV cache has two small layers of random numbers.
-"""
+"""LMCache's engine over our remote tier; its KV cache holds random numbers."""
 
 from __future__ import annotations
 
@@ -12,19 +9,23 @@ from typing import Any
 
 import torch
 from lmcache.utils import CacheEngineKey
-from lmcache.v1.cache_engine import LMCacheEngine, LMCacheEngineBuilder
-from lmcache.v1.config import LMCacheEngineConfig
-from lmcache.v1.metadata import LMCacheMetadata
+from lmcache.v1.cache_engine import LMCacheEngine
 
-from kserve_lmcache.connector.cpu_copy import CPUPagedMemoryConnector
 from kserve_lmcache.remote.address import Remote
 from kserve_lmcache.remote.limits import Limits
 from kserve_lmcache.remote.options import PLUGIN, to_extra_config
 from kserve_lmcache.remote.plugin import RemoteTierConnector
 from kserve_lmcache.remote.tier import RemoteTier
+from tests.support.lmcache_engine import (
+    BLOCK,
+    CHUNK,
+    HEAD_SIZE,
+    HEADS,
+    LAYERS,
+    an_engine,
+)
 from tests.support.remote import until
 
-LAYERS, HEADS, HEAD_SIZE, CHUNK, BLOCK = 2, 3, 8, 16, 4
 CHUNKS = 4
 TOKENS = CHUNKS * CHUNK
 # On a busy machine the usual deadlines pass; they are tested where they matter.
@@ -72,40 +73,18 @@ class Replica:
 @contextmanager
 def replica(remote: Remote, local_gib: float = 0.05, limits: Limits = PATIENT) -> Iterator[Replica]:
     """An engine whose remote store answers. ``PYTHONHASHSEED`` must be set."""
-    config = LMCacheEngineConfig.from_defaults(
-        chunk_size=CHUNK,
+    with an_engine(
+        "replica",
         pre_caching_hash_algorithm="sha256_cbor",
         max_local_cpu_size=local_gib,
         remote_storage_plugins=[PLUGIN],
         remote_serde="naive",
         extra_config=to_extra_config(remote, limits),
-    )
-    metadata = LMCacheMetadata(
-        model_name="model",
-        world_size=1,
-        local_world_size=1,
-        worker_id=0,
-        local_worker_id=0,
-        kv_dtype=torch.float32,
-        kv_shape=(LAYERS, 2, CHUNK, HEADS, HEAD_SIZE),
-        chunk_size=CHUNK,
-    )
-    engine = LMCacheEngineBuilder.get_or_create(
-        "replica",
-        config,
-        metadata,
-        CPUPagedMemoryConnector.from_metadata(config, metadata),
-        lambda tensor, source: None,
-        lambda value, source: value,
-    )
-    engine.post_init()
-    try:
+    ) as engine:
         backend = engine.storage_manager.storage_backends[f"RemoteBackend-{PLUGIN}"]
         connector = backend.connection.getWrappedConnector()
         until(lambda: connector.tier.report()["up"])
         yield Replica(engine, connector)
-    finally:
-        LMCacheEngineBuilder.destroy("replica")
 
 
 def pages(seed: int) -> Pages:

@@ -14,7 +14,7 @@ from kserve_lmcache.remote.counters import Counters
 from kserve_lmcache.remote.lane import Lane
 from kserve_lmcache.remote.pace import MIB, Pace
 from kserve_lmcache.remote.store import StoreError, StoreTimeoutError
-from tests.support.remote import until
+from tests.support.remote import threads, until
 
 
 class MisbehavingStore:
@@ -44,10 +44,6 @@ def lane(stores: Callable[[], MisbehavingStore]) -> Lane:
     return Lane("test", stores)  # type: ignore[arg-type]
 
 
-def threads() -> int:
-    return sum(thread.name == "test" for thread in threading.enumerate())
-
-
 def test_a_call_that_hangs_is_abandoned_with_its_client() -> None:
     stores = Stores()
     tried = lane(stores)
@@ -60,7 +56,7 @@ def test_a_call_that_hangs_is_abandoned_with_its_client() -> None:
     assert len(stores.made) == 2
     assert stores.made[0].closed.wait(5)
     tried.close()
-    until(lambda: threads() == 0)
+    until(lambda: threads("test") == 0)
 
 
 def test_threads_that_never_end_do_not_grow_in_number() -> None:
@@ -71,9 +67,9 @@ def test_threads_that_never_end_do_not_grow_in_number() -> None:
             tried.call(lambda store: release.wait(20), 0.01)
     with pytest.raises(StoreError, match="3 earlier calls still hang"):
         tried.call(lambda store: "never", 1)
-    assert threads() == 3
+    assert threads("test") == 3
     release.set()
-    until(lambda: threads() == 0)
+    until(lambda: threads("test") == 0)
     assert tried.call(lambda store: "again", 5) == "again"
     tried.close()
 
@@ -83,7 +79,7 @@ def test_a_call_behind_a_long_one_waits_no_longer_than_it_may() -> None:
     tried = lane(Stores())
     first = threading.Thread(target=lambda: tried.call(lambda store: release.wait(20), 20))
     first.start()
-    until(lambda: threads() == 1)
+    until(lambda: threads("test") == 1)
     with pytest.raises(StoreTimeoutError, match="busy"):
         tried.call(lambda store: "second", 0.05)
     release.set()
@@ -112,7 +108,7 @@ def test_a_renewed_lane_has_a_new_client_and_still_counts_what_hangs() -> None:
     with pytest.raises(StoreError, match="3 earlier calls still hang"):
         tried.call(lambda store: "never", 1)
     release.set()
-    until(lambda: threads() == 0)
+    until(lambda: threads("test") == 0)
     tried.close()
 
 

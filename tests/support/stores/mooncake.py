@@ -20,6 +20,7 @@ import httpx
 
 from tests.support.ports import free_port
 from tests.support.processes import Process
+from tests.support.stores.others import listens
 
 HOST = "127.0.0.1"
 SEGMENT_BYTES = 256 << 20
@@ -81,6 +82,10 @@ class MooncakeStore:
         """
         handed_on = {f"mooncake_{name}": value for name, value in self.setup.items()}
         return {**handed_on, "save_chunk_meta": False, "transfer_timeout": 5}
+
+    def answers(self) -> bool:
+        """Whether its master listens."""
+        return listens((HOST, self.port))
 
 
 @contextmanager
