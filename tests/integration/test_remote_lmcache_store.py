@@ -26,12 +26,21 @@ from tests.support.lmcache_store import (
     lmcache_tier,
     values_of,
 )
+from tests.support.probes import Probes
 from tests.support.remote import LAYOUT, load, store, store_all, threads, until
 from tests.support.stores import LmStore, Store, lm_store, redis_process, silent_server
 
 # The usual ones, with some room for a busy machine.
 IMPATIENT = Limits(connect=1, lookup=0.2, load=0.5, write=1)
 BUSY = 2.0  # seconds that a busy machine may add; what hangs, hangs for ever
+
+# Probes, after which threads that stayed would be too many: three calls have hung before.
+SEVERAL = 2
+
+
+@pytest.fixture
+def probes(monkeypatch: pytest.MonkeyPatch) -> Probes:
+    return Probes(monkeypatch)
 
 
 @pytest.fixture(scope="module")
@@ -159,7 +168,9 @@ def test_a_killed_server_is_missed_and_used_again(tmp_path: Path) -> None:
         assert load(tier, ["a"]) == [*values_of("a").values()]
 
 
-def test_a_stopped_server_costs_three_deadlines_and_comes_back(tmp_path: Path) -> None:
+def test_a_stopped_server_costs_three_deadlines_and_comes_back(
+    tmp_path: Path, probes: Probes
+) -> None:
     with lm_store(tmp_path) as server, lmcache_tier(server.url, IMPATIENT) as tier:
         store_all(tier, values_of("a"))
         assert tier.lookup(["a"]) == 1
@@ -169,7 +180,7 @@ def test_a_stopped_server_costs_three_deadlines_and_comes_back(tmp_path: Path) -
             assert tier.lookup(["a"]) == 0
             assert tier.report()["lookups_skipped"] == 1
             # Probes go on, and none of their threads stays.
-            time.sleep(3)
+            probes.wait_for(SEVERAL)
             assert threads("remote-lookup") <= 2
         finally:
             server.process.signal(signal.SIGCONT)
@@ -188,13 +199,13 @@ def test_comes_by_itself_when_the_server_does(tmp_path: Path) -> None:
             assert until(lambda: bool(tier.report()["up"])) < 5
 
 
-def test_a_server_that_never_answers() -> None:
+def test_a_server_that_never_answers(probes: Probes) -> None:
     with silent_server() as (host, port):
         url = f"lm://{host}:{port}"
         with lmcache_tier(url, IMPATIENT, wait=False) as tier:
             until(lambda: "no answer within 1 s" in tier.report()["reason"], seconds=60)
             store(tier, values_of("a"))
-            time.sleep(3)
+            probes.wait_for(SEVERAL)
             assert tier.lookup(["a"]) == 0
             assert threads("remote-lookup") <= 2
             assert tier.report()["chunks_written"] == 0
@@ -215,7 +226,7 @@ def test_a_directory_that_goes_away(tmp_path: Path) -> None:
     "connector", [misbehaving.HangingConnector, misbehaving.HangingInAThreadConnector]
 )
 def test_a_connector_that_hangs_for_ever_is_left(
-    connector: type[misbehaving.HangingConnector], monkeypatch: pytest.MonkeyPatch
+    connector: type[misbehaving.HangingConnector], monkeypatch: pytest.MonkeyPatch, probes: Probes
 ) -> None:
     with lmcache_tier(misbehaving.url_of(connector), IMPATIENT) as tier:
         store_all(tier, values_of("a"))
@@ -224,7 +235,7 @@ def test_a_connector_that_hangs_for_ever_is_left(
         try:
             _is_given_up_after_three_deadlines(tier)
             until(lambda: "earlier calls still hang" in tier.report()["reason"], seconds=30)
-            time.sleep(3)  # while probes go on
+            probes.wait_for(SEVERAL)
             assert threads("remote-lookup") <= 3
             assert threads("remote-lookup-calls") <= 2 * 3
         finally:
@@ -235,7 +246,9 @@ def test_a_connector_that_hangs_for_ever_is_left(
     until(lambda: not threads("remote-lookup") and not threads("remote-lookup-calls"))
 
 
-def test_a_connector_that_waits_for_ever_is_cancelled(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_connector_that_waits_for_ever_is_cancelled(
+    monkeypatch: pytest.MonkeyPatch, probes: Probes
+) -> None:
     connector = misbehaving.WaitingConnector
     with lmcache_tier(misbehaving.url_of(connector), IMPATIENT) as tier:
         store_all(tier, values_of("a"))
@@ -243,7 +256,7 @@ def test_a_connector_that_waits_for_ever_is_cancelled(monkeypatch: pytest.Monkey
         for _ in range(3):
             assert tier.lookup(["a"]) == 0
         until(lambda: not tier.report()["up"])
-        time.sleep(3)  # while probes go on
+        probes.wait_for(SEVERAL)
         assert threads("remote-lookup") <= 2
         assert threads("remote-lookup-calls") <= 2
         monkeypatch.setattr(connector, "hangs", False)

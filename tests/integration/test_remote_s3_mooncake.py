@@ -16,6 +16,7 @@ from kserve_lmcache.remote.limits import Limits
 from kserve_lmcache.remote.lmcache_objects import key_of
 from kserve_lmcache.remote.tier import RemoteTier
 from tests.support.lmcache_store import PATIENT, chunks_are_shared, lmcache_tier, values_of
+from tests.support.probes import Probes
 from tests.support.remote import load, store_all, threads, until
 from tests.support.stores.mooncake import MooncakeStore, client, mooncake_store
 from tests.support.stores.s3 import S3Store, s3_server
@@ -99,7 +100,10 @@ def _is_missing_until_it_is_written_anew(tier: RemoteTier) -> None:
     assert tier.report()["failures"] == 0
 
 
-def test_a_stopped_server_is_left_alone_and_used_again(server: Server) -> None:
+def test_a_stopped_server_is_left_alone_and_used_again(
+    server: Server, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    probes = Probes(monkeypatch)
     with tier_of(server, IMPATIENT) as tier:
         store_all(tier, values_of("a"))
         assert tier.lookup(["a"]) == 1
@@ -107,7 +111,7 @@ def test_a_stopped_server_is_left_alone_and_used_again(server: Server) -> None:
         try:
             with nobody_stands_still():
                 _is_given_up(tier)
-                time.sleep(5)  # while probes go on
+                probes.wait_for(2)  # after three calls that have hung
                 for name in ("remote-lookup", "remote-load", "remote-write"):
                     assert threads(name) <= 3
         finally:

@@ -214,6 +214,9 @@ def test_a_full_store_is_said_and_tried_again(
             return bool(client.exists(PREFIX + "d"))
 
         assert until(is_written) < 5
+    (line,) = (line for line in caplog.messages if "is full" in line)
+    assert line.startswith(f"The remote tier {remote.url} is full, nothing is written for 1 s: ")
+    assert "used memory > 'maxmemory'" in line
 
 
 def test_the_queue_never_holds_more_than_its_bytes(server: Store, remote: Remote) -> None:
@@ -313,3 +316,6 @@ def test_our_own_mistake_is_a_miss_and_logged_once(
             assert tier.load(["a"], fail, lambda value: None) == []
         assert tier.report()["exceptions"] == 2
         assert tier.lookup(["a"]) == 1
+    (line,) = (line for line in caplog.messages if "Unexpected" in line)
+    assert line.startswith(f"Unexpected in the remote tier {remote.url}:\n")
+    assert line.endswith("ZeroDivisionError: a mistake\n")

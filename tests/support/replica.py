@@ -16,14 +16,7 @@ from kserve_lmcache.remote.limits import Limits
 from kserve_lmcache.remote.options import PLUGIN, to_extra_config
 from kserve_lmcache.remote.plugin import RemoteTierConnector
 from kserve_lmcache.remote.tier import RemoteTier
-from tests.support.lmcache_engine import (
-    BLOCK,
-    CHUNK,
-    HEAD_SIZE,
-    HEADS,
-    LAYERS,
-    an_engine,
-)
+from tests.support.lmcache_engine import BLOCK, CHUNK, HEAD_SIZE, HEADS, LAYERS, an_engine
 from tests.support.remote import until
 
 CHUNKS = 4

@@ -118,12 +118,16 @@ class Line:
     def __init__(self) -> None:
         self.answers = True
         self.said: list[str] = []
-        self.probes = 0
+        self.begun: list[float] = []
+        self.ended: list[float] = []
 
     def probe(self) -> None:
-        self.probes += 1
-        if not self.answers:
-            raise StoreError("nobody there")
+        self.begun.append(time.monotonic())
+        try:
+            if not self.answers:
+                raise StoreError("nobody there")
+        finally:
+            self.ended.append(time.monotonic())
 
     def breaker(self) -> Breaker:
         return Breaker(
@@ -200,10 +204,15 @@ def test_opens_when_most_answers_are_slow() -> None:
 def test_one_probe_at_a_time_and_more_rarely_with_time() -> None:
     line = Line()
     line.answers = False
+    began = time.monotonic()
     breaker = line.breaker()
-    time.sleep(1)
-    assert 2 <= line.probes <= 8
+    until(lambda: len(line.ended) >= 5)
     breaker.stop()
+    pauses = [begin - end for begin, end in zip(line.begun[1:5], line.ended, strict=False)]
+    # Doubled each time, and up to a half less by chance.
+    for pause, longest in zip(pauses, (0.1, 0.2, 0.4, 0.8), strict=True):
+        assert pause >= longest / 2
+    assert line.begun[1] - began < 1
 
 
 class Clock:
