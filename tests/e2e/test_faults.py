@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.support import models
 from tests.support.fault_injector.sitecustomize import CALLS
 from tests.support.metrics import samples
 from tests.support.server import Server, engine_environment, long_prompt, running
@@ -21,8 +22,10 @@ NAMES = [name for _, calls in CALLS.values() for name in calls]
 # A cached prefix changes the shape in which the rest is computed, and with it the rounding: too
 # little in float32 to turn a tie between two tokens.
 EXACT = "--dtype=float32"
-# Of vLLM's own cache, room for one of the prompts: the others come from LMCache (46 KB a token).
-SMALL_CACHE = ("--max-model-len=1024", "--kv-cache-memory-bytes=60M")
+# Nothing here needs more layers.
+LAYERS = 3
+# Of vLLM's own cache, room for one of the prompts: the others come from LMCache (4.6 KB a token).
+SMALL_CACHE = ("--max-model-len=1024", "--kv-cache-memory-bytes=6M")
 CHUNK = 256
 SEEDS = ("first", "second", "third")
 
@@ -61,7 +64,9 @@ def test_no_request_fails_and_no_answer_changes(logs: Path, tmp_path: Path) -> N
         LMCACHE_MAX_LOCAL_CPU_SIZE="1.0",
     )
     prompts = [long_prompt(seed, words=330) for seed in SEEDS]
-    with running(logs / "server.log", EXACT, *SMALL_CACHE, environ=environ) as server:
+    model = (f"--model_id={models.first_layers(tmp_path / 'model', LAYERS)}",)
+    arguments = (EXACT, *SMALL_CACHE)
+    with running(logs / "server.log", *arguments, environ=environ, model=model) as server:
         expected = answers(server, prompts)
         assert len(set(expected)) > 1
         assert answers(server, prompts) == expected

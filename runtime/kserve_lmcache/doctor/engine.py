@@ -10,7 +10,11 @@ from kserve_lmcache.doctor.check import Check, Finding, Subject, failure, foreig
 
 NAME = "connector"
 
-_LOAD = "import kserve_lmcache.connector as c; print(c.KServeLMCacheConnector.__mro__[1])"
+# Prints the class of vLLM's that ours is made of.
+_LOAD = (
+    "from kserve_lmcache.connector import KServeLMCacheConnector as ours; "
+    "print(next(each for each in ours.__mro__ if each.__module__.startswith('vllm.')))"
+)
 
 
 def check(timeout: float) -> Check:
