@@ -1,51 +1,118 @@
-"""Loads a folder with a kustomization, with kubectl and without it."""
+"""The sets of documents that people apply together, as kustomize renders them.
+
+Kustomize is the one inside ``kubectl``, from a wheel of the test requirements.
+"""
 
 from __future__ import annotations
 
-import shutil
+import functools
+import os
 import subprocess
-from collections.abc import Callable
+import sys
+import tempfile
+from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import yaml
 
-from tests.packaging.pods import Document, containers
+from tests.packaging.pods import Document
 
 ROOT = Path(__file__).resolve().parents[2]
 RUNTIMES = ROOT / "servingruntime"
 GUIDE = RUNTIMES / "examples" / "guide"
-FOLDERS = (RUNTIMES, GUIDE)
+COMPONENTS = RUNTIMES / "components"
+
+# Parts of other components, not for use alone.
+PARTS = {"image", "remote-store"}
+STORES = ("redis", "redis-sentinel", "valkey", "lmcache-server", "mooncake")
+# What a component needs before it.
+NEEDS = {"tls": ["redis"], "tls-cert-manager": ["redis", "tls"]}
+# Everything that goes with any store.
+OTHERS = ("predictor-isolation", "monitoring", "autoscaling", "preflight")
+ALTERNATIVES = {"autoscaling-hpa", "preflight-cpu"}  # to one of those above
+ANY_SERVICE = "two-replicas"
 
 
-def read(folder: Path) -> list[Document]:
-    """The documents of a kustomization's resources, with its ``images`` put in."""
-    kustomization = yaml.safe_load((folder / "kustomization.yaml").read_text())
-    documents: list[Document] = []
-    for resource in kustomization["resources"]:
-        documents += yaml.safe_load_all((folder / resource).read_text())
-    for document in documents:
-        for _, container in containers(document):
-            for entry in kustomization.get("images", []):
-                _put_image(container, entry)
-    return documents
-
-
-def _put_image(container: dict[str, Any], entry: dict[str, str]) -> None:
-    if container.get("image", "").partition(":")[0] == entry["name"]:
-        container["image"] = f"{entry.get('newName', entry['name'])}:{entry['newTag']}"
-
-
-def render(folder: Path) -> list[Document]:
-    """The documents that ``kubectl apply -k`` would send."""
+def render(folder: Path) -> str:
+    """What ``kubectl apply -k`` would send."""
+    kubectl = Path(sys.executable).with_name("kubectl")
+    assert kubectl.exists(), f"kubectl is not installed beside {sys.executable}"
     rendered = subprocess.run(
-        ["kubectl", "kustomize", str(folder)], capture_output=True, text=True, check=False
+        [str(kubectl), "kustomize", str(folder)], capture_output=True, text=True, check=False
     )
     assert rendered.returncode == 0, rendered.stderr
-    return list(yaml.safe_load_all(rendered.stdout))
+    return rendered.stdout
 
 
-# The same rules run on what either way gives; where kubectl is, both are held.
-WAYS: tuple[Callable[[Path], list[Document]], ...] = (
-    (read, render) if shutil.which("kubectl") else (read,)
-)
+def load(text: str) -> list[Document]:
+    """The documents of a text; new ones at every call."""
+    loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
+    return [document for document in yaml.load_all(text, loader) if document]
+
+
+def kustomize(resources: Sequence[Path], components: Sequence[str]) -> str:
+    """The runtimes with some resources and components, rendered."""
+    with tempfile.TemporaryDirectory() as directory:
+        folder = Path(directory).resolve()
+        kustomization: dict[str, Any] = {"resources": [], "components": []}
+        for resource in resources:
+            if resource.is_dir():
+                kustomization["resources"].append(os.path.relpath(resource, folder))
+            else:  # files must lie below the kustomization
+                (folder / resource.name).write_text(resource.read_text())
+                kustomization["resources"].append(resource.name)
+        for name in (*components, "image"):
+            kustomization["components"].append(os.path.relpath(COMPONENTS / name, folder))
+        (folder / "kustomization.yaml").write_text(yaml.safe_dump(kustomization))
+        return render(folder)
+
+
+def components() -> list[str]:
+    """Those that are switched on by one line."""
+    return sorted({path.name for path in COMPONENTS.iterdir()} - PARTS)
+
+
+def examples() -> list[Path]:
+    """The examples of one file each."""
+    return sorted((RUNTIMES / "examples").glob("*.yaml"))
+
+
+def example(name: str) -> Path:
+    return RUNTIMES / "examples" / f"{name}.yaml"
+
+
+def _sets() -> dict[str, Callable[[], str]]:
+    base, service = RUNTIMES / "base", example(ANY_SERVICE)
+    found: dict[str, Callable[[], str]] = {
+        "runtimes": partial(render, RUNTIMES),
+        "namespaced": partial(render, RUNTIMES / "namespaced"),
+        "guide": lambda: render(RUNTIMES) + "---\n" + render(GUIDE),
+    }
+    for folder in sorted((RUNTIMES / "overlays").iterdir()):
+        found[f"overlay {folder.name}"] = partial(render, folder)
+    for path in examples():
+        found[f"example {path.stem}"] = partial(kustomize, [base, path], [])
+    for name in components():
+        chosen = [*NEEDS.get(name, []), name]
+        found[f"component {name}"] = partial(kustomize, [base, service], chosen)
+    for store in STORES:
+        secured = ("tls", "tls-cert-manager") if store in ("redis", "valkey") else ()
+        chosen = [store, *secured, *OTHERS]
+        found[f"all with {store}"] = partial(kustomize, [base, service], chosen)
+    return found
+
+
+# Every set that is checked, by the name that a test shows.
+SETS = _sets()
+
+
+@functools.cache
+def _rendered(name: str) -> str:
+    return SETS[name]()
+
+
+def documents(name: str) -> list[Document]:
+    """The documents of a set; new ones at every call."""
+    return load(_rendered(name))

@@ -1,13 +1,56 @@
-"""Where each kind of document keeps its pod."""
+"""Where each kind of document keeps its pods."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 Document = dict[str, Any]
 
 RUNTIME_KINDS = ("ClusterServingRuntime", "ServingRuntime")
+
+
+@dataclass(frozen=True)
+class Container:
+    """A container as it is written.
+
+    Attributes:
+        where: how to call it.
+        inherits: whether KServe lays it over a container of its runtime.
+    """
+
+    where: str
+    spec: dict[str, Any]
+    inherits: bool = False
+
+
+@dataclass(frozen=True)
+class Pod:
+    """A pod that a document describes.
+
+    Attributes:
+        owner: how to call its document.
+        spec: its specification.
+        inherits: whether KServe lays it over a pod of its runtime.
+    """
+
+    owner: str
+    labels: dict[str, str]
+    spec: dict[str, Any]
+    inherits: bool = False
+
+    @property
+    def containers(self) -> list[Container]:
+        """The ``model`` of an InferenceService is one."""
+        found = [(each, False) for each in self.spec.get("initContainers", [])]
+        found += [(each, self.inherits) for each in self.spec.get("containers", [])]
+        if "model" in self.spec:
+            found.append(({"name": "model", **self.spec["model"]}, True))
+        return [
+            Container(f"{self.owner} {each.get('name', '?')}", each, inherits)
+            for each, inherits in found
+        ]
 
 
 def label(document: Document) -> str:
@@ -16,31 +59,31 @@ def label(document: Document) -> str:
     return f"{document.get('kind', '?')}/{name}"
 
 
-def pods(document: Document) -> Iterator[tuple[dict[str, str], dict[str, Any]]]:
-    """The labels and the specification of each pod that a document describes."""
+def pods(document: Document) -> Iterator[Pod]:
+    """Each pod that a document describes; a multi-node one has two."""
     spec = document.get("spec", {})
+    owner = label(document)
     if document.get("kind") in RUNTIME_KINDS:
-        yield {}, spec
+        yield Pod(owner, spec.get("labels", {}), spec)
+        if "workerSpec" in spec:
+            yield Pod(owner, spec["workerSpec"].get("labels", {}), spec["workerSpec"])
     elif document.get("kind") == "InferenceService":
-        yield {}, spec.get("predictor", {})
+        predictor = spec.get("predictor", {})
+        yield Pod(owner, predictor.get("labels", {}), predictor, inherits=True)
+        if "workerSpec" in predictor:
+            yield Pod(owner, {}, predictor["workerSpec"], inherits=True)
     elif "template" in spec:
         template = spec["template"]
-        yield template.get("metadata", {}).get("labels", {}), template.get("spec", {})
+        yield Pod(owner, template.get("metadata", {}).get("labels", {}), template.get("spec", {}))
 
 
-def containers(document: Document) -> Iterator[tuple[str, dict[str, Any]]]:
-    """The containers of a document's pods, each with how to call it.
-
-    The ``model`` of an InferenceService is one: KServe lays it over its runtime's container.
-    """
-    for _, pod in pods(document):
-        found = [*pod.get("initContainers", []), *pod.get("containers", [])]
-        if "model" in pod:
-            found.append({"name": "model", **pod["model"]})
-        for container in found:
-            yield f"{label(document)} {container.get('name', '?')}", container
+def all_pods(documents: Sequence[Document]) -> Iterator[Pod]:
+    """The pods of a set of documents."""
+    for document in documents:
+        yield from pods(document)
 
 
-def volumes(document: Document) -> list[dict[str, Any]]:
-    """The volumes that a document's pods declare."""
-    return [volume for _, pod in pods(document) for volume in pod.get("volumes", [])]
+def all_containers(documents: Sequence[Document]) -> Iterator[Container]:
+    """The containers of a set of documents."""
+    for pod in all_pods(documents):
+        yield from pod.containers

@@ -16,6 +16,8 @@ apiVersion: serving.kserve.io/v1alpha1
 kind: ClusterServingRuntime
 metadata: {name: runtime}
 spec:
+  labels: {remote-client: "true"}
+  supportedModelFormats: [{name: huggingface-lmcache, autoSelect: true, priority: 1}]
   protocolVersions: [v2, v1]
   containers:
     - name: kserve-container
@@ -25,20 +27,37 @@ spec:
       ports: [{name: http1, containerPort: 8080}]
       readinessProbe: {httpGet: {path: /v2/health/ready, port: 8080}, periodSeconds: 10}
       livenessProbe: {tcpSocket: {port: http1}}
-      resources: {limits: {cpu: "1", hugepages-2Mi: 4Mi, nvidia.com/gpu: "1"}}
-      securityContext:
-        runAsNonRoot: true
-        allowPrivilegeEscalation: false
-        capabilities: {drop: [ALL]}
-        seccompProfile: {type: RuntimeDefault}
+      resources: {limits: {memory: 1Gi, hugepages-2Mi: 4Mi, nvidia.com/gpu: "1"}}
+      securityContext: CLOSED
       volumeMounts: [{name: config, mountPath: /lmcache}]
   volumes: [{name: config, configMap: {name: lmcache-config, optional: true}}]
+---
+apiVersion: serving.kserve.io/v1alpha1
+kind: ServingRuntime
+metadata: {name: multinode}
+spec:
+  supportedModelFormats: [{name: huggingface-lmcache, autoSelect: true, priority: 2}]
+  protocolVersions: [v2, v1]
+  containers:
+    - name: kserve-container
+      resources: {limits: {memory: 1Gi}}
+      securityContext: CLOSED
+  workerSpec:
+    containers:
+      - name: worker-container
+        resources: {limits: {memory: 1Gi}}
+        securityContext: CLOSED
 ---
 apiVersion: serving.kserve.io/v1beta1
 kind: InferenceService
 metadata: {name: service}
 spec:
   predictor:
+    initContainers:
+      - name: preflight
+        resources: {limits: {memory: 1Gi}}
+        securityContext: CLOSED
+        volumeMounts: [{name: config, mountPath: /lmcache}]
     model:
       modelFormat: {name: huggingface-lmcache}
       storageUri: hf://organisation/model
@@ -65,13 +84,45 @@ spec:
         - name: redis
           image: redis@sha256:0000000000000000000000000000000000000000000000000000000000000000
           args: [--save, ""]
-          securityContext: {allowPrivilegeEscalation: false, capabilities: {drop: [ALL]}}
+          ports: [{name: redis, containerPort: 6379}]
+          resources: {limits: {memory: 1Gi}}
+          securityContext:
+            allowPrivilegeEscalation: false
+            readOnlyRootFilesystem: true
+            capabilities: {drop: [ALL]}
+      volumes: [{name: data, emptyDir: {}}]
 ---
 apiVersion: v1
 kind: Service
 metadata: {name: redis}
-spec: {selector: {app: redis}}
-"""
+spec: {selector: {app: redis}, ports: [{port: 6379, targetPort: redis}]}
+---
+apiVersion: networking.k8s.io/v1
+kind: NetworkPolicy
+metadata: {name: redis}
+spec:
+  podSelector: {matchLabels: {app: redis}}
+  policyTypes: [Ingress, Egress]
+  ingress:
+    - from: [{podSelector: {matchLabels: {remote-client: "true"}}}]
+      ports: [{port: redis}]
+---
+apiVersion: policy/v1
+kind: PodDisruptionBudget
+metadata: {name: redis}
+spec:
+  maxUnavailable: 1
+  selector: {matchExpressions: [{key: tier, operator: In, values: [cache]}]}
+---
+apiVersion: v1
+kind: Secret
+metadata: {name: password}
+stringData: {}
+""".replace(
+    "CLOSED",
+    "{runAsNonRoot: true, allowPrivilegeEscalation: false, readOnlyRootFilesystem: true,"
+    " capabilities: {drop: [ALL]}, seccompProfile: {type: RuntimeDefault}}",
+)
 
 Plant = Callable[[Document], object]
 
@@ -81,82 +132,180 @@ def _container(runtime: Document) -> dict[str, Any]:
     return container
 
 
+def _worker(runtime: Document) -> dict[str, Any]:
+    worker: dict[str, Any] = runtime["spec"]["workerSpec"]
+    return worker
+
+
 def _model(service: Document) -> dict[str, Any]:
     model: dict[str, Any] = service["spec"]["predictor"]["model"]
     return model
 
 
-def _redis(deployment: Document) -> dict[str, Any]:
-    container: dict[str, Any] = deployment["spec"]["template"]["spec"]["containers"][0]
+def _init(service: Document) -> dict[str, Any]:
+    container: dict[str, Any] = service["spec"]["predictor"]["initContainers"][0]
     return container
 
 
+def _pod(deployment: Document) -> dict[str, Any]:
+    pod: dict[str, Any] = deployment["spec"]["template"]["spec"]
+    return pod
+
+
+def _redis(deployment: Document) -> dict[str, Any]:
+    container: dict[str, Any] = _pod(deployment)["containers"][0]
+    return container
+
+
+def _ingress(policy: Document) -> dict[str, Any]:
+    rule: dict[str, Any] = policy["spec"]["ingress"][0]
+    return rule
+
+
+RUNTIME, MULTINODE, SERVICE = "ClusterServingRuntime", "ServingRuntime", "InferenceService"
+DEPLOYMENT, POLICY = "Deployment", "NetworkPolicy"
+WORKERS = {"containers": [{"name": "worker-container"}]}
+NO_AUTOSCALER = {"serving.kserve.io/autoscalerClass": "none"}
+
 FAULTS: list[tuple[str, str, Plant]] = [
     ("identity", "ConfigMap", lambda d: d.pop("apiVersion")),
-    ("identity", "Service", lambda d: d.update(metadata={})),
-    ("container-name", "ClusterServingRuntime", lambda d: _container(d).update(name="server")),
-    ("protocols", "ClusterServingRuntime", lambda d: d["spec"]["protocolVersions"].remove("v1")),
-    ("protocols", "ClusterServingRuntime", lambda d: d["spec"].pop("protocolVersions")),
-    ("storage", "InferenceService", lambda d: _model(d).pop("storageUri")),
-    (
-        "quoted-arguments",
-        "InferenceService",
-        lambda d: _model(d)["args"].append("--a='{\"b\": 1}'"),
-    ),
-    ("quoted-arguments", "Deployment", lambda d: _redis(d)["args"].append('"4gb"')),
-    ("strings", "Deployment", lambda d: _redis(d)["args"].append(8080)),
-    ("strings", "Deployment", lambda d: _redis(d).update(command=["redis-server", True])),
-    ("strings", "ClusterServingRuntime", lambda d: _container(d)["env"][0].update(value=1)),
-    ("placeholders", "ClusterServingRuntime", lambda d: _container(d)["args"].append("{{.Model}}")),
-    (
-        "resource-names",
-        "ClusterServingRuntime",
-        lambda d: _container(d)["resources"].update(requests={"nvidia.com.gpu": "1"}),
-    ),
-    (
-        "python-path",
-        "InferenceService",
-        lambda d: _model(d)["env"].append({"name": "PYTHONPATH", "value": "/plugins"}),
-    ),
-    ("images", "Deployment", lambda d: _redis(d).update(image="redis:latest")),
-    ("images", "Deployment", lambda d: _redis(d).update(image="registry.example:5000/redis")),
-    ("images", "ClusterServingRuntime", lambda d: _container(d).update(image="runtime:replace")),
-    ("mounts", "ClusterServingRuntime", lambda d: d["spec"].pop("volumes")),
+    ("identity", "PodDisruptionBudget", lambda d: d.update(metadata={})),
+    ("twice", "ConfigMap", lambda d: None),  # planted by the test: the document once more
     (
         "config-maps",
-        "ClusterServingRuntime",
+        RUNTIME,
         lambda d: d["spec"]["volumes"][0]["configMap"].pop("optional"),
+    ),
+    (
+        "config-maps",
+        RUNTIME,
+        lambda d: d["spec"]["volumes"][0].update(
+            configMap=None, projected={"sources": [{"configMap": {"name": "absent"}}]}
+        ),
     ),
     ("config-maps", "ConfigMap", lambda d: d["metadata"].update(name="renamed")),
     (
         "config-maps",
-        "Deployment",
+        DEPLOYMENT,
         lambda d: _redis(d).update(envFrom=[{"configMapRef": {"name": "absent"}}]),
     ),
+    ("secret-values", "Secret", lambda d: d.update(stringData={"password": "x"})),
+    ("container-name", RUNTIME, lambda d: _container(d).update(name="server")),
+    ("container-name", MULTINODE, lambda d: _worker(d)["containers"][0].update(name="worker")),
+    ("protocols", RUNTIME, lambda d: d["spec"]["protocolVersions"].remove("v1")),
+    ("protocols", RUNTIME, lambda d: d["spec"].pop("protocolVersions")),
+    ("priorities", MULTINODE, lambda d: d["spec"]["supportedModelFormats"][0].update(priority=1)),
+    (
+        "server-type",
+        RUNTIME,
+        lambda d: d["metadata"].update(annotations={"serving.kserve.io/server-type": "vllmserver"}),
+    ),
+    ("storage", SERVICE, lambda d: _model(d).pop("storageUri")),
+    ("formats", SERVICE, lambda d: _model(d)["modelFormat"].update(name="huggingface")),
+    ("formats", SERVICE, lambda d: _model(d).update(runtime="another")),
+    (
+        "multi-node",
+        MULTINODE,
+        lambda d: _container(d).update(env=[{"name": "TENSOR_PARALLEL_SIZE", "value": "2"}]),
+    ),
+    (
+        "multi-node",
+        MULTINODE,
+        lambda d: _worker(d)["containers"].append({**_worker(d)["containers"][0], "name": "b"}),
+    ),
+    (
+        "multi-node",
+        SERVICE,
+        lambda d: (
+            d["spec"]["predictor"].update(workerSpec=WORKERS),
+            d["metadata"].update(annotations=NO_AUTOSCALER),
+        ),
+    ),
+    (
+        "multi-node",
+        SERVICE,
+        lambda d: (
+            d["spec"]["predictor"].update(workerSpec=WORKERS),
+            _model(d).update(storageUri="pvc://models/model"),
+        ),
+    ),
+    (
+        "python-path",
+        SERVICE,
+        lambda d: _model(d)["env"].append({"name": "PYTHONPATH", "value": "/plugins"}),
+    ),
+    ("placeholders", RUNTIME, lambda d: _container(d)["args"].append("{{.Model}}")),
+    ("quoted-arguments", SERVICE, lambda d: _model(d)["args"].append("--a='{\"b\": 1}'")),
+    ("quoted-arguments", DEPLOYMENT, lambda d: _redis(d)["args"].append('"4gb"')),
+    ("strings", DEPLOYMENT, lambda d: _redis(d)["args"].append(8080)),
+    ("strings", DEPLOYMENT, lambda d: _redis(d).update(command=["redis-server", True])),
+    ("strings", RUNTIME, lambda d: _container(d)["env"][0].update(value=1)),
+    (
+        "resource-names",
+        RUNTIME,
+        lambda d: _container(d)["resources"].update(requests={"nvidia.com.gpu": "1"}),
+    ),
+    ("memory-limit", DEPLOYMENT, lambda d: _redis(d).pop("resources")),
+    ("memory-limit", SERVICE, lambda d: _init(d).pop("resources")),
+    ("images", DEPLOYMENT, lambda d: _redis(d).update(image="redis:latest")),
+    ("images", DEPLOYMENT, lambda d: _redis(d).update(image="registry.example:5000/redis")),
+    ("images", RUNTIME, lambda d: _container(d).update(image="runtime:replace")),
+    ("mounts", RUNTIME, lambda d: d["spec"].pop("volumes")),
+    ("mounts", SERVICE, lambda d: _init(d)["volumeMounts"][0].update(name="other")),
     (
         "probe-ports",
-        "ClusterServingRuntime",
+        RUNTIME,
         lambda d: _container(d)["readinessProbe"]["httpGet"].update(port=8000),
     ),
-    ("probe-ports", "ClusterServingRuntime", lambda d: _container(d).pop("ports")),
+    ("probe-ports", RUNTIME, lambda d: _container(d).pop("ports")),
     ("selectors", "Service", lambda d: d["spec"].update(selector={"app": "valkey"})),
-    ("restricted", "Deployment", lambda d: _redis(d).pop("securityContext")),
-    ("restricted", "Deployment", lambda d: _redis(d)["securityContext"].update(runAsUser=0)),
-    ("restricted", "Deployment", lambda d: _redis(d)["securityContext"].update(privileged=True)),
     (
-        "restricted",
-        "ClusterServingRuntime",
-        lambda d: _container(d)["securityContext"].pop("seccompProfile"),
+        "selectors",
+        "PodDisruptionBudget",
+        lambda d: d["spec"].update(selector={"matchLabels": {"a": "b"}}),
     ),
+    ("service-ports", "Service", lambda d: d["spec"]["ports"][0].update(targetPort="remote")),
+    ("service-ports", "Service", lambda d: d["spec"].update(ports=[{"port": 6380}])),
+    ("network-policies", POLICY, lambda d: _ingress(d).pop("from")),
+    ("network-policies", POLICY, lambda d: _ingress(d)["from"].append({})),
+    ("network-policies", POLICY, lambda d: _ingress(d).pop("ports")),
+    ("network-policies", POLICY, lambda d: _ingress(d)["ports"][0].update(port="http")),
+    ("network-policies", POLICY, lambda d: d["spec"].update(policyTypes=["Ingress"])),
+    ("network-policies", POLICY, lambda d: d["spec"].update(podSelector={})),
+    (
+        "closed-stores",
+        POLICY,
+        lambda d: (
+            d["spec"].update(podSelector={"matchLabels": {"remote-client": "true"}}),
+            _ingress(d)["ports"][0].update(port="http1"),
+        ),
+    ),
+    ("restricted", DEPLOYMENT, lambda d: _redis(d)["securityContext"].pop("capabilities")),
+    ("restricted", DEPLOYMENT, lambda d: _redis(d)["securityContext"].update(runAsUser=0)),
+    ("restricted", DEPLOYMENT, lambda d: _redis(d)["securityContext"].update(privileged=True)),
+    ("restricted", DEPLOYMENT, lambda d: _redis(d)["ports"][0].update(hostPort=6379)),
+    ("restricted", DEPLOYMENT, lambda d: _pod(d).update(hostNetwork=True)),
     (
         "restricted",
-        "ClusterServingRuntime",
+        DEPLOYMENT,
+        lambda d: _pod(d).update(volumes=[{"name": "data", "hostPath": {"path": "/"}}]),
+    ),
+    ("restricted", RUNTIME, lambda d: _container(d)["securityContext"].pop("seccompProfile")),
+    (
+        "restricted",
+        RUNTIME,
         lambda d: _container(d)["securityContext"]["capabilities"].update(add=["SYS_ADMIN"]),
     ),
     (
         "restricted",
-        "InferenceService",
-        lambda d: _model(d).update(securityContext={"runAsNonRoot": False}),
+        MULTINODE,
+        lambda d: _worker(d)["containers"][0]["securityContext"].pop("seccompProfile"),
+    ),
+    ("restricted", SERVICE, lambda d: _init(d)["securityContext"].pop("seccompProfile")),
+    (
+        "read-only-root",
+        DEPLOYMENT,
+        lambda d: _redis(d)["securityContext"].pop("readOnlyRootFilesystem"),
     ),
 ]
 
@@ -168,6 +317,13 @@ metadata:
 data:
   lmcache_config.yaml: |
     local_cpu: true
+---
+apiVersion: v1
+kind: Secret
+metadata:
+  name: hf-secret
+stringData:
+  HF_TOKEN: xxxxxx
 ---
 kind: InferenceService
 metadata:
@@ -212,6 +368,20 @@ spec:
       containers:
         - name: redis
           image: redis:latest
+          ports:
+            - containerPort: 6379
+---
+apiVersion: v1
+kind: Service
+metadata:
+  name: redis
+spec:
+  selector:
+    app: redis
+  ports:
+    - protocol: TCP
+      port: 6379
+      targetPort: 6379
 ---
 apiVersion: apps/v1
 kind: Deployment
@@ -233,6 +403,20 @@ spec:
             - lmcache_experimental_server
             - "0.0.0.0"
             - 8080
+          ports:
+            - containerPort: 8080
+---
+apiVersion: v1
+kind: Service
+metadata:
+  name: lmcache-server
+spec:
+  selector:
+    app: lmcache-server
+  ports:
+    - protocol: TCP
+      port: 8080
+      targetPort: 8080
 """
 
 
@@ -248,7 +432,10 @@ def test_sound_manifests_trip_no_rule() -> None:
 def test_planted_fault_trips_its_rule(rule: str, kind: str, plant: Plant) -> None:
     documents = _sound()
     plant(documents[kind])
-    assert {finding.rule for finding in check(list(documents.values()))} == {rule}
+    planted = list(documents.values())
+    if rule == "twice":
+        planted.append(documents[kind])
+    assert {finding.rule for finding in check(planted)} == {rule}
 
 
 def test_every_rule_has_a_planted_fault() -> None:
@@ -258,13 +445,22 @@ def test_every_rule_has_a_planted_fault() -> None:
 def test_the_guide_as_printed_trips_its_rules() -> None:
     documents = list(yaml.safe_load_all(GUIDE_AS_PRINTED))
     found = {(finding.rule, finding.where) for finding in check(documents)}
-    service = "InferenceService/huggingface-llama3"
+    service, redis, server = (
+        "InferenceService/huggingface-llama3",
+        "Deployment/redis",
+        "Deployment/lmcache-server",
+    )
     assert found == {
         ("identity", service),
         ("quoted-arguments", f"{service} model"),
         ("resource-names", f"{service} model"),
-        ("images", "Deployment/redis redis"),
-        ("strings", "Deployment/lmcache-server lmcache-server"),
-        ("restricted", "Deployment/redis redis"),
-        ("restricted", "Deployment/lmcache-server lmcache-server"),
+        ("images", f"{redis} redis"),
+        ("strings", f"{server} lmcache-server"),
+        ("secret-values", "Secret/hf-secret"),
+        *(("closed-stores", owner) for owner in (redis, server)),
+        *(
+            (rule, f"{owner} {container}")
+            for rule in ("restricted", "read-only-root", "memory-limit")
+            for owner, container in ((redis, "redis"), (server, "lmcache-server"))
+        ),
     }

@@ -1,133 +1,212 @@
-from __future__ import annotations
+"""Every set of manifests that people apply, against schemas and rules."""
 
-from collections.abc import Callable
-from pathlib import Path
+from __future__ import annotations
 
 import pytest
 import yaml
 
-from tests.packaging import crds
-from tests.packaging.manifests import FOLDERS, GUIDE, ROOT, RUNTIMES, WAYS, read
-from tests.packaging.pods import Document, containers, label
+from tests.packaging import schemas
+from tests.packaging.manifests import (
+    ALTERNATIVES,
+    COMPONENTS,
+    GUIDE,
+    OTHERS,
+    ROOT,
+    RUNTIMES,
+    SETS,
+    STORES,
+    components,
+    documents,
+    load,
+    render,
+)
+from tests.packaging.pods import RUNTIME_KINDS, Document, all_containers, label, pods
 from tests.packaging.rules import check
 
-Way = Callable[[Path], list[Document]]
-
-each_way = pytest.mark.parametrize("way", WAYS, ids=lambda way: way.__name__)
-each_folder = pytest.mark.parametrize("folder", FOLDERS, ids=lambda folder: folder.name)
+each_set = pytest.mark.parametrize("name", list(SETS))
 
 
-@each_way
-@each_folder
-def test_rules_find_nothing(folder: Path, way: Way) -> None:
-    assert check(way(folder)) == []
+@each_set
+def test_rules_find_nothing(name: str) -> None:
+    assert check(documents(name)) == []
 
 
-if crds.FOLDER.is_dir():  # KServe's CRDs are data beside some checkouts, never part of this one
+@each_set
+def test_every_document_is_of_a_kind_that_is_checked(name: str) -> None:
+    known = (*schemas.CORE, schemas.KSERVE, *schemas.OPERATORS)
+    assert [label(d) for d in documents(name) if not d["apiVersion"].startswith(known)] == []
 
-    @each_way
-    @each_folder
-    def test_crds_accept_kserve_documents(folder: Path, way: Way) -> None:
-        served = [d for d in way(folder) if d["apiVersion"].startswith("serving.kserve.io/")]
+
+@pytest.mark.parametrize("version", schemas.KUBERNETES)
+@each_set
+def test_kubernetes_accepts_its_own_kinds(name: str, version: str) -> None:
+    core = [d for d in documents(name) if d["apiVersion"].startswith(schemas.CORE)]
+    found = {label(d): schemas.core_errors(d, version) for d in core}
+    assert found == {name: [] for name in found}
+
+
+def test_kubernetes_refuses_planted_faults() -> None:
+    redis = documents("overlay redis")
+    store, service = _one(redis, "StatefulSet"), _one(redis, "Service")
+    store["spec"]["template"]["spec"]["containers"][0]["livenessprobe"] = {}
+    service["spec"]["ports"][0]["port"] = "redis"
+    for version in schemas.KUBERNETES:
+        assert "livenessprobe" in str(schemas.core_errors(store, version))
+        assert "redis" in str(schemas.core_errors(service, version))
+
+
+if schemas.CRDS.is_dir():  # KServe's CRDs are data beside some checkouts, never part of this one
+
+    @each_set
+    def test_crds_accept_kserve_documents(name: str) -> None:
+        served = [d for d in documents(name) if d["apiVersion"].startswith(schemas.KSERVE)]
         assert served
-        assert {label(d): crds.errors(d) for d in served} == {label(d): [] for d in served}
+        assert {label(d): schemas.kserve_errors(d) for d in served} == {
+            label(d): [] for d in served
+        }
 
     def test_crds_refuse_volumes_beside_the_predictor() -> None:
-        service = _one(read(GUIDE), "InferenceService")
+        service = _one(load(render(GUIDE)), "InferenceService")
         service["spec"]["volumes"] = []
-        assert any("volumes" in error for error in crds.errors(service))
+        assert any("volumes" in error for error in schemas.kserve_errors(service))
 
 
 def test_closed_schema_refuses_what_it_does_not_list() -> None:
     known = {"type": "object", "properties": {"a": {"type": "object", "properties": {}}}}
-    closed = crds.close(known)
+    closed = schemas.close(known)
     assert closed["additionalProperties"] is False
     assert closed["properties"]["a"]["additionalProperties"] is False
 
 
 def test_closed_schema_keeps_what_is_open_on_purpose() -> None:
     known = {"type": "object", "properties": {}, "x-kubernetes-preserve-unknown-fields": True}
-    assert crds.close(known) == known
+    assert schemas.close(known) == known
 
 
-def test_every_yaml_file_belongs_to_a_kustomization() -> None:
-    for folder in FOLDERS:
-        kustomization = yaml.safe_load((folder / "kustomization.yaml").read_text())
-        files = {path.name for path in folder.glob("*.yaml")} - {"kustomization.yaml"}
-        assert files == set(kustomization["resources"])
+def test_every_file_belongs_to_a_kustomization() -> None:
+    named = set()
+    for path in RUNTIMES.rglob("kustomization.yaml"):
+        text = path.read_text()
+        beside = [other for other in path.parent.iterdir() if other.is_file()]
+        named |= {path, *(other for other in beside if other.name in text)}
+    chart = RUNTIMES / "chart"
+    files = {path for path in RUNTIMES.rglob("*") if path.is_file() and chart not in path.parents}
+    alone = {RUNTIMES / "README.md", *(RUNTIMES / "examples").glob("*.yaml")}
+    assert files - alone == named
 
 
-@each_way
-def test_images_carry_the_version_and_the_device(way: Way) -> None:
+def test_every_component_is_in_all_together_or_stands_for_another() -> None:
+    secured = {"tls", "tls-cert-manager"}
+    assert {*STORES, *secured, *OTHERS, *ALTERNATIVES} == set(components())
+
+
+def test_images_carry_the_version_and_the_device() -> None:
+    version = _version()
     images = {
-        document["metadata"]["name"]: container["image"]
-        for document in way(RUNTIMES)
-        for _, container in containers(document)
+        (document["metadata"]["name"], container.spec["image"])
+        for document in _runtimes()
+        for container in all_containers([document])
     }
     assert images == {
-        "kserve-lmcache": "kserve-lmcache:0.1.0-gpu",
-        "kserve-lmcache-cpu": "kserve-lmcache:0.1.0-cpu",
+        ("kserve-lmcache", f"kserve-lmcache:{version}-gpu"),
+        ("kserve-lmcache-cpu", f"kserve-lmcache:{version}-cpu"),
+        ("kserve-lmcache-multinode", f"kserve-lmcache:{version}-gpu"),
+    }
+    assert f"ARG VERSION={version}\n" in (ROOT / "Dockerfile").read_text()
+
+
+def test_one_place_names_our_image() -> None:
+    places = [
+        path for path in RUNTIMES.rglob("kustomization.yaml") if "images:" in path.read_text()
+    ]
+    assert places == [COMPONENTS / "image" / "kustomization.yaml"]
+
+
+def test_the_format_selects_one_runtime_and_another_for_many_nodes() -> None:
+    selected = {
+        ("workerSpec" in document["spec"], entry["name"]): document["metadata"]["name"]
+        for document in _runtimes()
+        for entry in document["spec"]["supportedModelFormats"]
+        if entry["autoSelect"]
+    }
+    assert selected == {
+        (False, "huggingface-lmcache"): "kserve-lmcache",
+        (True, "huggingface-lmcache"): "kserve-lmcache-multinode",
     }
 
 
-def test_one_runtime_alone_is_selected_by_the_format_name() -> None:
-    selected = [
-        (document["metadata"]["name"], entry["name"])
-        for document in read(RUNTIMES)
-        for entry in document["spec"]["supportedModelFormats"]
-        if entry["autoSelect"]
-    ]
-    assert selected == [("kserve-lmcache", "huggingface-lmcache")]
+def test_every_runtime_takes_services_without_a_storage_uri_by_name() -> None:
+    for document in _runtimes():
+        formats = {e["name"]: e["autoSelect"] for e in document["spec"]["supportedModelFormats"]}
+        assert formats["huggingface"] is False
 
 
-def test_the_guide_asks_for_a_format_that_is_selected() -> None:
-    service = _one(read(GUIDE), "InferenceService")
-    assert service["spec"]["predictor"]["model"]["modelFormat"] == {"name": "huggingface-lmcache"}
-
-
-@each_way
-def test_the_guide_configmap_is_what_the_runtime_mounts(way: Way) -> None:
-    config = _one(way(GUIDE), "ConfigMap")
-    for runtime in way(RUNTIMES):
-        (volume,) = (v for v in runtime["spec"]["volumes"] if v["name"] == "lmcache-config")
-        assert volume["configMap"] == {"name": config["metadata"]["name"], "optional": True}
-    assert list(config["data"]) == ["lmcache_config.yaml"]
-    assert isinstance(yaml.safe_load(config["data"]["lmcache_config.yaml"]), dict)
-
-
-def test_the_runtimes_differ_only_where_the_device_does() -> None:
-    gpu, cpu = read(RUNTIMES)
-    for runtime in (gpu, cpu):
+def test_the_runtimes_differ_only_where_the_device_or_the_nodes_do() -> None:
+    gpu, cpu, multinode = _runtimes()
+    for runtime in (gpu, cpu, multinode):
         (container,) = runtime["spec"]["containers"]
-        for field in ("image", "resources"):
-            del container[field]
+        for field in ("image", "resources", "command"):
+            container.pop(field, None)
         del runtime["metadata"]["name"]
-        for entry in runtime["spec"]["supportedModelFormats"]:
-            del entry["autoSelect"]
-            entry.pop("priority", None)
+        del runtime["spec"]["supportedModelFormats"]
     assert gpu == cpu
+    del multinode["spec"]["workerSpec"]
+    del multinode["spec"]["labels"]["kserve-lmcache/multinode"]
+    (container,) = multinode["spec"]["containers"]
+    container["ports"] = [port for port in container["ports"] if port["name"] != "ray-gcs"]
+    container["env"] = [each for each in container["env"] if each["name"] != "POD_IP"]
+    assert gpu == multinode
 
 
-def test_loading_may_take_half_an_hour() -> None:
-    for runtime in read(RUNTIMES):
+def test_a_worker_has_what_the_head_has() -> None:
+    head, worker = pods(_runtimes()[2])
+    (of_head,), (of_worker,) = head.containers, worker.containers
+    assert worker.spec["volumes"] == head.spec["volumes"]
+    for field in ("image", "resources", "securityContext", "volumeMounts"):
+        assert of_worker.spec[field] == of_head.spec[field]
+    assert worker.labels["kserve-lmcache/multinode"] == head.labels["kserve-lmcache/multinode"]
+
+
+def test_the_namespaced_runtimes_differ_in_their_kind_alone() -> None:
+    namespaced = documents("namespaced")
+    assert {document["kind"] for document in namespaced} == {"ServingRuntime"}
+    for document in namespaced:
+        document["kind"] = "ClusterServingRuntime"
+    assert namespaced == _runtimes()
+
+
+@each_set
+def test_the_stores_config_is_what_the_runtimes_mount(name: str) -> None:
+    applied = documents(name)
+    configs = [d for d in applied if label(d) == "ConfigMap/lmcache-config"]
+    for config in configs:
+        assert list(config["data"]) == ["lmcache_config.yaml"]
+        assert isinstance(yaml.safe_load(config["data"]["lmcache_config.yaml"]), dict)
+    for runtime in (d for d in applied if d["kind"] in RUNTIME_KINDS):
+        volumes = {volume["name"]: volume for volume in runtime["spec"]["volumes"]}
+        mounted = volumes["lmcache-config"]["configMap"]
+        assert mounted == {"name": "lmcache-config", "optional": True}
+
+
+def test_loading_may_take_an_hour() -> None:
+    for runtime in _runtimes():
         probe = runtime["spec"]["containers"][0]["startupProbe"]
-        assert probe["periodSeconds"] * probe["failureThreshold"] >= 30 * 60
+        assert probe["periodSeconds"] * probe["failureThreshold"] >= 60 * 60
 
 
-def test_image_version_is_the_package_version() -> None:
-    version = next(
+def _version() -> str:
+    return next(
         line.split('"')[1]
         for line in (ROOT / "pyproject.toml").read_text().splitlines()
         if line.startswith("version = ")
     )
-    kustomization = yaml.safe_load((RUNTIMES / "kustomization.yaml").read_text())
-    assert [entry["newTag"] for entry in kustomization["images"]] == [
-        f"{version}-gpu",
-        f"{version}-cpu",
-    ]
-    assert f"ARG VERSION={version}\n" in (ROOT / "Dockerfile").read_text()
 
 
-def _one(documents: list[Document], kind: str) -> Document:
-    (document,) = (d for d in documents if d["kind"] == kind)
+def _runtimes() -> list[Document]:
+    """GPU, CPU, multi-node."""
+    return sorted(documents("runtimes"), key=lambda document: len(document["metadata"]["name"]))
+
+
+def _one(applied: list[Document], kind: str) -> Document:
+    (document,) = (d for d in applied if d["kind"] == kind)
     return document

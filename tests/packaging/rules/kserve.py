@@ -1,0 +1,136 @@
+"""Rules that KServe's webhooks and its controller hold runtimes and services to."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Sequence
+from itertools import combinations
+
+from tests.packaging.pods import RUNTIME_KINDS, Document, all_containers, label, pods
+from tests.packaging.rules.fault import Fault, Rule
+
+_PROTOCOLS = {"v1", "v2"}
+_PLACEHOLDER = re.compile(r"\{\{(.*?)\}\}", re.DOTALL)
+_KSERVE_FIELD = re.compile(r"\.(Name|Namespace|(Labels|Annotations)\.\w+)")
+_SIZES = {"TENSOR_PARALLEL_SIZE", "PIPELINE_PARALLEL_SIZE"}
+_SERVER_TYPE = "serving.kserve.io/server-type"
+_AUTOSCALER = "serving.kserve.io/autoscalerClass"
+
+
+def _runtimes(documents: Sequence[Document]) -> list[Document]:
+    return [document for document in documents if document.get("kind") in RUNTIME_KINDS]
+
+
+def _services(documents: Sequence[Document]) -> list[Document]:
+    return [document for document in documents if document.get("kind") == "InferenceService"]
+
+
+def _container_name(documents: Sequence[Document]) -> Iterator[Fault]:
+    for runtime in _runtimes(documents):
+        wanted = ["kserve-container", "worker-container"]
+        for pod, name in zip(pods(runtime), wanted, strict=False):
+            names = [container.get("name") for container in pod.spec.get("containers", [])]
+            if name not in names:
+                yield label(runtime), f"has containers {names}, none of them {name}"
+
+
+def _protocols(documents: Sequence[Document]) -> Iterator[Fault]:
+    for runtime in _runtimes(documents):
+        missing = _PROTOCOLS - set(runtime["spec"].get("protocolVersions", []))
+        if missing:
+            yield label(runtime), f"lacks the protocol versions {sorted(missing)}"
+
+
+def _priorities(documents: Sequence[Document]) -> Iterator[Fault]:
+    """The webhook refuses the second of two; without priorities the newer one wins."""
+    selected = [
+        (label(runtime), entry["name"], entry.get("priority"))
+        for runtime in _runtimes(documents)
+        for entry in runtime["spec"].get("supportedModelFormats", [])
+        if entry.get("autoSelect")
+    ]
+    for (one, format_name, priority), (other, *rest) in combinations(selected, 2):
+        if one != other and rest == [format_name, priority]:
+            yield other, f"may be selected for {format_name} with the priority of {one}"
+
+
+def _server_type(documents: Sequence[Document]) -> Iterator[Fault]:
+    for runtime in _runtimes(documents):
+        if _SERVER_TYPE in runtime["metadata"].get("annotations", {}):
+            yield label(runtime), f"has {_SERVER_TYPE}: the controller would rewrite its image"
+
+
+def _storage(documents: Sequence[Document]) -> Iterator[Fault]:
+    for service in _services(documents):
+        model = service.get("spec", {}).get("predictor", {}).get("model")
+        if model and not (model.get("storageUri") or model.get("storage")):
+            name = model.get("modelFormat", {}).get("name")
+            if name != "huggingface":
+                yield label(service), f"has no storageUri: multi-model for the format {name}"
+
+
+def _formats(documents: Sequence[Document]) -> Iterator[Fault]:
+    """A service that names no runtime must be of a format that one is selected for."""
+    runtimes = _runtimes(documents)
+    for service in _services(documents):
+        predictor = service["spec"].get("predictor", {})
+        model = predictor.get("model", {})
+        name, wanted = model.get("modelFormat", {}).get("name"), model.get("runtime")
+        candidates = [
+            entry
+            for runtime in runtimes
+            for entry in runtime["spec"].get("supportedModelFormats", [])
+            if entry["name"] == name
+            and (runtime["metadata"].get("name") == wanted if wanted else entry.get("autoSelect"))
+            and ("workerSpec" in runtime["spec"]) == ("workerSpec" in predictor)
+        ]
+        if runtimes and not candidates:
+            yield label(service), f"is for {wanted or 'any runtime'}, and none takes {name}"
+
+
+def _multi_node(documents: Sequence[Document]) -> Iterator[Fault]:
+    for document in [*_runtimes(documents), *_services(documents)]:
+        spec = document["spec"].get("predictor", document["spec"])
+        worker = spec.get("workerSpec")
+        if worker is None:
+            continue
+        if len(worker.get("containers", [])) > 1:
+            yield label(document), "has a workerSpec of more than one container"
+        for pod in pods(document):
+            for container in pod.containers:
+                names = {variable.get("name") for variable in container.spec.get("env", [])}
+                if names & _SIZES:
+                    yield container.where, f"sets {sorted(names & _SIZES)}, which KServe does"
+        if document["kind"] == "InferenceService":
+            uri = spec.get("model", {}).get("storageUri", "")
+            if uri.partition("://")[0] not in ("pvc", "oci"):
+                yield label(document), f"takes its model from {uri}: pvc or oci for many nodes"
+            if document["metadata"].get("annotations", {}).get(_AUTOSCALER) != "none":
+                yield label(document), f"needs {_AUTOSCALER}: none"
+
+
+def _python_path(documents: Sequence[Document]) -> Iterator[Fault]:
+    for container in all_containers(documents):
+        names = [variable.get("name") for variable in container.spec.get("env", [])]
+        if "PYTHONPATH" in names:
+            yield container.where, "sets PYTHONPATH, which KServe's webhook refuses"
+
+
+def _placeholders(documents: Sequence[Document]) -> Iterator[Fault]:
+    for container in all_containers(_runtimes(documents)):
+        for field in _PLACEHOLDER.findall(str(container.spec)):
+            if not _KSERVE_FIELD.fullmatch(field.strip()):
+                yield container.where, f"has a placeholder that KServe cannot fill: {field}"
+
+
+RULES: dict[str, Rule] = {
+    "container-name": _container_name,
+    "protocols": _protocols,
+    "priorities": _priorities,
+    "server-type": _server_type,
+    "storage": _storage,
+    "formats": _formats,
+    "multi-node": _multi_node,
+    "python-path": _python_path,
+    "placeholders": _placeholders,
+}
