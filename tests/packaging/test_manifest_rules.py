@@ -266,6 +266,11 @@ FAULTS: list[tuple[str, str, Plant]] = [
     ),
     ("service-ports", "Service", lambda d: d["spec"]["ports"][0].update(targetPort="remote")),
     ("service-ports", "Service", lambda d: d["spec"].update(ports=[{"port": 6380}])),
+    (
+        "service-ports",
+        "Service",
+        lambda d: d["spec"]["ports"].append({"port": 6379, "targetPort": "redis"}),
+    ),
     ("network-policies", POLICY, lambda d: _ingress(d).pop("from")),
     ("network-policies", POLICY, lambda d: _ingress(d)["from"].append({})),
     ("network-policies", POLICY, lambda d: _ingress(d).pop("ports")),

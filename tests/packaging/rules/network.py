@@ -24,6 +24,9 @@ def _service_ports(documents: Sequence[Document]) -> Iterator[Fault]:
     for service in _of_kind(documents, "Service"):
         chosen = _meets({"matchLabels": service["spec"].get("selector", {})}, documents)
         opened = {value for pod in chosen for port in _ports(pod) for value in port.values()}
+        names = [port.get("name") for port in service["spec"].get("ports", [])]
+        if len(names) != len(set(names)):
+            yield label(service), f"has ports of one name: {names}"
         for port in service["spec"].get("ports", []):
             target = port.get("targetPort", port["port"])
             if chosen and target not in opened:
