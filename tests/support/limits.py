@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 import shutil
 import subprocess
@@ -10,6 +11,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 CGROUPS = Path("/sys/fs/cgroup")
+_numbers = itertools.count()
 
 
 def own_memory_cgroup() -> Path | None:
@@ -41,7 +43,7 @@ def _make_group(memory: int) -> Path | None:
     parent = own_memory_cgroup()
     if parent is None:
         return None
-    group = parent / f"kserve-lmcache-test-{os.getpid()}"
+    group = parent / f"kserve-lmcache-test-{os.getpid()}-{next(_numbers)}"
     try:
         group.mkdir()
         name = "memory.max" if (group / "memory.max").exists() else "memory.limit_in_bytes"

@@ -1,0 +1,55 @@
+"""The stores of the manifests: real servers with the manifests' own files, user and password."""
+
+from __future__ import annotations
+
+import subprocess
+from pathlib import Path
+
+import pytest
+import redis
+
+from tests.packaging.manifests import documents
+from tests.support.cluster import Cluster, images
+from tests.support.cluster.deployment import PASSWORD, SECRETS, start_redis, start_store
+from tests.support.stores.binaries import script
+
+GIB = 2**30
+
+
+@pytest.mark.parametrize("name", ["overlay redis", "component valkey"])
+def test_store_runs_as_the_manifest_says(name: str, tmp_path: Path) -> None:
+    with Cluster.up(tmp_path, documents(name), SECRETS) as cluster:
+        _, store = start_store(cluster)
+        with store.client() as client:
+            settings = client.config_get("*")
+            info = client.info()
+        assert settings["maxmemory-policy"] == "allkeys-lru"
+        assert int(settings["maxmemory"]) == 4 * GIB
+        assert settings["save"] == ""
+        assert settings["appendonly"] == "no"
+        assert settings["lazyfree-lazy-eviction"] == "yes"
+        assert info["maxmemory"] == 4 * GIB
+        with pytest.raises(redis.AuthenticationError):
+            redis.Redis(store.host, password=PASSWORD + " ").ping()
+        (uid,) = {line.split()[1] for line in _status(store.own_process().pid, "Uid")}
+        (capabilities,) = {line.split()[1] for line in _status(store.own_process().pid, "CapBnd")}
+        assert (uid, int(capabilities, 16)) == ("999", 0)
+        # The probe: whatever it answers, it answers.
+        probe = [script("redis-cli"), "-h", store.host, "ping"]
+        answer = subprocess.run(probe, capture_output=True, text=True, check=True)
+        assert "NOAUTH" in answer.stdout
+
+
+def test_store_without_a_password_does_not_start(tmp_path: Path) -> None:
+    secrets = {"lmcache-remote": {"password": ""}}
+    with Cluster.up(tmp_path, documents("overlay redis"), secrets) as cluster:
+        (workload,) = (d for d in cluster.documents if d["kind"] == "StatefulSet")
+        pod = cluster.pod("lmcache-remote-0", workload["spec"]["template"]["spec"])
+        running = cluster.start(pod, "store", images.redis())
+        assert running.process.wait(10) == 1
+        assert "The key password of the Secret lmcache-remote is empty" in running.process.output()
+
+
+def _status(pid: int, field: str) -> list[str]:
+    lines = Path(f"/proc/{pid}/status").read_text().splitlines()
+    return [line for line in lines if line.startswith(f"{field}:")]

@@ -1,0 +1,83 @@
+"""What a set of manifests comes to in a cluster: a store, and replicas of a service."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from tests.support.cluster import images, kserve
+from tests.support.cluster.cluster import Cluster
+from tests.support.cluster.container import Pod, Running
+from tests.support.server import START_SECONDS, Server
+from tests.support.stores import Store
+
+Document = dict[str, Any]
+
+PASSWORD = 'a "password" with \\ and $HOME #'
+SECRETS = {"lmcache-remote": {"password": PASSWORD}, "hf-secret": {"HF_TOKEN": "hf_none"}}
+RUNTIME_KINDS = ("ClusterServingRuntime", "ServingRuntime")
+# Two servers on a small machine; compiling would take longer than the tests.
+SMALL = ("--max-model-len=4096", "--kv-cache-memory-bytes=400M", "--enforce-eager")
+MEMORY = "5Gi"
+
+
+def of_kind(documents: Sequence[Document], *kinds: str) -> list[Document]:
+    return [document for document in documents if document["kind"] in kinds]
+
+
+def start_store(cluster: Cluster, memory: str | None = None) -> tuple[Pod, Store]:
+    """The first pod of the store's StatefulSet, as a Redis client sees it."""
+    (workload,) = of_kind(cluster.documents, "StatefulSet")
+    pod = cluster.pod("lmcache-remote-0", workload["spec"]["template"]["spec"], "lmcache-remote")
+    return pod, start_redis(cluster, pod, memory)
+
+
+def start_redis(cluster: Cluster, pod: Pod, memory: str | None = None) -> Store:
+    """Redis or Valkey in a pod of the store."""
+    words = [*pod.container("store")["command"], *pod.container("store")["args"]]
+    image = images.valkey() if "valkey-server" in words else images.redis()
+    running = cluster.start(pod, "store", image, memory)
+    store = Store(pod.address, 6379, running.process, password=PASSWORD)
+    store.wait_until_it_answers()
+    return store
+
+
+def preflight(cluster: Cluster, service: Document, name: str) -> Running:
+    """The init container of a replica; it has not ended yet."""
+    pod = cluster.pod(name, predictor(cluster, service))
+    return cluster.start(pod, "preflight", images.ours())
+
+
+def start_replica(
+    cluster: Cluster, service: Document, name: str, model_name: str | None = None
+) -> Server:
+    """A replica of a service; it is not ready yet."""
+    pod = cluster.pod(name, predictor(cluster, service))
+    pod.container("kserve-container")["args"] += SMALL
+    if (cached := cluster.directory / "hub").is_dir():  # in place of a download
+        (pod.volumes["tmp"] / "hf").symlink_to(cached)
+    running = cluster.start(pod, "kserve-container", images.ours(), MEMORY)
+    name = model_name or service["metadata"]["name"]
+    return Server(8080, name, running.process, pod.address)
+
+
+def wait_until_ready(server: Server) -> None:
+    server.process.wait_until(server.is_ready, START_SECONDS)
+
+
+def predictor(cluster: Cluster, service: Document) -> dict[str, Any]:
+    """The pod of a service's replica."""
+    runtimes = of_kind(cluster.documents, *RUNTIME_KINDS)
+    return kserve.predictor(kserve.choose(runtimes, service), service)
+
+
+def hub_cache(directory: Path, name: str, model: Path) -> None:
+    """The hub's cache with a model under a hub name."""
+    repository = directory / f"hub/hub/models--{name.replace('/', '--')}"
+    snapshot = repository / "snapshots" / ("0" * 40)
+    snapshot.mkdir(parents=True)
+    (repository / "refs").mkdir()
+    (repository / "refs/main").write_text("0" * 40)
+    for file in model.iterdir():
+        (snapshot / file.name).hardlink_to(file.resolve())
