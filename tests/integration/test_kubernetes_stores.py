@@ -10,7 +10,7 @@ import redis
 
 from tests.packaging.manifests import documents
 from tests.support.cluster import Cluster, images
-from tests.support.cluster.deployment import PASSWORD, SECRETS, start_redis, start_store
+from tests.support.cluster.deployment import PASSWORD, SECRETS, start_store
 from tests.support.stores.binaries import script
 
 GIB = 2**30

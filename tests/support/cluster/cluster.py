@@ -27,7 +27,7 @@ class Cluster:
         directory: for volumes and logs.
         documents: what is applied.
         secrets: what people create beside it, by name and key.
-        model: what the storage initializer downloads.
+        model: what the storage initializer downloads; nothing before it has run.
         claims: where the volumes of PersistentVolumeClaims lie.
     """
 
@@ -90,8 +90,7 @@ class Cluster:
         folder = self.directory / f"volume-{pod}-{volume['name']}"
         folder.mkdir()
         folder.chmod(0o777)
-        if volume["name"] == MODEL_VOLUME:
-            assert self.model is not None, "the service wants a model"
+        if volume["name"] == MODEL_VOLUME and self.model:
             return self.model
         if claim := volume.get("persistentVolumeClaim"):
             return self.claims[claim["claimName"]]

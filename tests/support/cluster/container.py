@@ -117,7 +117,8 @@ def start(
     script.write_text(_script(pod, container, image, directory, environment, command))
     unshare = ("unshare", "--mount", "--propagation=private", "sh", str(script))
     process = Process(
-        [*prefix, "ip", "netns", "exec", pod.namespace, *unshare],
+        # Not "ip netns exec", which hides the control groups.
+        [*prefix, "nsenter", f"--net=/run/netns/{pod.namespace}", *unshare],
         directory / f"{pod.name}-{name}.log",
         {"PATH": os.environ["PATH"]},
     )
@@ -134,7 +135,7 @@ def _script(
 ) -> str:
     """Builds the root file system in a mount namespace, goes there, and becomes the command."""
     root = directory / f"root-{pod.name}-{container['name']}"
-    root.mkdir()
+    root.mkdir(exist_ok=True)  # it is there when the container starts again
     context = {**pod.spec.get("securityContext", {}), **container.get("securityContext", {})}
     lines = ["set -e", f"mount -t tmpfs -o mode=755 none {root}", f"cd {root}"]
     for name in _SYSTEM:
@@ -143,18 +144,25 @@ def _script(
         else:
             lines.append(f"mkdir {name} && mount --rbind /{name} {name}")
     # A copy: the folders of ConfigMaps may lie in it.
-    lines += ["mount -o remount,bind,ro usr", "cp -a /etc etc", "mkdir tmp run var home", "ln -s /run var/run", "chmod 1777 tmp"]
+    lines += [
+        "mount -o remount,bind,ro usr",
+        "cp -a /etc etc",
+        "mkdir tmp run var home",
+        "ln -s /run var/run",
+        "chmod 1777 tmp",
+    ]
     lines.append("mount -t tmpfs -o mode=755 none usr/local/bin")
     lines += [f"cp {shlex.quote(str(path))} usr/local/bin/" for path in image.commands]
     lines += [f"mount --bind {pod.hosts} etc/hosts"]
-    for folder in image.folders:
-        lines += [f"mkdir -p .{folder} && mount --bind {folder} .{folder}"]
     for mount in container.get("volumeMounts", []):
         source = pod.volumes[mount["name"]]
         target = re.sub(r"^/var/run/", "/run/", mount["mountPath"])
         lines += [f"mkdir -p .{target} && mount --bind {source} .{target}"]
         if mount.get("readOnly"):
             lines.append(f"mount -o remount,bind,ro .{target}")
+    # After the volumes, as what is installed here may lie where one is mounted.
+    for folder in image.folders:
+        lines += [f"mkdir -p .{folder} && mount --bind {folder} .{folder}"]
     if context.get("readOnlyRootFilesystem"):
         read_only = ["", "/usr/local/bin", *(str(folder) for folder in image.folders)]
         lines += [f"mount -o remount,bind,ro .{path}" for path in reversed(read_only)]

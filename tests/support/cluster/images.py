@@ -25,7 +25,7 @@ def ours() -> Image:
         environment["PYTHONPATH"] = os.environ["PYTHONPATH"]
     return Image(
         [ROOT / "entrypoint.sh", ROOT / "multinode.sh"],
-        sorted(folders),
+        sorted(each for each in folders if not any(other in each.parents for other in folders)),
         environment,
         [f"{BIN}/entrypoint.sh"],
     )

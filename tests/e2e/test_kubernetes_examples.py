@@ -1,0 +1,103 @@
+"""Examples of the manifests, started: what KServe makes of them, run as the kubelet runs it.
+
+The real entry point with the merged command, args and environment, under the containers' user,
+volumes and memory limits, with the overlay's Redis; on the CPU, with the small model in place of
+each example's. ``EXAMPLES=all`` starts every example, ``EXAMPLES=NAME,NAME`` some.
+"""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.packaging.manifests import (
+    GUIDE,
+    RUNTIMES,
+    example,
+    examples,
+    kustomize,
+    load,
+    render,
+)
+from tests.support.cluster import Cluster
+from tests.support.cluster.deployment import (
+    RUNTIME_KINDS,
+    SECRETS,
+    hub_cache,
+    of_kind,
+    preflight,
+    start_replica,
+    start_store,
+    wait_until_ready,
+)
+from tests.support.metrics import samples
+from tests.support.models import adapter
+from tests.support.server import MODEL, cached_tokens, long_prompt
+
+# The overlay that everyone tries first: preflight, runtime, Redis, two replicas.
+DEFAULT = "local"
+MANY_NODES = {"multinode"}  # test_kubernetes_multinode.py
+ALL = ["local", "guide", *sorted({path.stem for path in examples()} - MANY_NODES)]
+# What a request says beside its prompt, and how it must be answered where another's would not be.
+MODELS = {"guide": "llama3", "lora": "sql"}
+TENANT = {"tenants": {"X-Tenant-Id": "one"}}
+
+
+def _chosen() -> list[str]:
+    wanted = os.environ.get("EXAMPLES", DEFAULT)
+    return ALL if wanted == "all" else wanted.split(",")
+
+
+def _documents(name: str) -> list[dict[str, Any]]:
+    if name == "local":
+        return load(render(RUNTIMES / "overlays" / "local"))
+    if name == "guide":
+        return load(render(RUNTIMES)) + load(render(GUIDE))
+    return load(kustomize([RUNTIMES / "base", example(name)], ["redis"]))
+
+
+@pytest.mark.parametrize("name", _chosen())
+def test_the_second_replica_takes_what_the_first_computed(name: str, tmp_path: Path) -> None:
+    claims = {"adapters": tmp_path / "adapters"}
+    if name == "lora":
+        claims["adapters"].mkdir()
+        for seed, each in enumerate(("sql", "support")):
+            adapter(claims["adapters"] / each, seed)
+    if name == "model-id":
+        hub_cache(tmp_path, "meta-llama/Llama-3.2-1B-Instruct", MODEL)
+    applied, headers = _documents(name), TENANT.get(name, {})
+    with Cluster.up(tmp_path, applied, SECRETS, MODEL, claims) as cluster:
+        (service,) = of_kind(applied, "InferenceService")
+        _, store = start_store(cluster)
+        if "initContainers" in service["spec"]["predictor"]:
+            checked = preflight(cluster, service, "preflight")
+            assert checked.process.wait(60) == 0, checked.process.output()
+        first, second = (
+            start_replica(cluster, service, f"replica-{number}", MODELS.get(name))
+            for number in (0, 1)
+        )
+        for replica in (first, second):
+            wait_until_ready(replica)
+        prompt = long_prompt(name, words=960)
+        stored = first.chat(prompt, extra_headers=headers)
+        assert cached_tokens(stored) == 0
+        first.process.wait_until(lambda: len(store.chunks()) >= 4, seconds=20)
+        loaded = second.chat(prompt, extra_headers=headers)
+        assert stored.usage is not None
+        total, cached = stored.usage.prompt_tokens, cached_tokens(loaded)
+        print(f"{name}: {cached} of {total} tokens from the first replica")
+        assert total > 1024
+        assert cached >= 1024
+        if headers:
+            assert cached_tokens(second.chat(prompt, extra_headers={"X-Tenant-Id": "two"})) == 0
+        if name == DEFAULT:
+            assert samples(second.url)["vllm:external_prefix_cache_hits_total"] >= 1024
+            (tmp_path / "metrics.txt").write_text("\n".join(sorted(samples(second.url))))
+
+
+def test_every_example_is_named() -> None:
+    assert set(_chosen()) <= set(ALL)
+    assert {document["kind"] for document in _documents(DEFAULT)} & set(RUNTIME_KINDS)

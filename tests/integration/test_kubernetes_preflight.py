@@ -1,0 +1,43 @@
+"""The preflight container, run as the kubelet runs it: user, volumes, memory limit and all."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+from tests.packaging.manifests import documents
+from tests.support.cluster import Cluster
+from tests.support.cluster.deployment import SECRETS, of_kind, preflight, start_store
+
+SECONDS = 60
+
+
+def _preflight(cluster: Cluster, name: str) -> tuple[int, str]:
+    (service,) = of_kind(cluster.documents, "InferenceService")
+    running = preflight(cluster, service, name)
+    return running.process.wait(SECONDS), running.process.output()
+
+
+def _line(output: str, name: str) -> str:
+    (line,) = (line for line in output.splitlines() if re.match(rf"\w+ +{name} ", line))
+    return re.sub(r" +", " ", line)
+
+
+def test_preflight_lets_a_pod_start_or_says_why_not(tmp_path: Path) -> None:
+    with Cluster.up(tmp_path, documents("overlay local"), SECRETS) as cluster:
+        _, store = start_store(cluster)
+        code, output = _preflight(cluster, "healthy")
+        assert code == 0, output
+        assert "of 2.0 GiB, the container's limit" in _line(output, "memory")
+        assert "allkeys-lru" in _line(output, "remote memory")
+        assert "by password" in _line(output, "remote login")
+
+        cluster.secrets = {"lmcache-remote": {"password": "of yesterday"}}
+        code, output = _preflight(cluster, "another-password")
+        assert code == 1
+        assert _line(output, "remote login").startswith("FAIL remote login lmcache-remote:6379")
+
+        store.kill()
+        code, output = _preflight(cluster, "no-store")
+        assert code == 1
+        assert "lmcache-remote:6379 refuses the connection" in _line(output, "remote connection")
