@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from kserve_lmcache.kv_size import bytes_per_token
+
 if TYPE_CHECKING:
     from vllm.config import VllmConfig
 
@@ -34,6 +36,15 @@ class EngineShape:
         """Bytes of the longest request's KV in one worker."""
         return self.kv_bytes_per_token * self.max_model_len
 
+    def holds(self, size: float) -> str:
+        """What a token takes, and what ``size`` bytes of one worker's local tier hold."""
+        each = f" in each of {self.workers} workers" if self.workers > 1 else ""
+        return (
+            f"The KV of one token is {self.kv_bytes_per_token} bytes{each}: the local tier holds "
+            f"{int(size / self.kv_bytes_per_token)} tokens, and a request has up to "
+            f"{self.max_model_len}"
+        )
+
 
 def shape_of(config: VllmConfig) -> EngineShape:
     """The shape of an engine that is configured and need not run yet."""
@@ -41,13 +52,18 @@ def shape_of(config: VllmConfig) -> EngineShape:
 
     model, parallel = config.model_config, config.parallel_config
     dtype = get_kv_cache_torch_dtype(config.cache_config.cache_dtype, model.dtype)
-    tensors = 1 if model.use_mla else 2  # K and V, or one latent vector
-    elements = model.get_num_kv_heads(parallel) * model.get_head_size()
+    token = bytes_per_token(
+        layers=model.get_num_layers(parallel),
+        kv_heads=model.get_num_kv_heads(parallel),
+        head_size=model.get_head_size(),
+        element_bytes=dtype.itemsize,
+        latent=model.use_mla,
+    )
     return EngineShape(
         device=str(config.device_config.device_type),
         workers=parallel.world_size,
         block_size=config.cache_config.block_size,
-        kv_bytes_per_token=tensors * model.get_num_layers(parallel) * elements * dtype.itemsize,
+        kv_bytes_per_token=token,
         max_model_len=model.max_model_len,
         max_num_seqs=config.scheduler_config.max_num_seqs,
     )

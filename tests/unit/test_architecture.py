@@ -77,7 +77,7 @@ LAYERS = (
     ("doctor", "remote.redis_client"),
     ("config", "settings", "engine_shape", "environment", "remote.address", "resources"),
     ("metrics.table",),
-    ("metrics", "remote.store"),
+    ("metrics", "kv_size", "remote.store"),
     ("remote.envelope", "remote.limits", "remote.rdma"),
     ("remote",),
     ("errors",),

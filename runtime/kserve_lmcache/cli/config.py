@@ -41,8 +41,11 @@ def run(argv: Sequence[str]) -> str:
     own, rest = parser.parse_known_args(argv)
     args = parse_arguments(rest)
     configuration = resolve_configuration(args, os.environ)
-    complete(configuration, _shape(args) if configuration.get("offload") else None)
+    shape = _shape(args) if configuration.get("offload") else None
+    complete(configuration, shape)
     configuration.check()
+    if shape:
+        configuration.notes.append(shape.holds(configuration.get("max_local_cpu_size") * 2**30))
     if own.explain:
         return explain(configuration, own.explain)
     if own.json:
