@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import re
 from typing import Any
 
 import helm_python
 import pytest
 
 from tests.packaging import helm, schemas
-from tests.packaging.manifests import documents
+from tests.packaging.manifests import ROOT, documents
 from tests.packaging.pods import Document, label
 from tests.packaging.rules import check
 
@@ -57,6 +58,13 @@ def test_rules_and_schemas_find_nothing(name: str) -> None:
 @each
 def test_helm_lint_is_content(name: str) -> None:
     assert helm.complaints(SAME[name]) == []
+
+
+def test_the_charts_version_is_the_packages() -> None:
+    version = re.search(r'^version = "(.+)"$', (ROOT / "pyproject.toml").read_text(), re.MULTILINE)
+    assert version
+    with helm_python.Chart.load(helm.CHART) as chart:
+        assert chart.metadata["version"] == chart.metadata["appVersion"] == version[1]
 
 
 def test_every_value_reaches_an_object() -> None:

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import contextlib
+import importlib.metadata
 import re
 from pathlib import Path
 
@@ -78,6 +80,36 @@ def test_image_starts_by_the_entry_point(image: str) -> None:
     assert stage.last("CMD") is None
 
 
+def test_the_runtime_brings_what_many_nodes_start_by() -> None:
+    copied = ("COPY", "--chmod=0755 multinode.sh /usr/local/bin/multinode.sh")
+    assert copied in _stage("runtime").instructions
+
+
+def test_the_list_of_components_is_made_of_what_is_copied() -> None:
+    assert _stage("sbom").base == "builder"
+    (command,) = (a for name, a in _stage("sbom").instructions if name == "RUN")
+    assert command.endswith("/opt/venv/bin/python3")
+    copied = {a.split()[0]: a.split()[1] for _, a in _from_stages("runtime")}
+    assert copied == {
+        "--from=builder": "/opt/venv",
+        "--from=sbom": "/kserve-lmcache.cdx.json",
+    }
+
+
+def test_the_packages_of_the_cpu_image_are_within_its_budget() -> None:
+    budget = re.search(r"(\d+) GB for the CPU", DOCKERFILE.read_text())
+    assert budget
+    total = 0
+    for name in [*re.findall(r"^([\w.-]+)==", _lock("cpu"), re.MULTILINE), "torch"]:
+        with contextlib.suppress(importlib.metadata.PackageNotFoundError):
+            files = importlib.metadata.files(name) or []
+            places = (Path(str(file.locate())) for file in files)
+            total += sum(place.stat().st_size for place in places if place.is_file())
+    assert total > 10**9  # they are installed here
+    # The system below them takes some 0.5 GB with the compiler.
+    assert total + 0.5e9 < int(budget[1]) * 1e9
+
+
 def test_the_runtime_is_the_default_target() -> None:
     assert _stages()[-1].name == "runtime"
 
@@ -110,6 +142,14 @@ def test_every_install_takes_what_it_names_and_nothing_else() -> None:
     ]
     assert installs
     assert [command for command in installs if "--no-deps" not in command] == []
+
+
+def _lock(name: str) -> str:
+    return (ROOT / "requirements" / f"{name}.txt").read_text()
+
+
+def _from_stages(image: str) -> list[tuple[str, str]]:
+    return [each for each in _stage(image).instructions if each[1].startswith("--from=")]
 
 
 def _stages() -> list[Stage]:

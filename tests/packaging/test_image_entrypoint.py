@@ -3,14 +3,27 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
+import pytest
+
 from tests.packaging.manifests import ROOT
 from tests.packaging.tools import run
 
 ENTRYPOINT = ROOT / "entrypoint.sh"
+MULTINODE = ROOT / "multinode.sh"
+IN_PODS = sorted((ROOT / "servingruntime").rglob("*.sh"))
 
 
-def test_shellcheck_is_content() -> None:
-    assert run("shellcheck", "--enable=quote-safe-variables", str(ENTRYPOINT)) == ""
+@pytest.mark.parametrize("script", [ENTRYPOINT, MULTINODE, *IN_PODS], ids=lambda path: path.name)
+def test_shellcheck_is_content(script: Path) -> None:
+    assert run("shellcheck", "--enable=quote-safe-variables", str(script)) == ""
+
+
+def test_many_nodes_have_the_entry_points_environment() -> None:
+    def exported(script: Path) -> set[str]:
+        lines = (line.strip() for line in script.read_text().splitlines())
+        return {line for line in lines if line.startswith("export ") and ":-" in line}
+
+    assert exported(ENTRYPOINT) == exported(MULTINODE)
 
 
 def test_shellcheck_finds_a_planted_fault(tmp_path: Path) -> None:
