@@ -25,6 +25,8 @@ def _line(output: str, name: str) -> str:
 
 def test_preflight_lets_a_pod_start_or_says_why_not(tmp_path: Path) -> None:
     with Cluster.up(tmp_path, documents("overlay local"), SECRETS) as cluster:
+        (config,) = (d for d in cluster.documents if d["metadata"]["name"] == "lmcache-config")
+        config["data"]["lmcache_config.yaml"] += "max_local_cpu_size: 8\n"  # the server's, not its
         _, store = start_store(cluster)
         code, output = _preflight(cluster, "healthy")
         assert code == 0, output
