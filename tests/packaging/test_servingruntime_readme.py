@@ -31,7 +31,7 @@ def test_every_link_and_path_is_there() -> None:
     links = re.findall(r"\]\(([\w./-]+)\)", README)
     assert len(links) > 20
     assert [link for link in links if not (RUNTIMES / link).exists()] == []
-    folders = re.findall(r"-k (servingruntime[\w./-]*\w)", README)
+    folders = re.findall(r"-k (servingruntime[\w./-]*\w|servingruntime)", README)
     assert len(folders) > 3
     assert [f for f in folders if not (ROOT / f / "kustomization.yaml").exists()] == []
 
