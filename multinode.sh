@@ -11,6 +11,8 @@ export DO_NOT_TRACK="${DO_NOT_TRACK:-1}"
 export VLLM_NO_USAGE_STATS="${VLLM_NO_USAGE_STATS:-1}"
 export RAY_USAGE_STATS_ENABLED=0
 export VLLM_HOST_IP="$POD_IP"
+# How long a node goes on without its head, in seconds.
+export RAY_gcs_rpc_server_reconnect_timeout_s=20
 
 gcs_port=6379
 role="$1"
@@ -26,8 +28,8 @@ head)
     ;;
 worker)
     head="$HEAD_SVC.$POD_NAMESPACE.svc:$gcs_port"
-    until ray health-check --address="$head" >/dev/null 2>&1; do
-        echo "Waiting for Ray's head at $head"
+    echo "Waiting for Ray's head at $head"
+    until timeout 20 ray health-check --address="$head" >/dev/null 2>&1; do
         sleep 3
     done
     # Ends when the head does, so that the pod starts again and joins the next one.

@@ -8,12 +8,14 @@ each example's. ``EXAMPLES=all`` starts every example, ``EXAMPLES=NAME,NAME`` so
 from __future__ import annotations
 
 import os
+import re
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from tests.packaging.manifests import (
+    COMPONENTS,
     GUIDE,
     RUNTIMES,
     example,
@@ -94,8 +96,21 @@ def test_the_second_replica_takes_what_the_first_computed(name: str, tmp_path: P
         if headers:
             assert cached_tokens(second.chat(prompt, extra_headers={"X-Tenant-Id": "two"})) == 0
         if name == DEFAULT:
-            assert samples(second.url)["vllm:external_prefix_cache_hits_total"] >= 1024
-            (tmp_path / "metrics.txt").write_text("\n".join(sorted(samples(second.url))))
+            found = samples(second.url)
+            assert found["vllm:external_prefix_cache_hits_total"] >= 1024
+            # What dashboard, alerts and autoscaling ask for.
+            assert len(_asked_metrics()) > 8
+            assert _asked_metrics() - set(found) == set()
+
+
+def _asked_metrics() -> set[str]:
+    """The names of metrics in the components for monitoring and autoscaling."""
+    texts = [
+        path.read_text()
+        for name in ("monitoring", "autoscaling")
+        for path in (COMPONENTS / name).iterdir()
+    ]
+    return set(re.findall(r"\b((?:vllm|lmcache):[a-z_0-9]+)", "\n".join(texts)))
 
 
 def test_every_example_is_named() -> None:

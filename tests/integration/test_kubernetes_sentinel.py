@@ -14,6 +14,7 @@ from tests.support.cluster import Cluster, Pod, Running, images
 from tests.support.cluster.deployment import (
     PASSWORD,
     SECRETS,
+    inner_pid,
     of_kind,
     preflight,
     start_redis,
@@ -103,6 +104,6 @@ def test_the_password_is_in_no_command_line(tmp_path: Path) -> None:
         (workload,) = of_kind(cluster.documents, "StatefulSet")
         pod = cluster.pod("lmcache-remote-0", workload["spec"]["template"]["spec"])
         store = start_redis(cluster, pod)
-        words = Path(f"/proc/{store.own_process().pid}/cmdline").read_text()
+        words = Path(f"/proc/{inner_pid(store)}/cmdline").read_text()
         assert "redis-server" in words
         assert PASSWORD not in words

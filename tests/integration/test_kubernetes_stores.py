@@ -10,7 +10,7 @@ import redis
 
 from tests.packaging.manifests import documents
 from tests.support.cluster import Cluster, images
-from tests.support.cluster.deployment import PASSWORD, SECRETS, start_store
+from tests.support.cluster.deployment import PASSWORD, SECRETS, inner_pid, start_store
 from tests.support.stores.binaries import script
 
 GIB = 2**30
@@ -31,8 +31,9 @@ def test_store_runs_as_the_manifest_says(name: str, tmp_path: Path) -> None:
         assert info["maxmemory"] == 4 * GIB
         with pytest.raises(redis.AuthenticationError):
             redis.Redis(store.host, password=PASSWORD + " ").ping()
-        (uid,) = {line.split()[1] for line in _status(store.own_process().pid, "Uid")}
-        (capabilities,) = {line.split()[1] for line in _status(store.own_process().pid, "CapBnd")}
+        pid = inner_pid(store)
+        (uid,) = {line.split()[1] for line in _status(pid, "Uid")}
+        (capabilities,) = {line.split()[1] for line in _status(pid, "CapBnd")}
         assert (uid, int(capabilities, 16)) == ("999", 0)
         # The probe: whatever it answers, it answers.
         probe = [script("redis-cli"), "-h", store.host, "ping"]

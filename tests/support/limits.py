@@ -6,6 +6,7 @@ import itertools
 import os
 import shutil
 import subprocess
+import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -31,8 +32,10 @@ def limited(memory: int) -> Iterator[Sequence[str]]:
     group = _make_group(memory)
     scope = ["systemd-run", "--quiet", "--user", "--scope", f"--property=MemoryMax={memory}"]
     if group is not None:
-        yield ["sh", "-c", f'echo $$ > {group}/cgroup.procs && exec "$@"', "sh"]
-        group.rmdir()
+        try:
+            yield ["sh", "-c", f'echo $$ > {group}/cgroup.procs && exec "$@"', "sh"]
+        finally:
+            _remove(group)
     elif shutil.which(scope[0]) and subprocess.run([*scope, "true"], check=False).returncode == 0:
         yield scope
     else:
@@ -51,3 +54,11 @@ def _make_group(memory: int) -> Path | None:
     except OSError:  # not ours to make
         return None
     return group
+
+
+def _remove(group: Path) -> None:
+    """Remove a group; its last processes may be about to end."""
+    deadline = time.monotonic() + 10
+    while (group / "cgroup.procs").read_text() and time.monotonic() < deadline:
+        time.sleep(0.05)
+    group.rmdir()

@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import re
 import shlex
+import signal
+import subprocess
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import psutil
+
 from tests.support.processes import Process
 
-_SYSTEM = ("usr", "bin", "sbin", "lib", "lib64", "proc", "sys", "dev")
+_SYSTEM = ("usr", "bin", "sbin", "lib", "lib64", "sys", "dev")
 _REFERENCE = re.compile(r"\$\$|\$\((\w+)\)")
 _UNITS = {"Ki": 2**10, "Mi": 2**20, "Gi": 2**30, "Ti": 2**40, "k": 10**3, "M": 10**6, "G": 10**9}
 BIN = "/usr/local/bin"
@@ -92,12 +97,37 @@ class Pod:
         return self.secrets[reference["name"]][reference["key"]]
 
 
+class ContainerProcess(Process):
+    """Process 1 of a process namespace, and whatever is left in it when that ends."""
+
+    @property
+    def inner(self) -> psutil.Process:
+        """Process 1, as this machine sees it."""
+        (first,) = psutil.Process(self.pid).children()
+        return first
+
+    def signal(self, number: signal.Signals) -> None:
+        self.inner.send_signal(number)
+
+    def stop(self, seconds: float = 30) -> None:
+        """As the kubelet does it: SIGTERM, and SIGKILL after a grace period."""
+        if self._popen.poll() is not None:
+            return
+        with contextlib.suppress(psutil.NoSuchProcess, ValueError):  # it is ending
+            self.signal(signal.SIGTERM)
+        try:
+            self._popen.wait(seconds)
+        except subprocess.TimeoutExpired:
+            self._popen.kill()  # and with it the namespace and all that is in it
+            self._popen.wait()
+
+
 @dataclass(frozen=True)
 class Running:
     """A container's process."""
 
     pod: Pod
-    process: Process
+    process: ContainerProcess
     environment: Mapping[str, str]
     command: Sequence[str]
 
@@ -115,10 +145,10 @@ def start(
     environment, command = pod.environment(container, image), pod.command(container, image)
     script = directory / f"{pod.name}-{name}.sh"
     script.write_text(_script(pod, container, image, directory, environment, command))
-    unshare = ("unshare", "--mount", "--propagation=private", "sh", str(script))
-    process = Process(
+    unshare = ("unshare", "--mount", "--propagation=private", "--pid", "--fork", "--kill-child")
+    process = ContainerProcess(
         # Not "ip netns exec", which hides the control groups.
-        [*prefix, "nsenter", f"--net=/run/netns/{pod.namespace}", *unshare],
+        [*prefix, "nsenter", f"--net=/run/netns/{pod.namespace}", *unshare, "sh", str(script)],
         directory / f"{pod.name}-{name}.log",
         {"PATH": os.environ["PATH"]},
     )
@@ -143,6 +173,7 @@ def _script(
             lines.append(f"ln -s {Path('/', name).readlink()} {name}")
         else:
             lines.append(f"mkdir {name} && mount --rbind /{name} {name}")
+    lines.append("mkdir proc && mount -t proc proc proc")
     # A copy: the folders of ConfigMaps may lie in it.
     lines += [
         "mount -o remount,bind,ro usr",

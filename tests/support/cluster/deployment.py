@@ -8,7 +8,7 @@ from typing import Any
 
 from tests.support.cluster import images, kserve
 from tests.support.cluster.cluster import Cluster
-from tests.support.cluster.container import Pod, Running
+from tests.support.cluster.container import ContainerProcess, Pod, Running
 from tests.support.server import START_SECONDS, Server
 from tests.support.stores import Store
 
@@ -41,6 +41,13 @@ def start_redis(cluster: Cluster, pod: Pod, memory: str | None = None) -> Store:
     store = Store(pod.address, 6379, running.process, password=PASSWORD)
     store.wait_until_it_answers()
     return store
+
+
+def inner_pid(store: Store) -> int:
+    """The server's process, as this machine sees it."""
+    process = store.own_process()
+    assert isinstance(process, ContainerProcess)
+    return process.inner.pid
 
 
 def preflight(cluster: Cluster, service: Document, name: str) -> Running:
