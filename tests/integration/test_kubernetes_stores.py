@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import socket
 import subprocess
 from pathlib import Path
 
@@ -10,7 +11,14 @@ import redis
 
 from tests.packaging.manifests import documents
 from tests.support.cluster import Cluster, images
-from tests.support.cluster.deployment import PASSWORD, SECRETS, inner_pid, start_store
+from tests.support.cluster.deployment import (
+    PASSWORD,
+    SECRETS,
+    inner_pid,
+    of_kind,
+    preflight,
+    start_store,
+)
 from tests.support.stores.binaries import script
 
 GIB = 2**30
@@ -49,6 +57,27 @@ def test_store_without_a_password_does_not_start(tmp_path: Path) -> None:
         running = cluster.start(pod, "store", images.redis())
         assert running.process.wait(10) == 1
         assert "The key password of the Secret lmcache-remote is empty" in running.process.output()
+
+
+def test_lmcache_server_is_found_by_a_preflight(tmp_path: Path) -> None:
+    with Cluster.up(tmp_path, documents("all with lmcache-server")) as cluster:
+        (workload,) = of_kind(cluster.documents, "StatefulSet")
+        (service,) = of_kind(cluster.documents, "InferenceService")
+        template = workload["spec"]["template"]["spec"]
+        pod = cluster.pod("lmcache-remote-0", template, "lmcache-remote")
+        server = cluster.start(pod, "store", images.ours())
+        server.process.wait_until(lambda: _opens(pod.address, 65432), 60)
+        checked = preflight(cluster, service, "preflight")
+        assert checked.process.wait(60) == 0, checked.process.output()
+        assert "LMCache's server answers lookups" in checked.process.output()
+
+
+def _opens(host: str, port: int) -> bool:
+    try:
+        with socket.create_connection((host, port), timeout=1):
+            return True
+    except OSError:
+        return False
 
 
 def _status(pid: int, field: str) -> list[str]:

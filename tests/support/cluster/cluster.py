@@ -83,7 +83,9 @@ class Cluster:
         limit = quantity(memory or limits["memory"])
         prefix = self._stack.enter_context(limited(limit))
         running = start(pod, container, image, self.directory, prefix)
-        self._stack.callback(running.process.stop)
+        self._stack.callback(
+            running.process.stop, pod.spec.get("terminationGracePeriodSeconds", 30)
+        )
         return running
 
     def _volume(self, pod: str, volume: Mapping[str, Any]) -> Path:

@@ -118,7 +118,7 @@ class ContainerProcess(Process):
         try:
             self._popen.wait(seconds)
         except subprocess.TimeoutExpired:
-            self._popen.kill()  # and with it the namespace and all that is in it
+            self.inner.kill()  # and with it all that is in its namespace
             self._popen.wait()
 
 
@@ -145,7 +145,7 @@ def start(
     environment, command = pod.environment(container, image), pod.command(container, image)
     script = directory / f"{pod.name}-{name}.sh"
     script.write_text(_script(pod, container, image, directory, environment, command))
-    unshare = ("unshare", "--mount", "--propagation=private", "--pid", "--fork", "--kill-child")
+    unshare = ("unshare", "--mount", "--propagation=private", "--pid", "--fork")
     process = ContainerProcess(
         # Not "ip netns exec", which hides the control groups.
         [*prefix, "nsenter", f"--net=/run/netns/{pod.namespace}", *unshare, "sh", str(script)],
