@@ -1,0 +1,44 @@
+"""Three workers of one engine: SmolLM2 has three KV heads, one for each."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+from tests.support import engines
+from tests.support.architectures import random_prompt
+from tests.support.engines import Job
+from tests.support.models import first_layers
+from tests.support.stores import Store
+
+WORKERS, BLOCK, CHUNK, CHUNKS = 3, 32, 64, 4
+FLAGS = (
+    f"--tensor-parallel-size={WORKERS}",
+    "--max-model-len=512",
+    f"--block-size={BLOCK}",
+    "--kv-cache-memory-bytes=64M",
+)
+
+
+def test_each_worker_stores_and_loads_its_own_part(tmp_path: Path, redis_store: Store) -> None:
+    variables = {
+        "LMCACHE_CHUNK_SIZE": str(CHUNK),
+        "LMCACHE_MAX_LOCAL_CPU_SIZE": "0.1",
+        "LMCACHE_REMOTE_URL": redis_store.url,
+        "LMCACHE_REMOTE_LOOKUP_TIMEOUT": "5",  # three workers on two cores
+        "LMCACHE_REMOTE_LOAD_TIMEOUT": "20",
+        # By itself vLLM wants a NUMA node for each worker.
+        "VLLM_CPU_OMP_THREADS_BIND": "0|1|0",
+    }
+    prompt = random_prompt("parallel", CHUNKS * CHUNK + 10)
+    # Few layers: the same engine and cache, sooner done.
+    job = Job(str(first_layers(tmp_path / "model", 2)), FLAGS, variables, [[prompt]], generate=16)
+    computed, loaded = engines.run([job, job], tmp_path)
+    for outcome in (computed, loaded):
+        assert not outcome.error, outcome.error
+    (first,), (second,) = computed.rounds[0], loaded.rounds[0]
+    assert (first.cached, second.cached) == (0, CHUNKS * CHUNK)
+    assert second.tokens == first.tokens
+    keys = [re.search(r"@(\d+)@(\d+)@", key.decode()) for key in redis_store.chunks()]
+    ranks = [(match[1], match[2]) for match in keys if match]
+    assert sorted(ranks) == sorted([(str(WORKERS), str(rank)) for rank in range(WORKERS)] * CHUNKS)
