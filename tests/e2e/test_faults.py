@@ -22,10 +22,10 @@ NAMES = [name for _, calls in CALLS.values() for name in calls]
 # A cached prefix changes the shape in which the rest is computed, and with it the rounding: too
 # little in float32 to turn a tie between two tokens.
 EXACT = "--dtype=float32"
-# Nothing here needs more layers.
-LAYERS = 3
-# Of vLLM's own cache, room for one of the prompts: the others come from LMCache (4.6 KB a token).
-SMALL_CACHE = ("--max-model-len=1024", "--kv-cache-memory-bytes=6M")
+# Enough to give different answers to different prompts.
+LAYERS = 8
+# Of vLLM's own cache, room for one of the prompts: the others come from LMCache (12 KB a token).
+SMALL_CACHE = ("--max-model-len=1024", "--kv-cache-memory-bytes=16M")
 CHUNK = 256
 SEEDS = ("first", "second", "third")
 
