@@ -48,6 +48,13 @@ $(VENV)/.locked-%: requirements/%.txt pyproject.toml | $(BIN)/python
 	@$(PIP) install --no-deps --no-build-isolation --editable .
 	@touch $@
 
+# What the tests take from Debian: a browser, Prometheus, one more Redis (7.0, which has TLS).
+$(VENV)/.debian: requirements/debian.txt | $(BIN)/python
+	@dpkg --status $$(cat $<) > /dev/null 2>&1 \
+		|| { apt-get -qq update && apt-get -qq install --yes --no-install-recommends $$(cat $<); } \
+		|| { echo "Install what $< names: the tests need it" >&2; exit 1; }
+	@touch $@
+
 install: $(VENV)/.torch-$(DEVICE) $(SERVE_LOCK)
 
 # The test lock holds everything that the CPU lock does.
@@ -69,7 +76,7 @@ lint: install-test
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
-test: lint
+test: lint $(VENV)/.debian
 	@test -f $(DEMO_MODEL)/config.json || $(BIN)/python -m kserve_lmcache demo-model $(DEMO_MODEL)
 	$(BIN)/pytest $(PYTEST_ARGS)
 
