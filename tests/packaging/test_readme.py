@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 
 from kserve_lmcache.config.resolve import DEFAULTS
+from kserve_lmcache.metrics.table import TABLE
 from kserve_lmcache.settings import SETTINGS
 from tests.packaging.manifests import ROOT
 
@@ -52,3 +53,9 @@ def test_the_version_table_is_the_locks() -> None:
         version = re.search(rf"^{name}==(\S+)", text, re.MULTILINE)
         assert version is not None
         assert version[1] in README
+
+
+def test_every_metric_in_the_table_is_counted() -> None:
+    named = {name for cell in rows("Metric") for name in re.findall(r"`(\w+)`", cell)}
+    assert len(named) > 15
+    assert named <= {row.name for row in TABLE}
