@@ -8,6 +8,8 @@ from collections.abc import Callable
 
 import pytest
 
+
+from kserve_lmcache.remote import breaker as breaker_module
 from kserve_lmcache.remote import pace as pace_module
 from kserve_lmcache.remote.breaker import Breaker
 from kserve_lmcache.remote.counters import Counters
@@ -213,6 +215,19 @@ def test_one_probe_at_a_time_and_more_rarely_with_time() -> None:
     for pause, longest in zip(pauses, (0.1, 0.2, 0.4, 0.8), strict=True):
         assert pause >= longest / 2
     assert line.begun[1] - began < 1
+
+
+def test_a_store_that_nobody_asks_is_looked_at(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(breaker_module, "_IDLE", 0.05)
+    line = Line()
+    breaker = line.breaker()
+    until(lambda: breaker.is_closed)
+    line.answers = False
+    until(lambda: not breaker.is_closed)
+    assert "opened: nobody there" in line.said
+    line.answers = True
+    until(lambda: breaker.is_closed)
+    breaker.stop()
 
 
 class Clock:

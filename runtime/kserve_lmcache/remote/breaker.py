@@ -19,6 +19,9 @@ SLOW = 0.8  # of the time that a call may take
 
 _FIRST_PAUSE = 0.1  # seconds between probes, doubled each time
 _LONGEST_PAUSE = 2.0
+# Seconds without a call, after which the store is probed although it is not given up: a server that
+# nobody asks anything must not call a store that is gone well.
+_IDLE = 10.0
 # Seconds; a store that is lost sooner after it came is not probed at once, and ever more rarely.
 _STEADY = 10.0
 
@@ -51,6 +54,7 @@ class Breaker:
         self._closed = False
         self._since = time.time()
         self._stopping = False
+        self._last_call = time.monotonic()
         self._failures: Counter[str] = Counter()
         self._slow: deque[bool] = deque(maxlen=_WINDOW)
         self._thread = threading.Thread(target=self._run, name="remote-probe", daemon=True)
@@ -76,6 +80,7 @@ class Breaker:
         """
         with self._lock:
             self._failures[kind] = 0
+            self._last_call = time.monotonic()
         if share is not None:
             self._note(share > SLOW, f"most answers take over {SLOW:.0%} of the time they may take")
 
@@ -83,6 +88,7 @@ class Breaker:
         """A call failed or was too late."""
         with self._lock:
             self._failures[kind] += 1
+            self._last_call = time.monotonic()
         self._note(True, f"{kind}: {reason}")
 
     def wait_closed(self, seconds: float) -> bool:
@@ -132,9 +138,24 @@ class Breaker:
 
     def _wait_open(self) -> bool:
         """Wait until the store is given up; whether it is to be probed then."""
-        with self._changed:
-            self._changed.wait_for(lambda: self._stopping or not self._closed)
-            return not self._stopping
+        while True:
+            with self._changed:
+                self._changed.wait_for(lambda: self._stopping or not self._closed, _IDLE)
+                if self._stopping or not self._closed:
+                    return not self._stopping
+                idle = time.monotonic() - self._last_call >= _IDLE
+            if idle:
+                self._look_at_idle()
+
+    def _look_at_idle(self) -> None:
+        try:
+            self._probe()
+        except Exception as error:
+            with self._changed:
+                if not self._closed:
+                    return
+                self._turn(closed=False)
+            self._on_open(str(error))
 
     def _answers(self) -> bool:
         """Probe; also true when nobody wants to know any more."""

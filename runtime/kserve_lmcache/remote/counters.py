@@ -28,6 +28,8 @@ class Counters:
         self._tier = tier
         self._lock = threading.Lock()
         self._counts = dict.fromkeys(NAMES, 0)
+        for name in NAMES:  # what never happened is 0, and not unknown
+            metric(name + _TOTAL, tier=tier)
 
     def add(self, name: str, count: int = 1) -> None:
         """Count ``count`` more.

@@ -72,6 +72,7 @@ def _tiers(watch: Watch) -> list[dict[str, Any]]:
         "breaker": None,
         "capacity_bytes": gauges.get("local_cpu_capacity_bytes"),
         "used_bytes": gauges.get("local_cpu_used_bytes"),
+        **dict.fromkeys(_TOTALS),
     }
     others = [_tier(name, reports) for name, reports in watch.tiers().items()]
     return [
