@@ -1,4 +1,4 @@
-"""What this container may use: memory and CPU cores.
+"""What this container may use: memory, CPU cores, directories.
 
 Read from cgroup v2 (https://docs.kernel.org/admin-guide/cgroup-v2.html: ``memory.max``,
 ``cpu.max``) or v1 (``memory.limit_in_bytes``, ``cpu.cfs_quota_us``), else the machine.
@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import resource
+import tempfile
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -52,6 +53,23 @@ def cpu_cores(root: Path = Path("/")) -> tuple[list[int], str]:
     if quota is None or quota.value >= len(cores):
         return cores, "the process's CPU affinity"
     return cores[: max(1, int(quota.value))], quota.source
+
+
+def write_error(directory: Path) -> OSError | None:
+    """What keeps a file from being written there, tried by writing one."""
+    try:
+        with tempfile.TemporaryFile(dir=directory) as file:
+            file.write(os.urandom(16))
+            file.flush()
+    except OSError as error:
+        return error
+    return None
+
+
+def unwritable(directory: Path) -> str | None:
+    """In words, what keeps a file from being written there."""
+    error = write_error(directory)
+    return None if error is None else error.strerror or str(error)
 
 
 def _cpu_quota(root: Path) -> Limit | None:

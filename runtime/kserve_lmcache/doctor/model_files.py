@@ -4,10 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import json
-import os
 import re
 import shutil
-import tempfile
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
@@ -22,6 +20,7 @@ from kserve_lmcache.doctor.check import (
     skipped,
     warning,
 )
+from kserve_lmcache.resources import unwritable
 
 NAME = "model"
 
@@ -173,17 +172,6 @@ def _cached(name: str, revision: str, environ: Mapping[str, str]) -> Path | None
         commit = (repository / "refs" / revision).read_text().strip()
     snapshot = repository / "snapshots" / commit
     return snapshot if any((snapshot / name).exists() for name in _CONFIGURATIONS) else None
-
-
-def unwritable(directory: Path) -> str | None:
-    """Why a file cannot be written there, tried by writing one."""
-    try:
-        with tempfile.TemporaryFile(dir=directory) as file:
-            file.write(os.urandom(16))
-            file.flush()
-    except OSError as error:
-        return error.strerror or str(error)
-    return None
 
 
 CHECK = Check(NAME, model)

@@ -20,9 +20,9 @@ from kserve_lmcache.doctor.check import (
     skipped,
     warning,
 )
-from kserve_lmcache.doctor.model_files import unwritable
 from kserve_lmcache.doctor.stage import Stage, in_order
 from kserve_lmcache.remote import rdma, redis_client
+from kserve_lmcache.resources import unwritable
 
 NAME = "remote store"
 PACKAGE = "remote package"
