@@ -7,9 +7,13 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
 
 from kserve_lmcache.remote.address import Remote
-from kserve_lmcache.remote.envelope import Layout
+from kserve_lmcache.remote.disk_directory import DiskDirectory, name_of
+from kserve_lmcache.remote.disk_store import DiskStore
+from kserve_lmcache.remote.envelope import Layout, overhead
 from kserve_lmcache.remote.limits import Limits
 from kserve_lmcache.remote.redis_store import RedisStore
 from kserve_lmcache.remote.tier import RemoteTier
@@ -35,6 +39,41 @@ def redis_tier(
         yield tier
     finally:
         tier.close()
+
+
+@dataclass(frozen=True)
+class DiskTier:
+    """A tier on a disk, and the directory below it."""
+
+    tier: RemoteTier
+    directory: DiskDirectory
+
+    def path(self, key: str) -> Path:
+        return self.directory.path / name_of(key)
+
+    def count(self, name: str) -> int:
+        return int({**self.tier.report(), **self.directory.report()}[name])
+
+
+@contextmanager
+def disk_tier(
+    path: Path, most_bytes: int = 1 << 24, limits: Limits | None = None, wait: bool = True
+) -> Iterator[DiskTier]:
+    """A tier of a directory; by default one that answers and knows what is there."""
+    limits = limits or Limits(lookup=1)
+    directory = DiskDirectory(path, most_bytes)
+
+    def make_store(lane: str) -> DiskStore:
+        return DiskStore(directory, overhead(LAYOUT) + SIZE, lane)
+
+    tier = RemoteTier(str(path), make_store, limits, 16, SIZE)
+    try:
+        if wait:
+            until(lambda: bool(tier.report()["up"]) and directory.is_counted.is_set())
+        yield DiskTier(tier, directory)
+    finally:
+        tier.close()
+        directory.close()
 
 
 def chunks(*names: str, size: int = SIZE) -> dict[str, bytes]:

@@ -49,7 +49,7 @@ class Store(Protocol):
     def read(self, keys: Sequence[str]) -> Iterator[Buffer | None]:
         """The values in the order of ``keys``, each as soon as it is there; ``None`` for none.
 
-        May be closed before its end.
+        May be closed before its end. A value may be overwritten when the next one is read.
         """
 
     def write(self, entries: Sequence[Entry]) -> None:

@@ -1,0 +1,367 @@
+"""The disk tier: what it keeps, what leaves it, and what a disk may do to it."""
+
+from __future__ import annotations
+
+import errno
+import os
+import stat
+import threading
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from kserve_lmcache.remote import disk_directory, disk_store
+from kserve_lmcache.remote.disk_directory import DiskDirectory, name_of
+from kserve_lmcache.remote.disk_index import DiskIndex, File
+from kserve_lmcache.remote.disk_store import DiskStore
+from kserve_lmcache.remote.envelope import overhead, seal
+from kserve_lmcache.remote.limits import Limits
+from kserve_lmcache.remote.store import Entry, StoreError, StoreFullError
+from tests.support.remote import LAYOUT, SIZE, chunks, disk_tier, load, store, store_all, until
+
+BLOCK = 4096
+KEY = "namespace@1@0@12ab@bfloat16@tag%a/b:c"
+LONG = "n" * 300 + KEY
+
+
+@pytest.fixture
+def directory(tmp_path: Path) -> Iterator[DiskDirectory]:
+    directory = DiskDirectory(tmp_path / "cache", 10 * BLOCK)
+    until(directory.is_counted.is_set)
+    yield directory
+    directory.close()
+
+
+def lane(directory: DiskDirectory, name: str = "write") -> DiskStore:
+    return DiskStore(directory, overhead(LAYOUT) + SIZE, name)
+
+
+def entry(key: str, size: int = SIZE) -> Entry:
+    payload = chunks(key, size=size)[key]
+    return Entry(key, seal(key, LAYOUT, payload), payload)
+
+
+def content(value: Entry) -> bytes:
+    return value.header + bytes(value.payload)
+
+
+def files(path: Path) -> set[str]:
+    return {each.name for each in path.iterdir()}
+
+
+def fail(patch: pytest.MonkeyPatch, where: str, number: int, times: int = 1000) -> list[str]:
+    """Let a call of ``os`` fail some times; what it was called with."""
+    real: Callable[..., Any] = getattr(os, where)
+    calls: list[str] = []
+
+    def call(*args: Any, **kwargs: Any) -> Any:
+        calls.append(str(args[0]))
+        if len(calls) <= times:
+            raise OSError(number, os.strerror(number))
+        return real(*args, **kwargs)
+
+    patch.setattr(os, where, call)
+    return calls
+
+
+def test_names_are_such_as_every_file_system_takes() -> None:
+    names = {name_of(key) for key in (KEY, LONG, "", "../../etc", KEY + " ")}
+    assert len(names) == 5
+    assert all(len(name) == 35 and "/" not in name for name in names)
+    assert name_of(KEY) == "bebb14a1fda8cee0872cee69f4bdf841.kv"  # or a restart finds nothing
+
+
+def test_what_is_written_is_read_and_belongs_to_us_alone(directory: DiskDirectory) -> None:
+    one, other = entry(KEY), entry(LONG)
+    lane(directory).ping()
+    lane(directory).write([one, other])
+    assert files(directory.path) == {name_of(KEY), name_of(LONG)}
+    assert stat.S_IMODE(directory.path.stat().st_mode) == 0o700
+    assert {stat.S_IMODE(each.stat().st_mode) for each in directory.path.iterdir()} == {0o600}
+    values = lane(directory, "load").read([KEY, "missing", LONG])
+    assert [None if value is None else bytes(value) for value in values] == [
+        content(one),
+        None,
+        content(other),
+    ]
+    assert lane(directory, "write").sizes([KEY, "missing", LONG]) == [one.size, 0, other.size]
+    lane(directory).delete([KEY, "missing"])
+    assert files(directory.path) == {name_of(LONG)}
+    assert directory.index.occupied == BLOCK * -(-other.size // BLOCK)
+
+
+def test_a_lookup_needs_no_disk(directory: DiskDirectory, monkeypatch: pytest.MonkeyPatch) -> None:
+    lane(directory).ping()
+    lane(directory).write([entry(key) for key in "abc"])
+    lookup = lane(directory, "lookup")
+    with monkeypatch.context() as patch:
+        looked = fail(patch, "lstat", errno.EIO)
+        assert 0 not in lookup.sizes(["a", "b", "c"])
+        assert looked == []
+        with pytest.raises(StoreError):
+            lookup.sizes(["a", "x"])
+    # What another process wrote is found, up to the first that is missing.
+    elsewhere = DiskDirectory(directory.path, 10 * BLOCK)
+    until(elsewhere.is_counted.is_set)
+    lane(elsewhere).write([entry("d"), entry("f")])
+    elsewhere.close()
+    sizes = lookup.sizes(["a", "d", "e", "f"])
+    assert [bool(size) for size in sizes] == [True, True, False, False]
+
+
+def test_what_was_used_longest_ago_makes_room(directory: DiskDirectory) -> None:
+    lane(directory).ping()
+    one = entry("0").size
+    room = directory.most_bytes // (BLOCK * -(-one // BLOCK))
+    keys = [f"k{number}" for number in range(room)]
+    lane(directory).write([entry(key) for key in keys])
+    lane(directory).keep(keys[::-1])  # of these, the first comes to be the last
+    lane(directory, "lookup").sizes(keys[:1])  # about to be read
+    lane(directory).write([entry("new"), entry("newer")])
+    assert files(directory.path) == {
+        name_of(key) for key in ({*keys, "new", "newer"} - {*keys[1:3]})
+    }
+    assert directory.index.occupied <= directory.most_bytes
+    assert directory.evicted == 2
+
+
+def test_a_prompts_first_chunk_leaves_last(directory: DiskDirectory) -> None:
+    lane(directory).ping()
+    lane(directory).write([entry(key) for key in "abc"])
+    order = []
+    while (oldest := directory.index.take_oldest()) is not None:
+        order.append(oldest[0])
+    assert order == [name_of(key) for key in "cba"]
+
+
+def test_a_chunk_that_all_room_would_not_hold(tmp_path: Path) -> None:
+    directory = DiskDirectory(tmp_path, BLOCK)
+    lane(directory).write([entry("small", size=100)])
+    with pytest.raises(StoreFullError, match="more than all may take"):
+        lane(directory).write([entry("large", size=2 * BLOCK)])
+    assert files(tmp_path) == {name_of("small")}
+    directory.close()
+
+
+def test_a_restart_keeps_the_cache_and_the_order_of_use(tmp_path: Path) -> None:
+    values = chunks(*"abcdef")
+    with disk_tier(tmp_path) as one:
+        store_all(one.tier, values)
+        assert load(one.tier, ["b", "c"]) == [values["b"], values["c"]]
+        until(lambda: one.path("b").stat().st_mtime_ns > one.path("a").stat().st_mtime_ns)
+        until(lambda: one.path("c").stat().st_mtime_ns > one.path("a").stat().st_mtime_ns)
+    with disk_tier(tmp_path, 2 * BLOCK) as other:  # which has less room
+        until(lambda: other.count("disk_bytes") <= 2 * BLOCK)
+        left = 2 * BLOCK // (BLOCK * -(-other.path("b").stat().st_size // BLOCK))
+        assert files(tmp_path) == {name_of(key) for key in ["b", "c"][:left]}
+        assert other.tier.lookup(["b"]) == 1
+        assert load(other.tier, ["b"]) == [values["b"]]
+
+
+def test_a_start_does_not_wait_for_the_count(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with disk_tier(tmp_path) as one:
+        store_all(one.tier, chunks("a"))
+    release = threading.Event()
+    monkeypatch.setattr(DiskDirectory, "_count", lambda self: release.wait(20))
+    monkeypatch.setattr(disk_store, "_COUNTING", 0.01)
+    with disk_tier(tmp_path, wait=False) as other:
+        until(lambda: bool(other.tier.report()["up"]))
+        assert other.tier.lookup(["a"]) == 1
+        assert load(other.tier, ["a"]) == [*chunks("a").values()]
+        # The bound would not hold.
+        store(other.tier, chunks("b"))
+        until(lambda: other.count("dropped_full") == 1)
+        release.set()
+
+
+def test_leftovers_are_removed_and_strangers_are_left_alone(tmp_path: Path) -> None:
+    name = name_of("a")
+    old, new = tmp_path / f"{name}.abc_1.tmp", tmp_path / f"{name}.abc_2.tmp"
+    strangers = [tmp_path / "notes.txt", tmp_path / "x.tmp", tmp_path / f"{name}.bak"]
+    for path in (old, new, *strangers):
+        path.write_bytes(b"content")
+        os.utime(path, (0, 0))
+    os.utime(new)
+    link, inner = tmp_path / name_of("link"), tmp_path / name_of("directory")
+    link.symlink_to("/etc/passwd")
+    inner.mkdir()
+    with disk_tier(tmp_path, most_bytes=BLOCK) as tier:
+        assert tier.count("disk_files") == 0
+        assert not old.exists()
+        assert all(path.exists() for path in (new, link, inner, *strangers))
+        assert tier.tier.lookup(["link"]) == tier.tier.lookup(["directory"]) == 0
+
+
+def test_what_others_write_and_remove_counts(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(disk_directory, "_PAUSE", 0.05)
+    monkeypatch.setattr(disk_directory, "_SHORTEST_PAUSE", 0.01)
+    with disk_tier(tmp_path, 20 * BLOCK) as one, disk_tier(tmp_path, 20 * BLOCK) as other:
+        store_all(one.tier, chunks(*(f"1-{number}" for number in range(9))))
+        until(lambda: other.count("disk_files") == 9)
+        store_all(other.tier, chunks(*(f"2-{number}" for number in range(20))))
+        until(lambda: one.count("disk_bytes") == other.count("disk_bytes"))
+        assert one.count("disk_bytes") <= 20 * BLOCK
+        assert one.count("disk_files") == len(files(tmp_path))
+        for path in tmp_path.iterdir():
+            path.unlink()
+        until(lambda: one.count("disk_files") == other.count("disk_files") == 0)
+
+
+@pytest.mark.parametrize("when", ["before", "after"])
+def test_a_count_overlooks_nothing_that_happens_meanwhile(when: str) -> None:
+    index = DiskIndex()
+    index.add("kept", File(1, 1))
+    index.add("evicted", File(1, 2))
+    index.add("removed by others", File(1, 3))
+    index.begin_count()
+    found = {"kept": File(1, 9), "theirs": File(BLOCK + 1, 5)}
+    if when == "after":
+        found |= {"evicted": File(1, 2)}
+    else:
+        found |= {"new": File(1, 8)}
+    index.add("new", File(1, 8))
+    index.discard("evicted")
+    index.end_count(found)
+    assert len(index) == 3
+    assert index.occupied == 4 * BLOCK
+    taken = [index.take_oldest() for _ in range(4)]
+    assert taken == [
+        ("theirs", File(BLOCK + 1, 5)),
+        ("new", File(1, 8)),
+        ("kept", File(1, 9)),
+        None,
+    ]
+
+
+@pytest.mark.parametrize("number", [errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES])
+def test_a_disk_that_takes_nothing_is_still_read(
+    tmp_path: Path, number: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    values = chunks("a", "b", "c")
+    with disk_tier(tmp_path) as tier:
+        store_all(tier.tier, {"a": values["a"]})
+        monkeypatch.setattr(DiskDirectory, "give_back", lambda self, size: False)
+        with monkeypatch.context() as patch:
+            fail(patch, "write", number)
+            store(tier.tier, {"b": values["b"]})
+            until(lambda: tier.count("dropped_full") == 1)
+            assert files(tmp_path) == {name_of("a")}  # no half-written file
+            assert tier.tier.report()["up"]
+            assert load(tier.tier, ["a"]) == [values["a"]]
+        until(lambda: bool(store_all(tier.tier, {"c": values["c"]}) or tier.path("c").exists()))
+        assert tier.count("exceptions") == tier.count("opened") == 0
+        assert tier.tier.report()["queue_bytes"] == 0
+
+
+def test_a_disk_full_of_other_things_keeps_the_newest(
+    directory: DiskDirectory, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    lane(directory).ping()
+    for key in "abc":
+        lane(directory).write([entry(key)])
+    with monkeypatch.context() as patch:
+        fail(patch, "write", errno.ENOSPC, times=2)
+        lane(directory).write([entry("d")])
+    assert name_of("a") not in files(directory.path)
+    assert name_of("d") in files(directory.path)
+    with monkeypatch.context() as patch:
+        fail(patch, "write", errno.ENOSPC)
+        with pytest.raises(StoreFullError, match="No space left"):
+            lane(directory).write([entry("e")])
+
+
+def test_short_writes_go_on(directory: DiskDirectory, monkeypatch: pytest.MonkeyPatch) -> None:
+    real = os.write
+    lane(directory).ping()
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "write", lambda handle, view: real(handle, view[:7]))
+        lane(directory).write([entry("a")])
+    with monkeypatch.context() as patch:
+        readv = os.readv
+        patch.setattr(os, "readv", lambda handle, views: readv(handle, [views[0][:100]]))
+        (value,) = lane(directory, "load").read(["a"])
+    assert value is not None
+    assert bytes(value) == content(entry("a"))
+
+
+def test_a_damaged_sector_is_a_corrupt_chunk_and_no_reason_to_leave_the_disk(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    values = chunks("a", "b")
+    with disk_tier(tmp_path) as tier:
+        store_all(tier.tier, values)
+        with monkeypatch.context() as patch:
+            fail(patch, "readv", errno.EIO, times=1)
+            assert load(tier.tier, ["a", "b"]) == []
+        assert tier.count("chunks_corrupt") == 1
+        until(lambda: not tier.path("a").exists())
+        assert tier.tier.lookup(["a"]) == 0
+        store_all(tier.tier, {"a": values["a"]})
+        assert load(tier.tier, ["a", "b"]) == [*values.values()]
+        assert tier.count("failures") == 0
+
+
+def test_a_disk_that_fails_altogether_is_given_up_and_comes_back(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with disk_tier(tmp_path) as tier:
+        store_all(tier.tier, chunks("a"))
+        with monkeypatch.context() as patch:
+            fail(patch, "open", errno.ENXIO)
+            fail(patch, "scandir", errno.ENXIO)
+            for _ in range(3):
+                assert load(tier.tier, ["a"]) == []
+            assert not tier.tier.report()["up"]
+            assert tier.tier.lookup(["a"]) == 0
+        until(lambda: tier.tier.lookup(["a"]) == 1)
+        assert tier.count("exceptions") == 0
+
+
+def test_a_directory_that_is_removed_is_made_anew(tmp_path: Path) -> None:
+    values = chunks(*"abc")
+    path = tmp_path / "cache"
+    with disk_tier(path) as tier:
+        store_all(tier.tier, values)
+        for each in path.iterdir():
+            each.unlink()
+        path.rmdir()
+        assert load(tier.tier, ["a", "b"]) == []
+        assert tier.count("chunks_missing") == 1
+        # One is missing, so all are looked at.
+        until(lambda: tier.count("disk_files") == 0)
+        store_all(tier.tier, values)
+        assert tier.tier.lookup([*values]) == 3
+        assert load(tier.tier, [*values]) == [*values.values()]
+        assert tier.count("failures") == 0
+
+
+def test_a_disk_that_hangs_delays_nobody(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    release = threading.Event()
+    real = os.readv
+    with disk_tier(tmp_path, limits=Limits(lookup=0.5, load=0.1)) as tier:
+        store_all(tier.tier, chunks("a", "b"))
+        with monkeypatch.context() as patch:
+
+            def hang(*args: Any) -> int:
+                release.wait(20)
+                return real(*args)
+
+            patch.setattr(os, "readv", hang)
+            assert load(tier.tier, ["a", "b"]) == []
+            release.set()
+        until(lambda: load(tier.tier, ["a", "b"]) == [*chunks("a", "b").values()])
+
+
+def test_a_file_that_cannot_be_one_of_ours_is_not_read(tmp_path: Path) -> None:
+    with disk_tier(tmp_path) as tier:
+        store_all(tier.tier, chunks("a"))
+        os.truncate(tier.path("a"), 1 << 40)
+        assert load(tier.tier, ["a"]) == []
+        assert tier.count("chunks_corrupt") == 1
+        until(lambda: not tier.path("a").exists())
