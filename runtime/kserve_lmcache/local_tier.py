@@ -89,5 +89,4 @@ def _problems(configuration: Configuration, memory: Limit, shape: EngineShape) -
 
 def _loads_into_tier(configuration: Configuration) -> bool:
     """Whether chunks that LMCache loads pass through this tier, waiting until it has room."""
-    stock = configuration.get("remote_url") and not uses_remote_tier(configuration)
-    return bool(stock or configuration.get("local_disk"))
+    return bool(configuration.get("remote_url")) and not uses_remote_tier(configuration)

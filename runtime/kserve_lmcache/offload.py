@@ -15,7 +15,7 @@ from kserve.logging import logger
 from vllm.config import KVTransferConfig, VllmConfig
 
 from kserve_lmcache import local_tier, redaction
-from kserve_lmcache.config import engine_file, remote_tier
+from kserve_lmcache.config import disk_tier, engine_file, remote_tier
 from kserve_lmcache.config.configuration import Configuration
 from kserve_lmcache.config.credentials import remote_of
 from kserve_lmcache.config.flags import own_flags
@@ -161,6 +161,7 @@ def complete(configuration: Configuration, shape: EngineShape | None) -> Remote 
     if shape:
         local_tier.check(configuration, memory, shape)
     remote_tier.complete(configuration)
+    disk_tier.complete(configuration, shape)
     return remote_of(configuration)
 
 
@@ -232,7 +233,9 @@ def _write(configuration: Configuration, remote: Remote | None) -> Path:
     atexit.register(shutil.rmtree, directory, ignore_errors=True)
     path = directory / "lmcache.yaml"
     limits = remote_tier.limits_of(configuration)
-    engine_file.write(configuration.lmcache(), remote, path, limits)
+    disk = disk_tier.disk_of(configuration)
+    told_of_disk = None if disk is None else (disk, disk_tier.limits_of(configuration))
+    engine_file.write(configuration.lmcache(), remote, path, limits, told_of_disk)
     redaction.guard_logs(redaction.find(engine_file.read(path)))
     return path
 

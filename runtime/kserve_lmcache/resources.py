@@ -66,6 +66,12 @@ def write_error(directory: Path) -> OSError | None:
     return None
 
 
+def existing(directory: Path) -> Path:
+    """The directory, or else the one in which it would be made."""
+    directory = directory.absolute()
+    return next(each for each in (directory, *directory.parents) if each.exists())
+
+
 def unwritable(directory: Path) -> str | None:
     """In words, what keeps a file from being written there."""
     error = write_error(directory)

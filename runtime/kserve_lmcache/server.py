@@ -20,6 +20,7 @@ from kserve.protocol.dataplane import DataPlane
 from vllm.config import VllmConfig
 
 from kserve_lmcache import engine_process, request_errors
+from kserve_lmcache.config.disk_tier import disk_of
 from kserve_lmcache.doctor.at_start import log_findings
 from kserve_lmcache.doctor.check import Subject
 from kserve_lmcache.doctor.replica import Replica
@@ -131,6 +132,7 @@ def _subject(
         environ=os.environ,
         remote=offload.remote,
         local_cpu_bytes=configuration.get("max_local_cpu_size") * GIB * shape.workers,
+        disk=disk_of(configuration),
         chunk_bytes=configuration.get("chunk_size") * shape.kv_bytes_per_token,
         model=args.model,
         revision=args.revision,

@@ -34,8 +34,12 @@ from kserve_lmcache.connector import lmcache_engine
 from kserve_lmcache.connector.lmcache_engine import end_offload_server, leave_unloaded
 from kserve_lmcache.connector.step import Source
 from kserve_lmcache.remote import lmcache_objects, lmcache_store
+from kserve_lmcache.remote.address import Disk
+from kserve_lmcache.remote.limits import Limits
+from kserve_lmcache.remote.options import DISK_PLUGIN, disk_to_extra_config
 from kserve_lmcache.settings import SETTINGS
 from tests.support.lmcache_engine import BLOCK, CHUNK, HEAD_SIZE, HEADS, LAYERS, an_engine
+from tests.support.remote import until
 
 
 @pytest.fixture
@@ -147,19 +151,21 @@ def test_a_full_local_tier_is_a_miss_for_the_rest_and_no_wait(chunks: int, tmp_p
     tokens, others = list(range(chunks * CHUNK)), list(range(1000, 1000 + 20 * CHUNK))
     one = 2 * LAYERS * CHUNK * HEADS * HEAD_SIZE * 4
     settings = {
-        "local_disk": f"file://{tmp_path}/",
-        "max_local_disk_size": 0.1,
+        "remote_storage_plugins": [DISK_PLUGIN],
+        "extra_config": disk_to_extra_config(Disk((str(tmp_path),), 2**30), Limits(load=20)),
         "max_local_cpu_size": 12 * max(one, 4096) / 2**30,
     }
     with an_engine(ENGINE_NAME, **settings) as engine:
         lmcache_engine.never_wait(adapter_of(engine, cache))
-        disk = engine.storage_manager.storage_backends["LocalDiskBackend"]
+        disk = lmcache_engine.tiers(adapter_of(engine, cache))["disk"]
+        until(lambda: disk.report()["up"])
         memory = engine.storage_manager.storage_backends["LocalCPUBackend"]
 
         def store(some: list[int]) -> None:
+            before = disk.report()["chunks_written"]
             engine.store(some, kvcaches=cache, slot_mapping=slots[: len(some)], req_id="store")
-            while disk.disk_worker.put_tasks:
-                time.sleep(0.01)
+            until(lambda: disk.report()["chunks_written"] > before)
+            until(lambda: disk.report()["queue_bytes"] == 0)
 
         store(tokens)
         engine.clear(locations=["LocalCPUBackend"])
@@ -414,9 +420,11 @@ def test_the_executor_of_connectors_ends_without_waiting_for_itself() -> None:
 
 
 def test_configurations_are_changed_without_changing_lmcaches() -> None:
-    told = {"kserve_lmcache.remote": {"password": "p"}, "s3_region": "r"}
+    told = {"kserve_lmcache.remote": {"password": "p"}, "kserve_lmcache.disk": {}, "s3_region": "r"}
     config = LMCacheEngineConfig.from_defaults(
-        remote_storage_plugins=["kserve", "theirs"], extra_config=told, save_unfull_chunk=True
+        remote_storage_plugins=["kserve-disk", "theirs", "kserve"],
+        extra_config=told,
+        save_unfull_chunk=True,
     )
     seen = lmcache_objects._config(config, "s3://bucket")
     assert seen.remote_storage_plugins == ["theirs"]

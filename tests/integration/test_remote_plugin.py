@@ -120,8 +120,11 @@ def test_the_engine_is_asked_for_its_tier(remote: Remote) -> None:
             tiers(adapter)
         backend.connection = connection
         del backends[name]
-        assert tiers(adapter) == {}
+        with pytest.raises(RuntimeError, match="could not make the remote tier"):
+            tiers(adapter)
         backends[name] = backend
+        one.engine.config.remote_storage_plugins = ["theirs"]
+        assert tiers(adapter) == {}
 
 
 def test_a_payload_that_does_not_fit_its_layout_holds_no_memory(

@@ -1,4 +1,4 @@
-"""LMCache's engine over our remote tier; its KV cache holds random numbers."""
+"""LMCache's engine over our tiers; its KV cache holds random numbers."""
 
 from __future__ import annotations
 
@@ -11,10 +11,16 @@ import torch
 from lmcache.utils import CacheEngineKey
 from lmcache.v1.cache_engine import LMCacheEngine
 
-from kserve_lmcache.remote.address import Remote
+from kserve_lmcache.remote.address import Disk, Remote
 from kserve_lmcache.remote.limits import Limits
-from kserve_lmcache.remote.options import PLUGIN, to_extra_config
-from kserve_lmcache.remote.plugin import RemoteTierConnector
+from kserve_lmcache.remote.options import (
+    DISK_PLUGIN,
+    PLUGIN,
+    TIERS,
+    disk_to_extra_config,
+    to_extra_config,
+)
+from kserve_lmcache.remote.plugin import TierConnector
 from kserve_lmcache.remote.tier import RemoteTier
 from tests.support.lmcache_engine import BLOCK, CHUNK, HEAD_SIZE, HEADS, LAYERS, an_engine
 from tests.support.remote import until
@@ -29,25 +35,41 @@ Pages = list[torch.Tensor]
 
 @dataclass(frozen=True)
 class Replica:
-    """One engine."""
+    """One engine.
+
+    Attributes:
+        connectors: of its tiers, by name.
+    """
 
     engine: LMCacheEngine
-    connector: RemoteTierConnector
+    connectors: dict[str, TierConnector]
+
+    @property
+    def connector(self) -> TierConnector:
+        """That of the last tier."""
+        return list(self.connectors.values())[-1]
 
     @property
     def tier(self) -> RemoteTier:
+        """The last one."""
         return self.connector.tier
 
-    def count(self, name: str) -> Any:
-        return self.tier.report()[name]
+    def count(self, name: str, tier: str | None = None) -> Any:
+        """From the report of a tier; by default the last one's."""
+        connector = self.connector if tier is None else self.connectors[tier]
+        return connector.tier.report()[name]
 
     def store(self, tokens: torch.Tensor, source: Pages) -> None:
-        """Store what the pages hold of the tokens, and wait until the store has it."""
-        before = self.count("chunks_written")
+        """Store what the pages hold of the tokens, and wait until every tier has it."""
+
+        def written() -> list[int]:
+            counts = ("chunks_written", "chunks_known")
+            return [sum(self.count(count, tier) for count in counts) for tier in self.connectors]
+
+        before = written()
         slots = torch.arange(len(tokens))
         self.engine.store(tokens, kvcaches=source, slot_mapping=slots, req_id="store")
-        chunks = len(tokens) // CHUNK
-        until(lambda: self.count("chunks_written") == before + chunks)
+        until(lambda: written() == [count + len(tokens) // CHUNK for count in before])
 
     def load(self, tokens: torch.Tensor) -> tuple[int, int, Pages]:
         """Tokens that a lookup finds, tokens that come, and the pages."""
@@ -64,20 +86,36 @@ class Replica:
 
 
 @contextmanager
-def replica(remote: Remote, local_gib: float = 0.05, limits: Limits = PATIENT) -> Iterator[Replica]:
-    """An engine whose remote store answers. ``PYTHONHASHSEED`` must be set."""
+def replica(
+    remote: Remote | None,
+    local_gib: float = 0.05,
+    limits: Limits = PATIENT,
+    disk: Disk | None = None,
+    **settings: Any,
+) -> Iterator[Replica]:
+    """An engine whose stores answer. ``PYTHONHASHSEED`` must be set."""
+    plugins: dict[str, dict[str, Any]] = {}
+    if disk is not None:
+        plugins[DISK_PLUGIN] = disk_to_extra_config(disk, limits)
+    if remote is not None:
+        plugins[PLUGIN] = to_extra_config(remote, limits)
     with an_engine(
         "replica",
         pre_caching_hash_algorithm="sha256_cbor",
         max_local_cpu_size=local_gib,
-        remote_storage_plugins=[PLUGIN],
+        remote_storage_plugins=[*plugins],
         remote_serde="naive",
-        extra_config=to_extra_config(remote, limits),
+        extra_config={name: told for each in plugins.values() for name, told in each.items()},
+        **settings,
     ) as engine:
-        backend = engine.storage_manager.storage_backends[f"RemoteBackend-{PLUGIN}"]
-        connector = backend.connection.getWrappedConnector()
-        until(lambda: connector.tier.report()["up"])
-        yield Replica(engine, connector)
+        backends = engine.storage_manager.storage_backends
+        connectors = {
+            TIERS[plugin]: backends[f"RemoteBackend-{plugin}"].connection.getWrappedConnector()
+            for plugin in plugins
+        }
+        for connector in connectors.values():
+            until(lambda tier=connector.tier: tier.report()["up"])  # type: ignore[misc]
+        yield Replica(engine, connectors)
 
 
 def pages(seed: int) -> Pages:

@@ -103,6 +103,7 @@ def test_everything_is_examined_by_default() -> None:
         "versions",
         "memory",
         "shared memory",
+        "local disk",
         "accelerator",
         "model",
         "remote store",

@@ -8,7 +8,6 @@ from collections.abc import Callable
 
 import pytest
 
-
 from kserve_lmcache.remote import breaker as breaker_module
 from kserve_lmcache.remote import pace as pace_module
 from kserve_lmcache.remote.breaker import Breaker

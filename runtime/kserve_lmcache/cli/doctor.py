@@ -15,6 +15,7 @@ from kserve_lmcache import local_tier
 from kserve_lmcache.config import rules
 from kserve_lmcache.config.configuration import Configuration
 from kserve_lmcache.config.credentials import remote_of
+from kserve_lmcache.config.disk_tier import disk_of
 from kserve_lmcache.config.flags import add_own_flags, own_flags
 from kserve_lmcache.config.resolve import resolve
 from kserve_lmcache.doctor import engine
@@ -56,6 +57,7 @@ def run(argv: Sequence[str]) -> tuple[str, int]:
         environ=os.environ,
         remote=remote,
         local_cpu_bytes=configuration.get("max_local_cpu_size") * local_tier.GIB,
+        disk=disk_of(configuration),
         model=args.model_id or (args.model_dir if Path(args.model_dir).is_dir() else None),
         revision=args.model_revision,
         model_fingerprint=configuration.get("model_fingerprint"),

@@ -16,17 +16,28 @@ import yaml
 
 from kserve_lmcache.config import keys
 from kserve_lmcache.config.sources import CONFIG_FILE
-from kserve_lmcache.remote.address import Remote
+from kserve_lmcache.remote.address import Disk, Remote
 from kserve_lmcache.remote.limits import Limits
-from kserve_lmcache.remote.options import PLUGIN, to_extra_config
+from kserve_lmcache.remote.options import (
+    DISK_PLUGIN,
+    PLUGIN,
+    disk_to_extra_config,
+    to_extra_config,
+)
 
 # LMCache has a client of its own for valkey://, in a package that is not installed; what it has
 # for Redis speaks the same protocol.
 _SAME_PROTOCOL = {"valkey": "redis", "valkeys": "rediss"}
+# With them LMCache would make a tier of its own as well.
+_DISK_KEYS = ("local_disk", "max_local_disk_size", "local_disk_path_sharding")
 
 
 def write(
-    values: Mapping[str, Any], remote: Remote | None, path: Path, limits: Limits | None = None
+    values: Mapping[str, Any],
+    remote: Remote | None,
+    path: Path,
+    limits: Limits | None = None,
+    disk: tuple[Disk, Limits] | None = None,
 ) -> None:
     """Write what LMCache has to be told; only its user may read the file.
 
@@ -35,19 +46,28 @@ def write(
         remote: the remote store, if there is one.
         path: of the file.
         limits: of our connector to it; ``None`` where LMCache's own is asked for.
+        disk: the local disk and the limits of our tier on it, if there is one.
     """
     told = dict(values)
+    if disk is not None:  # LMCache asks its tiers in the order of their plugins
+        for name in _DISK_KEYS:
+            told.pop(name, None)
+        _add(told, disk_to_extra_config(*disk), first=DISK_PLUGIN)
     if remote is not None and limits is not None:
         del told["remote_url"]
-        told["remote_storage_plugins"] = [*(told.get("remote_storage_plugins") or ()), PLUGIN]
-        told["extra_config"] = {
-            **(told.get("extra_config") or {}),
-            **to_extra_config(remote, limits),
-        }
+        _add(told, to_extra_config(remote, limits), last=PLUGIN)
     elif remote is not None and remote.speaks_redis:
         told["remote_url"] = _redis_url(remote)
     with os.fdopen(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w") as file:
         yaml.safe_dump(told, file)
+
+
+def _add(told: dict[str, Any], extra_config: dict[str, Any], **plugins: str) -> None:
+    """Name a plugin of ours, before or behind all others, and what it is told."""
+    first, last = plugins.get("first"), plugins.get("last")
+    others = told.get("remote_storage_plugins") or ()
+    told["remote_storage_plugins"] = [name for name in (first, *others, last) if name]
+    told["extra_config"] = {**(told.get("extra_config") or {}), **extra_config}
 
 
 def read(path: Path) -> dict[str, Any]:

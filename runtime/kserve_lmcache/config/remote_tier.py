@@ -22,14 +22,19 @@ def uses_remote_tier(configuration: Configuration) -> bool:
     return bool(url) and connector != "lmcache"
 
 
+def queue_gib(configuration: Configuration) -> float:
+    """What may wait to be written to one tier, in GiB, unless something else is asked for."""
+    size: float = configuration.get("max_local_cpu_size")
+    return round(min(_QUEUE_GIB, _QUEUE_SHARE * size), 4)
+
+
 def complete(configuration: Configuration) -> None:
     """Add the default that depends on the local tier's size, and what is wrong with another."""
     if not uses_remote_tier(configuration):
         return
     if configuration.get("remote_queue_size") is None:
-        size = min(_QUEUE_GIB, _QUEUE_SHARE * configuration.get("max_local_cpu_size"))
         reason = f"default: {_QUEUE_GIB:g} GiB, at most {_QUEUE_SHARE:.0%} of max_local_cpu_size"
-        configuration.values["remote_queue_size"] = Value(round(size, 4), reason)
+        configuration.values["remote_queue_size"] = Value(queue_gib(configuration), reason)
     configuration.problems += _problems(configuration)
 
 

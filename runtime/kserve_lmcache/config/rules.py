@@ -49,6 +49,7 @@ _TLS_SETTINGS = ("remote_ca_file", "remote_cert_file", "remote_key_file")
 _CREDENTIALS = ("remote_username", "remote_password", "remote_password_file")
 # LMCache's connector for sentinels stores nothing, and it has none for the others.
 _OURS_ALONE = ("redis-sentinel", "redis-cluster", "unix")
+_OF_LMCACHES_DISK = ("use_odirect", "disk_io_threads")
 _DANGEROUS = {
     "remote_config_url": "would post the whole environment to that address",
     "internal_api_server_enabled": "shows every variable, passwords included, to whoever asks",
@@ -138,6 +139,22 @@ def _tiers(configuration: Configuration, device: str) -> Iterator[Problem]:
     if not any(name.startswith("enable_") for name in extra):
         what = "is off and there is no other tier: nothing would ever be kept"
         yield _problem(configuration, "local_cpu", what, "Set another tier, or --offload=off.")
+
+
+def _disk(configuration: Configuration, device: str) -> Iterator[Problem]:
+    """What is for LMCache's own disk tier, in whose place ours is."""
+    if not configuration.get("local_disk"):
+        return
+    sharding = configuration.get("local_disk_path_sharding")
+    if sharding != "by_gpu":
+        what = f"is {sharding!r}, and by_gpu is all there is"
+        mend = "Leave out local_disk_path_sharding."
+        yield _problem(configuration, "local_disk_path_sharding", what, mend)
+    extra = configuration.get("extra_config") or {}
+    for name in _OF_LMCACHES_DISK:
+        if name in extra and not configuration.get("gds_path"):
+            what = f"holds {name}, which the disk tier does not know"
+            yield _problem(configuration, "extra_config", what, f"Leave out {name}.")
 
 
 def _device(configuration: Configuration, device: str) -> Iterator[Problem]:
@@ -266,6 +283,7 @@ LIGHT: tuple[Rule, ...] = (
     _dangerous,
     _own,
     _tiers,
+    _disk,
     _device,
     _layerwise,
     _unfull_chunks,

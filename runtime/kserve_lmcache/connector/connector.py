@@ -107,7 +107,7 @@ class KServeLMCacheConnector(SchedulerSide, WorkerSide):
         """State of this worker's LMCache.
 
         ``failure`` (empty when it works), ``config``, ``faults`` (exceptions by call), and
-        ``tiers`` (reports of those behind the local one, by name).
+        ``tiers`` (reports of ours, by name: ``disk``, ``remote``).
         """
         report: dict[str, Any] = {
             "failure": self.failure,

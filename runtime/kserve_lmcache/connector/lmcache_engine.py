@@ -23,7 +23,7 @@ from lmcache.v1.rpc_utils import get_zmq_rpc_path_lmcache, get_zmq_socket
 
 from kserve_lmcache.connector.cpu_copy import CPUPagedMemoryConnector
 from kserve_lmcache.connector.step import Source
-from kserve_lmcache.remote.options import PLUGIN
+from kserve_lmcache.remote.options import TIERS
 
 if TYPE_CHECKING:
     from lmcache.integration.vllm.vllm_v1_adapter import (
@@ -36,8 +36,6 @@ if TYPE_CHECKING:
     from vllm.v1.request import Request
 
     from kserve_lmcache.remote.tier import RemoteTier
-
-_REMOTE_BACKEND = f"RemoteBackend-{PLUGIN}"
 
 
 def create_on_cpu(vllm_config: VllmConfig) -> None:
@@ -111,22 +109,10 @@ def never_wait(adapter: LMCacheConnectorV1Impl) -> None:
     step: while it waits nothing is computed, and nothing that would make room ends. There is no
     setting for it, and no way to hand in a tier of ours, so this worker's one is told.
     """
-    tiers = adapter.lmcache_engine.storage_manager.storage_backends
-    if (memory := tiers.get("LocalCPUBackend")) is not None:
+    backends = adapter.lmcache_engine.storage_manager.storage_backends
+    if (memory := backends.get("LocalCPUBackend")) is not None:
         memory.allocate = functools.partial(memory.allocate, busy_loop=False)
         memory.batched_allocate = functools.partial(memory.batched_allocate, busy_loop=False)
-    if (disk := tiers.get("LocalDiskBackend")) is not None:
-        disk.load_bytes_from_disk = _miss_without_room(disk.load_bytes_from_disk)
-
-
-def _miss_without_room(load: Callable[..., Any]) -> Callable[..., Any]:
-    def try_to_load(*args: Any, **kwargs: Any) -> Any:
-        try:
-            return load(*args, **kwargs)
-        except AssertionError:  # how it says that it was given no room
-            return None
-
-    return try_to_load
 
 
 def answer_lookups(
@@ -283,17 +269,22 @@ def forget(adapter: LMCacheConnectorV1Impl, request_id: str) -> None:
 
 
 def tiers(adapter: LMCacheConnectorV1Impl) -> dict[str, RemoteTier]:
-    """This worker's tiers that are ours, by the label that they have in metrics.
+    """This worker's tiers that are ours, by name (``disk``, ``remote``), as they have in metrics.
 
     Raises:
         RuntimeError: LMCache was told of one, and could not make it.
     """
-    backend = adapter.lmcache_engine.storage_manager.storage_backends.get(_REMOTE_BACKEND)
-    if backend is None:
-        return {}
-    if backend.connection is None:  # LMCache has logged why, and would miss for ever
-        raise RuntimeError("LMCache could not make the remote tier; its log says why")
-    return {"remote": backend.connection.getWrappedConnector().tier}
+    engine, found = adapter.lmcache_engine, {}
+    for plugin in engine.config.remote_storage_plugins or ():
+        if plugin in TIERS:
+            backend = engine.storage_manager.storage_backends.get(f"RemoteBackend-{plugin}")
+            # LMCache has logged why it is not there, and would miss for ever.
+            if backend is None or backend.connection is None:
+                raise RuntimeError(
+                    f"LMCache could not make the {TIERS[plugin]} tier; its log says why"
+                )
+            found[TIERS[plugin]] = backend.connection.getWrappedConnector().tier
+    return found
 
 
 def is_first(adapter: LMCacheConnectorV1Impl) -> bool:

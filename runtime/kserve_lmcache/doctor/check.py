@@ -10,7 +10,7 @@ from urllib.parse import quote
 
 from kserve_lmcache.doctor.replica import Replica
 from kserve_lmcache.redaction import HIDDEN, hide_in_urls
-from kserve_lmcache.remote.address import Remote
+from kserve_lmcache.remote.address import Disk, Remote
 
 MEBI = 2**20
 # A chunk of a model of a billion parameters is about this large.
@@ -82,6 +82,7 @@ class Subject:
         environ: the variables that the server would start with; may hold passwords.
         remote: the remote store that is asked for.
         local_cpu_bytes: of the local CPU tier, all workers together.
+        disk: the local disks that are asked for.
         chunk_bytes: of one chunk of the KV cache; 0 when unknown.
         model: directory or hub id.
         revision: of the hub id.
@@ -95,6 +96,7 @@ class Subject:
     environ: Mapping[str, str] = field(default_factory=dict, repr=False)
     remote: Remote | None = None
     local_cpu_bytes: float = 0.0
+    disk: Disk | None = None
     chunk_bytes: int = 0
     model: str | None = None
     revision: str | None = None

@@ -20,7 +20,7 @@ from kserve_lmcache.doctor.check import (
     skipped,
     warning,
 )
-from kserve_lmcache.resources import unwritable
+from kserve_lmcache.resources import existing, unwritable
 
 NAME = "model"
 
@@ -140,7 +140,7 @@ def _hub(name: str, revision: str, environ: Mapping[str, str]) -> Finding:
             f"{name} ({revision}) is not in {cache}, and HF_HUB_OFFLINE is set",
             "Fetch it beforehand, set HF_HOME to where it is, or unset HF_HUB_OFFLINE.",
         )
-    there = next(level for level in (cache, *cache.parents) if level.exists())
+    there = existing(cache)
     if reason := unwritable(there):
         return failure(
             NAME,

@@ -7,12 +7,13 @@ import time
 from collections.abc import Sequence
 from dataclasses import replace
 
-from kserve_lmcache.doctor import accelerator, local, model_files, store
+from kserve_lmcache.doctor import accelerator, local, local_disk, model_files, store
 from kserve_lmcache.doctor.check import Check, Finding, Subject, crashed, failure
 
 # In the order of the report.
 CHECKS: tuple[Check, ...] = (
     *local.CHECKS,
+    local_disk.CHECK,
     accelerator.CHECK,
     model_files.CHECK,
     store.CHECK,

@@ -1,4 +1,4 @@
-"""The remote tier that is asked for: where it is, and who we are there."""
+"""The stores that are asked for: where they are, and who we are there."""
 
 from __future__ import annotations
 
@@ -79,3 +79,20 @@ class Remote:
     def uses_tls(self) -> bool:
         """Whether the connection is encrypted."""
         return self.scheme in TLS_SCHEMES
+
+
+@dataclass(frozen=True)
+class Disk:
+    """A store on the disks of this machine.
+
+    Attributes:
+        directories: one for each disk; the engine's workers are spread over them.
+        most_bytes: that the files of one directory may take from its disk.
+    """
+
+    directories: tuple[str, ...]
+    most_bytes: int
+
+    def directory_of(self, worker: int) -> str:
+        """The directory of a worker, by its number."""
+        return self.directories[worker % len(self.directories)]

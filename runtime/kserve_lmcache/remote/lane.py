@@ -73,7 +73,7 @@ class Lane:
     def _take(self) -> _Runner:
         with self._lock:
             if self._closed:
-                raise StoreError("the remote tier is closed")
+                raise StoreError("the tier is closed")
             if self._runner is None:
                 self._abandoned = [each for each in self._abandoned if each.is_alive()]
                 if len(self._abandoned) >= _MOST_ABANDONED:

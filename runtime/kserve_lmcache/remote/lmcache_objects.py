@@ -26,7 +26,7 @@ from lmcache.v1.storage_backend.connector import ConnectorContext, ConnectorMana
 from kserve_lmcache.remote import rdma
 from kserve_lmcache.remote.envelope import Buffer, Layout, overhead
 from kserve_lmcache.remote.lmcache_mooncake import SharedConnector
-from kserve_lmcache.remote.options import PLUGIN, without_ours
+from kserve_lmcache.remote.options import TIERS, without_ours
 from kserve_lmcache.remote.store import StoreError
 
 if TYPE_CHECKING:
@@ -241,7 +241,7 @@ def _quieten() -> None:
 def _config(config: LMCacheEngineConfig, url: str) -> LMCacheEngineConfig:
     """LMCache's, without what is meant for us and with what would do harm corrected."""
     changed, scheme = copy.copy(config), urlsplit(url).scheme
-    others = [name for name in config.remote_storage_plugins or () if name != PLUGIN]
+    others = [name for name in config.remote_storage_plugins or () if name not in TIERS]
     changed.remote_storage_plugins = others or None
     changed.save_unfull_chunk = False  # to them every chunk is whole
     changed.extra_config = extra = without_ours(config.extra_config or {})

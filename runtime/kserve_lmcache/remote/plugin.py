@@ -1,6 +1,6 @@
-"""How LMCache uses the remote tier: a connector behind its ``remote_storage_plugins``.
+"""How LMCache uses our tiers: connectors behind its ``remote_storage_plugins``.
 
-The only place of the tier that knows LMCache (0.5.1 to 0.5.6), beside :mod:`.lmcache_store` and
+The only place of the tiers that knows LMCache (0.5.1 to 0.5.6), beside :mod:`.lmcache_store` and
 :mod:`.lmcache_objects`, which use LMCache's connectors to other stores.
 """
 
@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import functools
 from collections.abc import Callable, Iterable, Mapping
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy
@@ -18,11 +19,18 @@ from lmcache.v1.storage_backend.connector import ConnectorAdapter
 from lmcache.v1.storage_backend.connector.base_connector import RemoteConnector
 
 from kserve_lmcache.remote.address import Remote
-from kserve_lmcache.remote.envelope import Layout
+from kserve_lmcache.remote.disk_directory import DiskDirectory
+from kserve_lmcache.remote.disk_store import DiskStore
+from kserve_lmcache.remote.envelope import Layout, overhead
 from kserve_lmcache.remote.limits import Limits
 from kserve_lmcache.remote.lmcache_objects import Connectors, value_bytes
 from kserve_lmcache.remote.lmcache_store import LMCacheStore
-from kserve_lmcache.remote.options import PLUGIN, from_extra_config
+from kserve_lmcache.remote.options import (
+    DISK_PLUGIN,
+    PLUGIN,
+    disk_from_extra_config,
+    from_extra_config,
+)
 from kserve_lmcache.remote.redis_store import RedisStore
 from kserve_lmcache.remote.store import Store
 from kserve_lmcache.remote.tier import RemoteTier
@@ -33,31 +41,48 @@ if TYPE_CHECKING:
     from lmcache.v1.storage_backend.connector import ConnectorContext
 
 
-class RemoteTierAdapter(ConnectorAdapter):  # type: ignore[misc]
-    """Makes the connector, from what :mod:`.options` wrote."""
+class _Adapter(ConnectorAdapter):  # type: ignore[misc]
+    """Makes a connector, from what :mod:`.options` wrote."""
+
+    def __init__(self, plugin: str, make: Callable[[ConnectorContext], RemoteConnector]) -> None:
+        super().__init__(f"plugin://{plugin}")
+        self._make = make
+
+    def can_parse(self, url: str) -> bool:
+        """Whether it is this plugin's; the name of one begins as that of the other does."""
+        return bool(url == self.schema)
+
+    def create_connector(self, context: ConnectorContext) -> RemoteConnector:
+        """The connector of this process."""
+        return self._make(context)
+
+
+class RemoteTierAdapter(_Adapter):
+    """Makes the remote tier."""
 
     def __init__(self) -> None:
-        super().__init__(f"plugin://{PLUGIN}")
-
-    def create_connector(self, context: ConnectorContext) -> RemoteTierConnector:
-        """The connector of this process."""
-        return RemoteTierConnector(context)
+        super().__init__(PLUGIN, RemoteTierConnector)
 
 
-class RemoteTierConnector(RemoteConnector):  # type: ignore[misc]
-    """LMCache's side of :class:`~kserve_lmcache.remote.tier.RemoteTier`."""
+class DiskTierAdapter(_Adapter):
+    """Makes the disk tier."""
+
+    def __init__(self) -> None:
+        super().__init__(DISK_PLUGIN, DiskTierConnector)
+
+
+class TierConnector(RemoteConnector):  # type: ignore[misc]
+    """LMCache's side of a :class:`~kserve_lmcache.remote.tier.RemoteTier`."""
 
     def __init__(self, context: ConnectorContext) -> None:
         super().__init__(context.config, context.metadata)
         self._backend = context.local_cpu_backend
-        remote, limits = from_extra_config(context.config.extra_config)
-        self.tier = RemoteTier(
-            remote.url,
-            self._make_store_of(remote, limits, context),
-            limits,
-            context.config.chunk_size,
-            self.full_chunk_size_bytes,
-        )
+        tensors = zip(self.meta_dtypes, self.meta_shapes, strict=True)
+        self._whole = _layout_of(self.meta_fmt, tensors)
+        self.tier = self._make_tier(context)
+
+    def _make_tier(self, context: ConnectorContext) -> RemoteTier:
+        raise NotImplementedError
 
     def batched_contains(self, keys: list[CacheEngineKey]) -> int:
         """How many of ``keys``, from the first one on, can be loaded."""
@@ -128,16 +153,6 @@ class RemoteTierConnector(RemoteConnector):  # type: ignore[misc]
         """Yes."""
         return True
 
-    def _make_store_of(
-        self, remote: Remote, limits: Limits, context: ConnectorContext
-    ) -> Callable[[str], Store]:
-        if remote.speaks_redis:
-            return functools.partial(_make_redis_store, remote, limits)
-        tensors = zip(self.meta_dtypes, self.meta_shapes, strict=True)
-        size = value_bytes(_layout_of(self.meta_fmt, tensors), self.full_chunk_size_bytes)
-        connectors = Connectors(remote.url, context.config, context.metadata, size, limits.connect)
-        return functools.partial(LMCacheStore, connectors, limits)
-
     async def _load(self, keys: list[CacheEngineKey]) -> list[MemoryObj]:
         names = [key.to_string() for key in keys]
         return await asyncio.to_thread(self.tier.load, names, self._take, _release)
@@ -164,6 +179,52 @@ class RemoteTierConnector(RemoteConnector):  # type: ignore[misc]
     async def list(self) -> list[str]:
         """Nothing: a store that replicas share may hold millions of keys."""
         return []
+
+
+class RemoteTierConnector(TierConnector):
+    """The store that replicas share."""
+
+    def _make_tier(self, context: ConnectorContext) -> RemoteTier:
+        remote, limits = from_extra_config(context.config.extra_config)
+        make_store = self._make_store_of(remote, limits, context)
+        size, tokens = self.full_chunk_size_bytes, context.config.chunk_size
+        return RemoteTier(remote.url, make_store, limits, tokens, size)
+
+    def _make_store_of(
+        self, remote: Remote, limits: Limits, context: ConnectorContext
+    ) -> Callable[[str], Store]:
+        if remote.speaks_redis:
+            return functools.partial(_make_redis_store, remote, limits)
+        size = value_bytes(self._whole, self.full_chunk_size_bytes)
+        connectors = Connectors(remote.url, context.config, context.metadata, size, limits.connect)
+        return functools.partial(LMCacheStore, connectors, limits)
+
+
+class DiskTierConnector(TierConnector):
+    """A directory of this machine."""
+
+    async def close(self) -> None:
+        """Write what waits, if that is soon done."""
+        await super().close()
+        self._directory.close()
+
+    def _make_tier(self, context: ConnectorContext) -> RemoteTier:
+        disk, limits = disk_from_extra_config(context.config.extra_config)
+        # With MLA all workers have the same KV cache, of which the first writes its own.
+        worker = 0 if context.metadata.use_mla else context.metadata.worker_id
+        path = Path(disk.directory_of(worker))
+        self._directory = DiskDirectory(path, disk.most_bytes)
+        size = self.full_chunk_size_bytes
+        largest = overhead(self._whole) + size
+        return RemoteTier(
+            str(path),
+            functools.partial(DiskStore, self._directory, largest),
+            limits,
+            context.config.chunk_size,
+            size,
+            kind="disk",
+            also=self._directory.report,
+        )
 
 
 def _release(memory_obj: MemoryObj) -> None:

@@ -1,4 +1,4 @@
-"""What the remote tier needs of a store, whichever it is."""
+"""What a tier needs of its store, whichever it is."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ class StoreError(Exception):
 
 
 class StoreFullError(StoreError):
-    """The store has no room for more."""
+    """The store takes no more, for want of room or of leave; it may still be read."""
 
 
 class StoreTimeoutError(StoreError):
@@ -28,6 +28,11 @@ class Entry:
     key: str
     header: bytes
     payload: Buffer
+
+    @property
+    def size(self) -> int:
+        """Bytes of the whole value."""
+        return len(self.header) + len(self.payload)
 
 
 class Store(Protocol):

@@ -1,4 +1,4 @@
-"""The remote tier of one worker: everything that a store may do to it ends in a miss."""
+"""The remote or disk tier of one worker: everything that a store may do to it ends in a miss."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import logging
 import threading
 import time
 import traceback
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Generic, TypeVar
 
 from kserve_lmcache.metrics.table import metric
@@ -39,6 +39,7 @@ class RemoteTier:
         chunk_tokens: tokens of a whole chunk.
         chunk_bytes: bytes of a whole chunk.
         kind: which of :data:`~kserve_lmcache.metrics.table.TIERS` it is.
+        also: what else belongs into the report.
     """
 
     def __init__(
@@ -49,12 +50,15 @@ class RemoteTier:
         chunk_tokens: int,
         chunk_bytes: int,
         kind: str = "remote",
+        also: Callable[[], Mapping[str, Any]] = dict,
     ) -> None:
         self.pace = Pace(limits.lookup)
         self.counters = Counters(kind)
         self._kind = kind
         self._say_up(False)
         self._name = name
+        self._title = f"{kind} tier {name}"
+        self._also = also
         self._limits = limits
         self._chunk_tokens = chunk_tokens
         self._chunk_bytes = chunk_bytes
@@ -63,7 +67,7 @@ class RemoteTier:
         self._silent_until = 0.0
         self._spoiled = Spoiled()
         self._lanes = {
-            lane: Lane(f"remote-{lane}", functools.partial(make_store, lane)) for lane in _LANES
+            lane: Lane(f"{kind}-{lane}", functools.partial(make_store, lane)) for lane in _LANES
         }
         self._breaker = Breaker(self._probe, self._say_connected, self._give_up, self._say_refused)
         self._writer = Writer(
@@ -176,6 +180,7 @@ class RemoteTier:
             "read_bytes_per_second": self.pace.read_rate,
             "prefill_tokens_per_second": self.pace.prefill.rate,
             **self.counters.snapshot(),
+            **self._also(),
         }
 
     def _call(self, lane: str, operation: Callable[[Store], T], seconds: float) -> T | None:
@@ -203,7 +208,7 @@ class RemoteTier:
     def _say_connected(self) -> None:
         self.counters.add("connects")
         self._say_up(True)
-        logger.info("The remote tier %s answers", self._name)
+        logger.info("The %s answers", self._title)
 
     def _give_up(self, reason: str) -> None:
         for lane in self._lanes.values():  # an idle one holds a connection that may be dead
@@ -211,7 +216,7 @@ class RemoteTier:
         self.counters.add("opened")
         self._say_up(False)
         self._reason = reason
-        logger.warning("The remote tier %s is not asked for now: %s", self._name, reason)
+        logger.warning("The %s is not asked for now: %s", self._title, reason)
 
     def _say_up(self, up: bool) -> None:
         metric("up", tier=self._kind).set(int(up))
@@ -219,12 +224,12 @@ class RemoteTier:
     def _say_refused(self, reason: str) -> None:
         if reason != self._reason:
             self._reason = reason
-            logger.warning("The remote tier %s does not answer: %s", self._name, reason)
+            logger.warning("The %s does not answer: %s", self._title, reason)
 
     def _say_full(self, reason: str, seconds: float) -> None:
         logger.warning(
-            "The remote tier %s is full, nothing is written for %g s: %s",
-            self._name,
+            "The %s takes no more, nothing is written for %g s: %s",
+            self._title,
             seconds,
             reason,
         )
@@ -234,8 +239,8 @@ class RemoteTier:
         if now >= self._silent_until:
             self._silent_until = now + _SILENCE
             logger.warning(
-                "A chunk of %s is not what was stored, and is deleted: %s (%d so far)",
-                self._name,
+                "A chunk of the %s is not what was stored, and is deleted: %s (%d so far)",
+                self._title,
                 reason,
                 self.counters["chunks_corrupt"],
             )
@@ -246,7 +251,7 @@ class RemoteTier:
         trace = "".join(traceback.format_exception(error))
         if trace not in self._mistakes:
             self._mistakes.add(trace)
-            logger.error("Unexpected in the remote tier %s:\n%s", self._name, trace)
+            logger.error("Unexpected in the %s:\n%s", self._title, trace)
         self._breaker.failed(lane, f"{type(error).__name__}: {error}")
 
 
