@@ -5,7 +5,7 @@ from __future__ import annotations
 import random
 import signal
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -14,11 +14,11 @@ from kserve_lmcache.remote.address import Remote
 from kserve_lmcache.remote.envelope import seal
 from kserve_lmcache.remote.limits import Limits
 from kserve_lmcache.remote.redis_client import PREFIX
+from tests.support.damage import RANDOM_CHANGES
 from tests.support.remote import LAYOUT, SIZE, chunks, load, redis_tier, store, store_all, until
 from tests.support.stores import Store, redis_process, valkey_server
 
 CORRUPTIONS = 10_000
-Change = Callable[[random.Random, bytes, bytes], bytes]
 
 
 @pytest.fixture(scope="module")
@@ -126,39 +126,6 @@ def test_valkey(tmp_path: Path) -> None:
             assert load(tier, ["a", "b"]) == [*chunks("a", "b").values()]
 
 
-def _flip(chance: random.Random, value: bytes, other: bytes) -> bytes:
-    changed = bytearray(value)
-    changed[chance.randrange(len(value))] ^= 1 << chance.randrange(8)
-    return bytes(changed)
-
-
-def _truncate(chance: random.Random, value: bytes, other: bytes) -> bytes:
-    return value[: chance.randrange(1, len(value))]
-
-
-def _extend(chance: random.Random, value: bytes, other: bytes) -> bytes:
-    return value + chance.randbytes(chance.randrange(1, 100))
-
-
-def _anothers(chance: random.Random, value: bytes, other: bytes) -> bytes:
-    return other
-
-
-def _later_version(chance: random.Random, value: bytes, other: bytes) -> bytes:
-    return value[:4] + chance.randrange(2, 2**16).to_bytes(2, "little") + value[6:]
-
-
-def _noise(chance: random.Random, value: bytes, other: bytes) -> bytes:
-    begin = chance.randrange(len(value))
-    length = chance.randrange(1, len(value) - begin + 1)
-    noise = chance.randbytes(length)
-    changed = value[:begin] + noise + value[begin + length :]
-    return changed if changed != value else _flip(chance, value, other)
-
-
-CHANGES: tuple[Change, ...] = (_flip, _truncate, _extend, _anothers, _later_version, _noise)
-
-
 def test_no_corrupt_value_is_ever_served(server: Store, remote: Remote) -> None:
     chance = random.Random(5)
     client = server.client()
@@ -167,7 +134,7 @@ def test_no_corrupt_value_is_ever_served(server: Store, remote: Remote) -> None:
     with redis_tier(remote) as tier:
         for number in range(CORRUPTIONS):
             key = f"k{number}"
-            change = CHANGES[number % len(CHANGES)]
+            change = RANDOM_CHANGES[number % len(RANDOM_CHANGES)]
             stored = seal(key, LAYOUT, payload) + payload
             client.set(PREFIX + key, change(chance, stored, other))
             # A busy machine may read it too late, and again; nothing comes of it ever.

@@ -1,10 +1,13 @@
-"""Values of a store that are changed where they lie, and put back."""
+"""Values of a store that are changed where they lie, in Redis and put back, or on a disk."""
 
 from __future__ import annotations
 
+import contextlib
+import random
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import closing, contextmanager
+from pathlib import Path
 
 import redis
 
@@ -68,6 +71,66 @@ DAMAGES: dict[str, Change] = {
     "header changed": each(header_changed),
     "swapped": swapped,
 }
+
+
+def _flip(chance: random.Random, value: bytes, other: bytes) -> bytes:
+    changed = bytearray(value)
+    changed[chance.randrange(len(value))] ^= 1 << chance.randrange(8)
+    return bytes(changed)
+
+
+def _truncate(chance: random.Random, value: bytes, other: bytes) -> bytes:
+    return value[: chance.randrange(1, len(value))]
+
+
+def _extend(chance: random.Random, value: bytes, other: bytes) -> bytes:
+    return value + chance.randbytes(chance.randrange(1, 100))
+
+
+def _anothers(chance: random.Random, value: bytes, other: bytes) -> bytes:
+    return other
+
+
+def _later_version(chance: random.Random, value: bytes, other: bytes) -> bytes:
+    return value[:4] + chance.randrange(2, 2**16).to_bytes(2, "little") + value[6:]
+
+
+def _noise(chance: random.Random, value: bytes, other: bytes) -> bytes:
+    begin = chance.randrange(len(value))
+    length = chance.randrange(1, len(value) - begin + 1)
+    noise = chance.randbytes(length)
+    changed = value[:begin] + noise + value[begin + length :]
+    return changed if changed != value else _flip(chance, value, other)
+
+
+# One of a value that was stored, and of another key's.
+RANDOM_CHANGES: tuple[Callable[[random.Random, bytes, bytes], bytes], ...] = (
+    _flip,
+    _truncate,
+    _extend,
+    _anothers,
+    _later_version,
+    _noise,
+)
+
+
+def damage_files(directory: Path, change: Change) -> int:
+    """Change the values of a directory for good, in place; how many.
+
+    Raises:
+        AssertionError: there is no value that it changes.
+    """
+    values: Values = {}
+    for path in directory.glob("*.kv"):
+        with contextlib.suppress(FileNotFoundError):  # evicted meanwhile
+            values[str(path).encode()] = path.read_bytes()
+    new = {name: value for name, value in change(values).items() if value != values[name]}
+    assert new, f"none of the {len(values)} values is changed"
+    for name, value in new.items():
+        with contextlib.suppress(FileNotFoundError), Path(name.decode()).open("r+b") as file:
+            file.truncate(len(value))
+            file.write(value)
+    return len(new)
 
 
 @contextmanager

@@ -75,7 +75,9 @@ class Disk:
     @contextmanager
     def removed(self) -> Iterator[None]:
         """The directory and all that is in it is removed; at the end it is there again, empty."""
-        shutil.rmtree(self.seen())
+        gone = self.seen().with_name("gone")  # at once: somebody may be writing there
+        self.seen().rename(gone)
+        shutil.rmtree(gone)
         try:
             yield
         finally:

@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 import os
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -86,18 +86,24 @@ def continuation(prompt: list[int], count: int) -> list[int]:
 
 
 @contextmanager
-def simulated(directory: Path, blocks: int = 64, **arguments: Any) -> Iterator[SimulatedEngine]:
+def simulated(
+    directory: Path,
+    blocks: int = 64,
+    lmcache: Mapping[str, str] | None = None,
+    **arguments: Any,
+) -> Iterator[SimulatedEngine]:
     """An engine with an LMCache of its own.
 
     Args:
         directory: for the model's configuration.
         blocks: of vLLM's cache.
+        lmcache: more of LMCache's variables, without their prefix.
         **arguments: vLLM's.
     """
     with pytest.MonkeyPatch.context() as patch:
         for name in [name for name in os.environ if name.startswith("LMCACHE_")]:
             patch.delenv(name)
-        for name, value in LMCACHE.items():
+        for name, value in {**LMCACHE, **(lmcache or {})}.items():
             patch.setenv(f"LMCACHE_{name}", value)
         patch.setattr(lmcache_utils, "_config_instance", None)
         config = _engine_config(directory, **arguments)
