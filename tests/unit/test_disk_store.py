@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from kserve_lmcache.remote import disk_directory, disk_store
+from kserve_lmcache.remote import disk_directory, disk_store, writer
 from kserve_lmcache.remote.disk_directory import DiskDirectory, name_of
 from kserve_lmcache.remote.disk_index import DiskIndex, File
 from kserve_lmcache.remote.disk_store import DiskStore
@@ -244,6 +244,7 @@ def test_a_disk_that_takes_nothing_is_still_read(
     tmp_path: Path, number: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     values = chunks("a", "b", "c")
+    monkeypatch.setattr(writer, "_FIRST_PAUSE", 0.05)
     with disk_tier(tmp_path) as tier:
         store_all(tier.tier, {"a": values["a"]})
         monkeypatch.setattr(DiskDirectory, "give_back", lambda self, size: False)
