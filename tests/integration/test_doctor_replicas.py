@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import json
 import logging
-import subprocess
-import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
+from subprocess import CompletedProcess
 from typing import Any
 
 import pytest
@@ -22,13 +21,15 @@ from kserve_lmcache.doctor.replica import Replica
 from kserve_lmcache.identity import fingerprint
 from kserve_lmcache.remote.address import Remote
 from tests.support import models
+from tests.support.commands import run, run_here
 from tests.support.doctor import find, look_at, redis_remote
-from tests.support.server import MODEL, engine_environment
+from tests.support.server import MODEL
 from tests.support.stores import Store, redis_process, redis_server, sentinel, silent_server
 
 PASSWORD = "test-password-2b8d"
 KEYS = {"hash_algorithm": "sha256_cbor", "hash_seed": "0", "chunk_size": 256}
 DAY = 24 * 3600
+Run = Callable[..., CompletedProcess[str]]
 
 
 @pytest.fixture(scope="module")
@@ -71,17 +72,12 @@ def fields(store: Store, content: str) -> set[str]:
     return {place.decode() for place in told}
 
 
-def command(store: Store, *arguments: str, exit_code: int = 0, **variables: str) -> Finding:
+def command(
+    store: Store, *arguments: str, run: Run = run_here, exit_code: int = 0, **variables: str
+) -> Finding:
     """What the real command finds."""
-    result = subprocess.run(
-        [sys.executable, "-m", "kserve_lmcache", "doctor", "--json", *arguments],
-        env=engine_environment(
-            LMCACHE_REMOTE_URL=store.url, LMCACHE_REMOTE_PASSWORD=PASSWORD, **variables
-        ),
-        capture_output=True,
-        text=True,
-        check=False,
-    )
+    login = {"LMCACHE_REMOTE_URL": store.url, "LMCACHE_REMOTE_PASSWORD": PASSWORD}
+    result = run("doctor", "--json", *arguments, **login, **variables)
     assert result.stdout, result.stderr
     assert PASSWORD not in result.stdout
     (found,) = [
@@ -94,7 +90,7 @@ def command(store: Store, *arguments: str, exit_code: int = 0, **variables: str)
 def test_the_command_reports_replicas_of_two_hash_seeds(store: Store, content: str) -> None:
     tell(store, server("pod-a:8080", content), server("pod-b:8080", content, hash_seed="1"))
     tell(store, server("other-model:8080", "0" * 64, hash_seed="2"))
-    finding = command(store, f"--model_id={MODEL}")
+    finding = command(store, f"--model_id={MODEL}", run=run)
     assert finding.status is Status.WARNING
     assert "nothing is shared with pod-b:8080 (" in finding.evidence
     assert finding.evidence.endswith(
@@ -102,7 +98,7 @@ def test_the_command_reports_replicas_of_two_hash_seeds(store: Store, content: s
     ), finding.evidence
     assert "the same PYTHONHASHSEED, " in finding.mend
     assert finding.seconds < 2, "the model's content was not told from a few of its bytes"
-    finding = command(store, f"--model_id={MODEL}", PYTHONHASHSEED="1")
+    finding = command(store, f"--model_id={MODEL}", run=run, PYTHONHASHSEED="1")
     assert "nothing is shared with pod-a:8080 (" in finding.evidence
     assert "hash seed 0 there and 1 here" in finding.evidence
     assert fields(store, content) == {"pod-a:8080", "pod-b:8080"}
@@ -146,9 +142,9 @@ def test_the_command_finds_the_same_model_elsewhere(
     ],
 )
 def test_the_command_says_why_it_compares_nothing(
-    store: Store, tmp_path: Path, arguments: tuple[str, ...], reason: str
+    store: Store, arguments: tuple[str, ...], reason: str
 ) -> None:
-    finding = command(store, *arguments, HF_HOME=str(tmp_path))
+    finding = command(store, *arguments)
     assert (finding.status, finding.evidence) == (Status.SKIPPED, reason)
 
 

@@ -1,17 +1,16 @@
-"""``kserve-lmcache config`` and ``kserve-lmcache doctor``, as a shell sees them."""
+"""``kserve-lmcache config`` and ``kserve-lmcache doctor``: what they print, and exit with."""
 
 from __future__ import annotations
 
 import json
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 import yaml
 
+from tests.support.commands import run, run_here
 from tests.support.models import MISTRAL, altered
-from tests.support.server import MODEL, engine_environment
+from tests.support.server import MODEL
 
 GUIDE = """\
 local_cpu: true
@@ -29,24 +28,14 @@ def guide(tmp_path: Path) -> str:
     return str(file)
 
 
-def run(*arguments: str, **environ: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [sys.executable, "-m", "kserve_lmcache", *arguments],
-        env=engine_environment(**environ),
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-
-
 def test_config_prints_yaml_that_is_a_configuration(guide: str, tmp_path: Path) -> None:
-    first = run("config", LMCACHE_CONFIG_FILE=guide, LMCACHE_CHUNK_SIZE="128")
+    first = run_here("config", LMCACHE_CONFIG_FILE=guide, LMCACHE_CHUNK_SIZE="128")
     assert first.returncode == 0, first.stderr
     assert f"chunk_size: 256  # {guide}:2" in first.stdout.splitlines()
     assert first.stdout.startswith(f"# LMCACHE_CHUNK_SIZE is not used: {guide}:2 sets chunk_size")
     printed = tmp_path / "printed.yaml"
     printed.write_text(first.stdout)
-    again = run("config", LMCACHE_CONFIG_FILE=str(printed))
+    again = run_here("config", LMCACHE_CONFIG_FILE=str(printed))
     assert yaml.safe_load(again.stdout) == yaml.safe_load(first.stdout)
 
 
@@ -61,7 +50,7 @@ def test_config_as_json_of_a_model(guide: str) -> None:
 
 def test_config_lists_every_mistake(guide: str) -> None:
     arguments = (f"--model_id={MODEL}", "--lmcache", "chunk_size=100", "remote_serde=kivi", "x=1")
-    result = run("config", *arguments, LMCACHE_CONFIG_FILE=guide, LMCACHE_LOCAL_CPUS="1")
+    result = run_here("config", *arguments, LMCACHE_CONFIG_FILE=guide, LMCACHE_LOCAL_CPUS="1")
     assert result.returncode == 2
     assert result.stdout == ""
     assert "kserve-lmcache: error: 4 problems in the LMCache configuration:" in result.stderr
@@ -70,17 +59,17 @@ def test_config_lists_every_mistake(guide: str) -> None:
 
 def test_config_refuses_a_model_that_the_server_would_refuse(tmp_path: Path) -> None:
     model = altered(tmp_path / "model", **MISTRAL, sliding_window=1024)
-    result = run("config", f"--model_id={model}")
+    result = run_here("config", f"--model_id={model}")
     assert (result.returncode, result.stdout) == (2, "")
     assert "sliding window" in result.stderr
     assert "Traceback" not in result.stderr
-    without = run("config", f"--model_id={model}", "--offload=off")
+    without = run_here("config", f"--model_id={model}", "--offload=off")
     assert without.returncode == 0
     assert "offload: false  # --offload" in without.stdout
 
 
 def test_config_explains_a_key() -> None:
-    result = run("config", "--explain", "chunk_size", LMCACHE_CHUNK_SIZE="512")
+    result = run_here("config", "--explain", "chunk_size", LMCACHE_CHUNK_SIZE="512")
     assert result.stdout.splitlines() == [
         "chunk_size: Tokens of one cached chunk; a hit is a whole number of them.",
         "  value    512 (LMCACHE_CHUNK_SIZE)",
@@ -88,7 +77,7 @@ def test_config_explains_a_key() -> None:
         "  default  256 (LMCache's)",
         "  variable LMCACHE_CHUNK_SIZE",
     ]
-    assert run("config", "--explain", "chunk").returncode == 2
+    assert run_here("config", "--explain", "chunk").returncode == 2
 
 
 def test_doctor_says_what_is_wrong_and_how_to_mend_it(tmp_path: Path) -> None:

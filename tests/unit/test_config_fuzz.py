@@ -6,11 +6,12 @@
 from __future__ import annotations
 
 import os
-import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import pytest
 import yaml
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
@@ -18,6 +19,7 @@ from hypothesis import strategies as st
 from kserve_lmcache.config import keys
 from tests.fuzz.configuration import hold, known_names
 from tests.support.configuration import resolved
+from tests.support.processes import Process
 from tests.support.server import ROOT
 
 INPUTS = int(os.environ.get("CONFIG_FUZZ_INPUTS", "10000"))
@@ -57,6 +59,21 @@ mappings = st.dictionaries(
 )
 
 
+@pytest.fixture(scope="module", autouse=True)
+def coverage_guided(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Process]:
+    """The fuzzer, which runs beside the other tests here."""
+    directory = tmp_path_factory.mktemp("fuzzer")
+    path = os.pathsep.join([str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])])
+    command = [sys.executable, "-m", "tests.fuzz.configuration", f"-runs={INPUTS}", "-max_len=400"]
+    fuzzer = Process(
+        [*command, f"-artifact_prefix={directory}/", "-timeout=20"],
+        directory / "fuzzer.log",
+        {**os.environ, "PYTHONPATH": path},
+    )
+    yield fuzzer
+    fuzzer.stop()
+
+
 @settings(
     max_examples=INPUTS // 4, deadline=None, suppress_health_check=list(HealthCheck), database=None
 )
@@ -82,15 +99,6 @@ def directory(factory: Any) -> Path:
     return base
 
 
-def test_coverage_guided(tmp_path: Path) -> None:
-    command = [sys.executable, "-m", "tests.fuzz.configuration", f"-runs={INPUTS}", "-max_len=400"]
-    result = subprocess.run(
-        [*command, f"-artifact_prefix={tmp_path}/", "-timeout=20"],
-        cwd=ROOT,
-        env={**os.environ, "PYTHONPATH": str(ROOT)},
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert result.returncode == 0, result.stdout[-3000:] + result.stderr[-5000:]
-    assert f"Done {INPUTS} runs" in result.stderr
+def test_coverage_guided(coverage_guided: Process) -> None:
+    assert coverage_guided.wait(INPUTS / 10) == 0, coverage_guided.tail()
+    assert f"Done {INPUTS} runs" in coverage_guided.output()

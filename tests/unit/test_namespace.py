@@ -226,12 +226,14 @@ for tag in (None, {"lmcache.tag.kserve": "a"}, {"lmcache.tag.kserve": "b"}):
 
 def test_two_processes_make_the_same_keys() -> None:
     environ = engine_environment(PYTHONHASHSEED="0", LMCACHE_TRACK_USAGE="false")
-    outputs = [
-        subprocess.run(
-            [sys.executable, "-c", KEYS], env=environ, capture_output=True, text=True, check=True
-        ).stdout
+    processes = [
+        subprocess.Popen(
+            [sys.executable, "-c", KEYS], env=environ, stdout=subprocess.PIPE, text=True
+        )
         for _ in range(2)
     ]
+    outputs = [process.communicate()[0] for process in processes]
+    assert [process.returncode for process in processes] == [0, 0]
     keys = [line for line in outputs[0].splitlines() if line.startswith("kv1-x@")]
     assert keys == [line for line in outputs[1].splitlines() if line.startswith("kv1-x@")]
     assert len(set(keys)) == 6
