@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import itertools
 import json
 import time
 from collections.abc import AsyncIterator, Mapping
@@ -162,13 +163,13 @@ class Client:
             if probe.error is None:
                 return
             self.token_ids = False
-        counts = []
+        counts: list[int] = []
         for tokens in (64, 192):
             probe = await self.ask(self.body([Segment("probe", tokens)], "probe", 1))
             if probe.error is not None:
                 raise EndpointError(f"{hide_in_urls(self.url)} refuses a request: {probe.error}")
-            counts.append(probe.usage.get("prompt_tokens"))
-        if None not in counts and counts[1] > counts[0]:
+            counts.append(probe.usage.get("prompt_tokens") or 0)
+        if counts[1] > counts[0] > 0:
             # Two lengths, so that what a chat template adds does not count.
             self.words_per_token = (192 - 64) / (counts[1] - counts[0])
 
@@ -178,7 +179,7 @@ class Client:
 
 
 def _answer(times: list[float], usage: Mapping[str, Any]) -> Answer:
-    gaps = [later - earlier for earlier, later in zip(times, times[1:], strict=False)]
+    gaps = [later - earlier for earlier, later in itertools.pairwise(times)]
     return Answer(times[-1], times[0], gaps, usage)
 
 

@@ -160,9 +160,7 @@ def _throughput(
     ratio = float(rate(mine) / rate(theirs))
     low, high = _interval(rate(mine[drawn]) / rate(theirs[drawn]))
     few = count < _FEW
-    return Ratio(
-        group.what, other, group.endpoint, "requests/s", "", ratio, low, high, count, few
-    )
+    return Ratio(group.what, other, group.endpoint, "requests/s", "", ratio, low, high, count, few)
 
 
 def _slices(records: Sequence[Record]) -> NDArray[numpy.float64]:

@@ -122,7 +122,9 @@ def grouped(records: Iterable[Record]) -> dict[Group, list[Record]]:
         group = Group(record.endpoint, record.workload, record.phase, record.kind, length)
         found.setdefault(group, []).append(record)
     order = {name: number for number, name in enumerate(dict.fromkeys(_place(g) for g in found))}
-    return dict(sorted(found.items(), key=lambda each: (order[_place(each[0])], each[0].length or 0)))
+    return dict(
+        sorted(found.items(), key=lambda each: (order[_place(each[0])], each[0].length or 0))
+    )
 
 
 def _place(group: Group) -> tuple[str, str]:

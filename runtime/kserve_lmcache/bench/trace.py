@@ -46,7 +46,8 @@ def read(
         lines = path.read_text(encoding="utf-8").splitlines()
     except (OSError, UnicodeDecodeError) as error:
         raise UsageError(f"--trace={path} cannot be read: {error}") from error
-    requests, left_out = [], 0
+    requests: list[Request] = []
+    left_out = 0
     for number, line in enumerate(lines, start=1):
         if not line.strip():
             continue
@@ -79,7 +80,9 @@ def _request(line: str, where: str) -> Request:
     ids = entry.get("hash_ids", [])
     if not isinstance(ids, list) or not all(isinstance(each, int) for each in ids):
         raise UsageError(f"{where}: hash_ids is not a list of whole numbers")
-    return Request(_prompt(ids, tokens, where.rpartition(":")[2]), max(output, 1), due=timestamp / 1000)
+    return Request(
+        _prompt(ids, tokens, where.rpartition(":")[2]), max(output, 1), due=timestamp / 1000
+    )
 
 
 def _number(entry: dict[str, Any], name: str, where: str, least: float = 0) -> float:

@@ -9,14 +9,15 @@ from collections.abc import Sequence
 from kserve_lmcache import environment
 from kserve_lmcache.errors import KServeLMCacheError
 
-_COMMANDS = ("serve", "config", "doctor", "demo-model")
+_COMMANDS = ("serve", "config", "doctor", "bench", "demo-model")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run a command; without one, ``serve``, so that an image's args are just flags.
 
     Returns:
-        The exit code: 0, 1 (it failed) or 2 (it was asked for something impossible).
+        The exit code: 0, 1 (it failed), 2 (it was asked for something impossible) or 130 (a
+        benchmark was ended before its time).
     """
     arguments = list(sys.argv[1:] if argv is None else argv)
     command = arguments.pop(0) if arguments and arguments[0] in _COMMANDS else "serve"
@@ -26,6 +27,12 @@ def main(argv: Sequence[str] | None = None) -> int:
 
             run_demo_model(arguments)
             return 0
+        if command == "bench":
+            from kserve_lmcache.cli.bench import run as run_bench
+
+            text, exit_code = run_bench(arguments)
+            print(text)
+            return exit_code
         if command in ("config", "doctor"):
             # vLLM and LMCache log to the standard output, which is the answer's alone here.
             with contextlib.redirect_stdout(sys.stderr):
