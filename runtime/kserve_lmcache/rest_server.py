@@ -15,8 +15,8 @@ from kserve_lmcache.http import errors, middleware
 from kserve_lmcache.http.limits import Limits
 from kserve_lmcache.http.register import register_after_kserves, register_before_kserves
 from kserve_lmcache.lifecycle import Lifecycle
+from kserve_lmcache.starting import ANY_HOST, Starting
 
-_HOST = "0.0.0.0"  # noqa: S104 - a container's port, as KServe's own server has it
 _CLOSE_SECONDS = 2  # for connections whose answers are written already
 
 
@@ -33,6 +33,7 @@ class SurfaceRESTServer(RESTServer):  # type: ignore[misc]
     Args:
         app: KServe's application; FastAPI's, by default KServe's only one.
         model: the model, whose engine is up.
+        starting: who has the port until now; without it the port is opened here.
         others: what KServe's server takes.
     """
 
@@ -42,6 +43,7 @@ class SurfaceRESTServer(RESTServer):  # type: ignore[misc]
         model: Any,
         limits: Limits,
         lifecycle: Lifecycle,
+        starting: Starting | None = None,
         app: fastapi.FastAPI = kserve_app,
         **others: Any,
     ) -> None:
@@ -50,13 +52,20 @@ class SurfaceRESTServer(RESTServer):  # type: ignore[misc]
         self.model = model
         self.limits = limits
         self.lifecycle = lifecycle
-        self.config.host = args.host or _HOST
+        self.starting = starting
+        self.config.host = args.host or ANY_HOST
         self.config.timeout_graceful_shutdown = _CLOSE_SECONDS
         self.config.ssl_ca_certs = args.ssl_ca_certs
         self.config.ssl_cert_reqs = args.ssl_cert_reqs
         if args.ssl_ciphers:
             self.config.ssl_ciphers = args.ssl_ciphers
         self._server = _Server(self.config)
+
+    async def start(self) -> None:
+        """Serve until :meth:`close`."""
+        self.create_application()
+        sockets = [self.starting.hand_over()] if self.starting is not None else None
+        await self._server.serve(sockets=sockets)
 
     def close(self) -> None:
         """Close the port and what is open; returns at once."""

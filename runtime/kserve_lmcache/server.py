@@ -35,13 +35,14 @@ from kserve_lmcache.local_tier import GIB
 from kserve_lmcache.model import LMCacheModel
 from kserve_lmcache.offload import Offload
 from kserve_lmcache.rest_server import SurfaceRESTServer
+from kserve_lmcache.starting import Starting
 
 
 class OffloadModelServer(model_server.ModelServer):  # type: ignore[misc]
-    """KServe's server, which opens its port once the engine is up, and not before.
+    """KServe's server, which serves once the engine is up, and not before.
 
-    KServe starts both at the same time: a default (TCP) readiness probe would pass while the
-    model is still loading, and an engine that fails would be reported as a failed HTTP server.
+    KServe starts both at the same time: it would say that it is ready while the model is still
+    loading, and an engine that fails would be reported as a failed HTTP server.
 
     Args:
         args: the flags of the server.
@@ -49,6 +50,7 @@ class OffloadModelServer(model_server.ModelServer):  # type: ignore[misc]
         limits: what requests are held against.
         drain_seconds: how long running requests may take after SIGTERM.
         exit_on_engine_death: whether to end when the engine has died.
+        starting: who answers on the port until the engine is up.
         others: what KServe's server takes.
     """
 
@@ -59,6 +61,7 @@ class OffloadModelServer(model_server.ModelServer):  # type: ignore[misc]
         limits: Limits,
         drain_seconds: float,
         exit_on_engine_death: bool,
+        starting: Starting | None = None,
         **others: Any,
     ) -> None:
         super().__init__(registered_models=Repository(), **others)
@@ -67,6 +70,7 @@ class OffloadModelServer(model_server.ModelServer):  # type: ignore[misc]
         self.limits = limits
         self.drain_seconds = drain_seconds
         self.exit_on_engine_death = exit_on_engine_death
+        self.starting = starting
         self.lifecycle = Lifecycle()
         self.dataplane = OffloadDataPlane(self.registered_models, self.lifecycle)
         if "repository" not in model.route_groups:
@@ -158,6 +162,7 @@ class OffloadModelServer(model_server.ModelServer):  # type: ignore[misc]
             self.model,
             self.limits,
             self.lifecycle,
+            self.starting,
             data_plane=self.dataplane,
             model_repository_extension=self.model_repository_extension,
             http_port=self.http_port,
@@ -187,8 +192,14 @@ def _exit_at_once(reason: str) -> None:
     os._exit(128 + signal.SIGTERM)
 
 
-def serve(args: Namespace, offload: Offload, engine_config: VllmConfig) -> None:
+def serve(args: Namespace, offload: Offload, engine_config: VllmConfig, starting: Starting) -> None:
     """Serve until SIGTERM or SIGINT, which let running requests finish.
+
+    Args:
+        args: the flags of the server.
+        offload: whether and how the KV cache is offloaded.
+        engine_config: vLLM's configuration.
+        starting: who answers on the port meanwhile.
 
     Raises:
         KServeLMCacheError: the engine or offloading could not start.
@@ -196,7 +207,7 @@ def serve(args: Namespace, offload: Offload, engine_config: VllmConfig) -> None:
     engine_process.mark_server(os.environ, offload.engine_file)
     model = LMCacheModel(args, offload, engine_config)
     os.environ.update(routes.switches(model.route_groups))
-    server = _create_server(args, model, offload.configuration)
+    server = _create_server(args, model, offload.configuration, starting)
     if offload.shape is not None and offload.identity is not None:
         subject = _subject(args, offload, offload.shape, offload.identity)
         log_findings(subject, logger, offloads=lambda: model.offload.enabled)
@@ -235,7 +246,7 @@ def _subject(
 
 
 def _create_server(
-    args: Namespace, model: LMCacheModel, configuration: Configuration
+    args: Namespace, model: LMCacheModel, configuration: Configuration, starting: Starting
 ) -> OffloadModelServer:
     return OffloadModelServer(
         args,
@@ -243,6 +254,7 @@ def _create_server(
         limits_of(args, configuration, offloads=lambda: model.offload.enabled),
         drain_seconds=configuration.get("drain_timeout"),
         exit_on_engine_death=configuration.get("exit_on_engine_death"),
+        starting=starting,
         http_port=args.http_port,
         grpc_port=args.grpc_port,
         max_threads=args.max_threads,

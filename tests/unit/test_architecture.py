@@ -24,7 +24,7 @@ LAYERS = (
     ("cli.arguments", "base_model", "engine_arguments", "local_tier", "metrics"),
     ("vllm_model", "engine_process", "http.vllm_app", "http.limits", "http.time_out"),
     ("http.errors", "request_rules"),
-    ("http.answers", "lifecycle"),
+    ("http.answers", "lifecycle", "starting"),
     ("remote.plugin",),
     ("remote.lmcache_store",),
     ("remote.daemon_threads", "remote.lmcache_objects"),

@@ -11,6 +11,7 @@ from kserve_lmcache.cli.arguments import parse_arguments
 from kserve_lmcache.engine_arguments import resolve_engine_arguments
 from kserve_lmcache.offload import plan_offload
 from kserve_lmcache.server import serve
+from kserve_lmcache.starting import listen
 
 
 def run(argv: Sequence[str]) -> None:
@@ -23,5 +24,6 @@ def run(argv: Sequence[str]) -> None:
     if args.configure_logging:
         configure_logging(args.log_config_file)
     resolve_engine_arguments(args, os.environ)
-    offload, engine_config = plan_offload(args, os.environ)
-    serve(args, offload, engine_config)
+    with listen(args) as starting:
+        offload, engine_config = plan_offload(args, os.environ)
+        serve(args, offload, engine_config, starting)

@@ -50,7 +50,7 @@ def clients(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Clients]:
         "--max-body-size=2Mi",
         "--enable-auto-tool-choice",
         "--tool-call-parser=hermes",
-        '--structured-outputs-config={"disable_any_whitespace": true}',
+        '--structured-outputs-config={"backend": "xgrammar", "disable_any_whitespace": true}',
         "--enable-lora",
         "--max-loras=2",
         "--max-lora-rank=8",
