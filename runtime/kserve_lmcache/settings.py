@@ -104,6 +104,7 @@ SETTINGS = (
         True,
         "End the server when its engine has died; false leaves that to the liveness probe.",
     ),
+    Setting("log_format", str, "text", "How log records are written: text, or json, one a line."),
     Setting(
         "remote_connector",
         str,

@@ -69,7 +69,7 @@ LAYERS = (
     ("identity.errors",),
     ("doctor", "remote.redis_client"),
     ("http", "http.routes"),
-    ("config", "settings", "engine_shape", "environment", "remote.address", "resources"),
+    ("config", "logs", "settings", "engine_shape", "environment", "remote.address", "resources"),
     ("remote.store",),
     ("remote.envelope", "remote.limits", "remote.rdma"),
     ("remote",),

@@ -8,7 +8,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from kserve_lmcache import environment
+from kserve_lmcache import environment, logs
 from kserve_lmcache.errors import KServeLMCacheError
 
 # A container's own terminationMessagePath.
@@ -44,6 +44,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             print(text)
             return exit_code
         environment.ensure()
+        logs.follow(os.environ)
         from kserve_lmcache.cli.serve import run as run_serve
 
         run_serve(arguments)

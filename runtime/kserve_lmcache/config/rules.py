@@ -22,7 +22,7 @@ from kserve_lmcache.errors import Problem
 from kserve_lmcache.http.routes import GROUPS, parse_groups
 from kserve_lmcache.redaction import hide, hide_in_urls
 from kserve_lmcache.remote.address import REDIS_SCHEMES, TLS_SCHEMES
-from kserve_lmcache.settings import FINGERPRINTS, REMOTE_CONNECTORS
+from kserve_lmcache.settings import FINGERPRINTS, LOG_FORMATS, REMOTE_CONNECTORS
 
 Rule = Callable[[Configuration, str], Iterator[Problem]]
 
@@ -120,6 +120,10 @@ def _own(configuration: Configuration, device: str) -> Iterator[Problem]:
     if who not in REMOTE_CONNECTORS:
         what = f"is {who!r}, which is none of {', '.join(REMOTE_CONNECTORS)}"
         yield _problem(configuration, "remote_connector", what, "Use kserve (the default).")
+    log_format = configuration.get("log_format")
+    if log_format not in LOG_FORMATS:
+        what = f"is {log_format!r}, which is none of {', '.join(LOG_FORMATS)}"
+        yield _problem(configuration, "log_format", what, "Use text (the default).")
     for group in parse_groups(configuration.get("enable_routes")):
         if group not in GROUPS:
             what = f"has {group!r}, which is none of {', '.join(GROUPS)}"

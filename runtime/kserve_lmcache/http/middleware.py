@@ -7,7 +7,6 @@ import contextlib
 import re
 import uuid
 from collections.abc import Awaitable, Callable
-from contextvars import ContextVar
 from http import HTTPStatus
 
 from fastapi import FastAPI
@@ -22,10 +21,9 @@ from kserve_lmcache.http import answers, errors
 from kserve_lmcache.http.limits import Limits
 from kserve_lmcache.http.time_out import TimeOut
 from kserve_lmcache.lifecycle import Lifecycle
+from kserve_lmcache.logs import REQUEST_ID
 
-# Of the request that is being answered, for the log.
-REQUEST_ID: ContextVar[str] = ContextVar("request_id", default="")
-_REQUEST_ID = "x-request-id"
+_HEADER = "x-request-id"
 _GOOD_REQUEST_ID = re.compile(r"[\x21-\x7e]{1,128}")
 # Asked by probes and scrapers, which have no key.
 _PUBLIC = re.compile(r"/|/metrics|/v2/health/(live|ready)|/v2/models/[^/]+/ready|/v1/models/[^/:]+")
@@ -102,15 +100,15 @@ class RequestIds:
             await self.app(scope, receive, send)
             return
         headers = MutableHeaders(raw=list(scope["headers"]))
-        given = headers.get(_REQUEST_ID, "")
+        given = headers.get(_HEADER, "")
         # Any other would break a line of the log, or be one.
         identity = given if _GOOD_REQUEST_ID.fullmatch(given) else uuid.uuid4().hex
-        headers[_REQUEST_ID] = identity
+        headers[_HEADER] = identity
         REQUEST_ID.set(identity)
 
         async def with_id(message: Message) -> None:
             if message["type"] == "http.response.start":
-                MutableHeaders(scope=message)[_REQUEST_ID] = identity
+                MutableHeaders(scope=message)[_HEADER] = identity
             await send(message)
 
         await self.app({**scope, "headers": headers.raw}, receive, with_id)
