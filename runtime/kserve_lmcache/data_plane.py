@@ -13,6 +13,14 @@ from kserve_lmcache.http.register import ELSEWHERE
 from kserve_lmcache.lifecycle import Lifecycle
 
 
+class UnimplementedError(NotImplementedError):
+    """What gRPC's clients get; KServe's interceptor looks for ``reason``."""
+
+    def __init__(self, reason: str) -> None:
+        super().__init__(reason)
+        self.reason = reason
+
+
 class OffloadDataPlane(DataPlane):  # type: ignore[misc]
     """Health and metadata."""
 
@@ -58,9 +66,9 @@ class OffloadDataPlane(DataPlane):  # type: ignore[misc]
         """By gRPC; HTTP's routes say the same themselves.
 
         Raises:
-            NotImplementedError: always; it says where to go.
+            UnimplementedError: always; it says where to go.
         """
-        raise NotImplementedError(ELSEWHERE)
+        raise UnimplementedError(ELSEWHERE)
 
 
 class Repository(ModelRepository):  # type: ignore[misc]
@@ -85,14 +93,14 @@ class NoRepositoryExtension(ModelRepositoryExtension):  # type: ignore[misc]
         """Refuse.
 
         Raises:
-            NotImplementedError: always.
+            UnimplementedError: always.
         """
-        raise NotImplementedError("Models are loaded by --enable-routes=repository alone")
+        raise UnimplementedError("Models are loaded by --enable-routes=repository alone")
 
     async def unload(self, model_name: str) -> None:
         """Refuse.
 
         Raises:
-            NotImplementedError: always.
+            UnimplementedError: always.
         """
-        raise NotImplementedError("Models are unloaded by --enable-routes=repository alone")
+        raise UnimplementedError("Models are unloaded by --enable-routes=repository alone")

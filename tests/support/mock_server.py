@@ -41,7 +41,9 @@ class MockEngineModel(MockModel):
         return {"said": word}
 
 
-def run(log: Path, port: int, drain_seconds: float, exit_on_engine_death: bool) -> None:
+def run(
+    log: Path, port: int, grpc_port: int, drain_seconds: float, exit_on_engine_death: bool
+) -> None:
     """All of a process's life; what it writes goes to the log."""
     with log.open("wb") as output:
         os.dup2(output.fileno(), 1)
@@ -56,7 +58,8 @@ def run(log: Path, port: int, drain_seconds: float, exit_on_engine_death: bool) 
         drain_seconds,
         exit_on_engine_death,
         http_port=port,
-        enable_grpc=False,
+        grpc_port=grpc_port,
+        enable_grpc=True,
     )
     try:
         server.start([model])

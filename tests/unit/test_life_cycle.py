@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import multiprocessing
 import os
 import signal
@@ -12,8 +13,11 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 
+import grpc
 import httpx
 import pytest
+from kserve import InferenceGRPCClient, InferInput, InferRequest
+from kserve.protocol.grpc import grpc_predict_v2_pb2, grpc_predict_v2_pb2_grpc
 
 from tests.support import mock_server
 from tests.support.http import CHAT, NAME
@@ -35,7 +39,9 @@ class Running:
         self.pool = pool
         port = free_port()
         self.url = f"http://127.0.0.1:{port}"
-        arguments = (log, port, drain_seconds, exit_on_death)
+        self.grpc = f"127.0.0.1:{free_port()}"
+        grpc_port = int(self.grpc.rpartition(":")[2])
+        arguments = (log, port, grpc_port, drain_seconds, exit_on_death)
         self.process = _PROCESSES.Process(target=mock_server.run, args=arguments)
         self.process.start()
 
@@ -156,3 +162,28 @@ def test_the_engines_death_may_be_left_to_the_liveness_probe(tmp_path: Path) -> 
         assert server.status("/v2/health/live") == 503
         server.signal(signal.SIGTERM)
         assert server.ended(5) == 1
+
+
+def test_by_grpc_health_is_the_same_and_nothing_is_unloaded(tmp_path: Path) -> None:
+    async def ask(url: str) -> None:
+        client = InferenceGRPCClient(url)
+        try:
+            assert await client.is_server_live()
+            assert await client.is_server_ready()
+            assert await client.is_model_ready(NAME)
+            with pytest.raises(grpc.RpcError) as caught:
+                await client.infer(InferRequest(NAME, [InferInput("x", [1], "BYTES", [b"Hi"])]))
+            assert "/openai/v1/chat/completions" in str(caught.value)
+        finally:
+            await client.close()
+        async with grpc.aio.insecure_channel(url) as channel:
+            stub = grpc_predict_v2_pb2_grpc.GRPCInferenceServiceStub(channel)
+            unload = grpc_predict_v2_pb2.RepositoryModelUnloadRequest(model_name=NAME)
+            with pytest.raises(grpc.RpcError):
+                await stub.RepositoryModelUnload(unload)
+
+    with running(tmp_path / "log") as server:
+        asyncio.run(ask(server.grpc))
+        assert server.is_ready()
+        server.signal(signal.SIGTERM)
+        assert server.ended(5) == 0
