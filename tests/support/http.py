@@ -23,6 +23,7 @@ from kserve_lmcache.lifecycle import Lifecycle
 from kserve_lmcache.model import LMCacheModel
 from kserve_lmcache.rest_server import SurfaceRESTServer
 from tests.support.ports import free_port
+from tests.support.tls import Certificate
 
 NAME = "org/model"
 PREFIX = "/openai"
@@ -64,19 +65,26 @@ async def echo(request: Any, raw_request: Any) -> Any:
 class HTTPServer:
     """One that answers."""
 
-    def __init__(self, model: MockModel, lifecycle: Lifecycle, port: int) -> None:
+    def __init__(
+        self, model: MockModel, lifecycle: Lifecycle, port: int, client: httpx.Client
+    ) -> None:
         self.model = model
         self.lifecycle = lifecycle
         self.port = port
-        self.client = httpx.Client(base_url=f"http://127.0.0.1:{port}", timeout=20)
+        self.client = client
 
     def chat(self, content: str = "Hi", **fields: Any) -> dict[str, Any]:
         return {"model": NAME, "messages": [{"role": "user", "content": content}], **fields}
 
 
 @contextmanager
-def serving(*groups: str, **limits: Any) -> Iterator[HTTPServer]:
-    """Serve on a port, in a thread."""
+def serving(
+    *groups: str, certificate: Certificate | None = None, **limits: Any
+) -> Iterator[HTTPServer]:
+    """Serve on a port, in a thread; with a certificate by TLS, whose client trusts anybody."""
+    files = {}
+    if certificate is not None:
+        files = {"ssl_certfile": certificate.cert_file, "ssl_keyfile": certificate.key_file}
     model, lifecycle, repository = MockModel(*groups), Lifecycle(), Repository()
     repository.update(model)
     rest = SurfaceRESTServer(
@@ -88,8 +96,11 @@ def serving(*groups: str, **limits: Any) -> Iterator[HTTPServer]:
         data_plane=OffloadDataPlane(repository, lifecycle),
         model_repository_extension=ModelRepositoryExtension(repository),
         http_port=free_port(),
+        **{name: str(file) for name, file in files.items()},
     )
-    server = HTTPServer(model, lifecycle, rest.config.port)
+    url = f"http{'s' if files else ''}://127.0.0.1:{rest.config.port}"
+    client = httpx.Client(base_url=url, timeout=20, verify=False)  # noqa: S501
+    server = HTTPServer(model, lifecycle, rest.config.port, client)
     lifecycle.ready()
     thread = threading.Thread(target=lambda: asyncio.run(rest.start()), daemon=True)
     thread.start()

@@ -97,7 +97,7 @@ def test_litellm(clients: Clients) -> None:
 def test_curl_as_in_kserves_guide(clients: Clients) -> None:
     body = {"model": clients.name, "messages": [{"role": "user", "content": "Hello!"}]}
     command = [
-        *("curl", "--silent", "--fail", "--max-time", "60", "-v"),
+        *("curl", "--silent", "--fail", "--max-time", "60"),
         f"{clients.server.openai_url}/chat/completions",
         *("-H", "content-type: application/json", "-H", f"Authorization: Bearer {KEY}"),
         *("-d", json.dumps({**body, "max_tokens": 8})),
