@@ -15,6 +15,8 @@ import sys
 from collections.abc import MutableMapping
 from pathlib import Path
 
+from kserve_lmcache import logs
+
 SERVER = "_KSERVE_LMCACHE_SERVER_PID"
 ENGINE_FILE = "_KSERVE_LMCACHE_ENGINE_FILE"
 
@@ -39,6 +41,7 @@ def prepare() -> None:
         return
     _follow_parent()
     _show_log()
+    logs.follow(os.environ)
     if path := os.environ.get(ENGINE_FILE):
         from kserve_lmcache import redaction
         from kserve_lmcache.config import engine_file

@@ -5,7 +5,8 @@ KServeLMCacheError             every error of this package; ``exit_code`` is the
 ├── ConfigurationError         the LMCache configuration has mistakes (all of them, at once)
 ├── IdentityError              the model's content cannot be told (identity/errors.py)
 ├── UnsupportedModelError      LMCache would get the model's KV wrong
-└── OffloadUnavailableError    offloading was required and could not be started
+├── OffloadUnavailableError    offloading was required and could not be started
+└── EngineDiedError            the engine died while it was serving
 """
 
 from __future__ import annotations
@@ -77,3 +78,7 @@ class OffloadUnavailableError(KServeLMCacheError):
             f"KV-cache offloading could not start: {reason}. "
             "Mend the cause, or serve without offloading by --offload-required=false."
         )
+
+
+class EngineDiedError(KServeLMCacheError):
+    """vLLM's engine died under a running server (``exit_on_engine_death``)."""

@@ -4,23 +4,23 @@ from __future__ import annotations
 
 from argparse import Namespace
 from collections.abc import Mapping
-from http import HTTPStatus
 from pathlib import Path
 from typing import Any
 
 from fastapi import Request
 from kserve.logging import logger
-from kserve.protocol.rest.openai.errors import create_error_response
-from starlette.datastructures import State
+from kserve.protocol.rest.openai.types import ErrorResponse
 from vllm.config import VllmConfig
 from vllm.entrypoints.openai.api_server import init_app_state
 from vllm.usage.usage_lib import UsageContext
 from vllm.v1.engine.async_llm import AsyncLLM
 
-from kserve_lmcache import request_rules
 from kserve_lmcache.base_model import choose_base
 from kserve_lmcache.config import engine_file
+from kserve_lmcache.engine import TenantAsyncLLM
 from kserve_lmcache.errors import KServeLMCacheError
+from kserve_lmcache.http import routes, vllm_app
+from kserve_lmcache.http.errors import RefusedError
 from kserve_lmcache.metrics.table import metric
 from kserve_lmcache.offload import Offload, differences, give_up
 from kserve_lmcache.redaction import hide
@@ -41,6 +41,8 @@ class LMCacheModel(_Base):  # type: ignore[misc, valid-type]
         self.engine_config = engine_config
         self.started = False
         self.watch = Watch(self._reports, self._off)
+        self.vllm_app: Any = None
+        self.route_groups = routes.parse_groups(offload.configuration.get("enable_routes"))
         logger.info("Model base class %s: %s", _Base.__module__, BASE_REASON)
 
     async def start_engine(self) -> None:
@@ -71,42 +73,25 @@ class LMCacheModel(_Base):  # type: ignore[misc, valid-type]
         self, request: Any, raw_request: Request | None = None, context: Any = None
     ) -> Any:
         """``/v1/completions``."""
-        return self._refuse(request, raw_request) or await super().create_completion(
-            request, raw_request, context
-        )
+        return _answer(await super().create_completion(request, raw_request, context))
 
     async def create_chat_completion(
         self, request: Any, raw_request: Request | None = None, context: Any = None
     ) -> Any:
         """``/v1/chat/completions``."""
-        return self._refuse(request, raw_request) or await super().create_chat_completion(
-            request, raw_request, context
-        )
+        return _answer(await super().create_chat_completion(request, raw_request, context))
 
     async def create_embedding(
         self, request: Any, raw_request: Request | None = None, context: Any = None
     ) -> Any:
         """``/v1/embeddings``."""
-        return self._refuse(request, raw_request) or await super().create_embedding(
-            request, raw_request, context
-        )
+        return _answer(await super().create_embedding(request, raw_request, context))
 
     async def create_rerank(
         self, request: Any, raw_request: Request | None = None, context: Any = None
     ) -> Any:
         """``/v1/rerank``."""
-        return self._refuse(request, raw_request) or await super().create_rerank(
-            request, raw_request, context
-        )
-
-    def _refuse(self, request: Any, raw_request: Request | None) -> Any:
-        """The answer to a request that asks for what it may not; else it is isolated."""
-        headers = raw_request.headers if raw_request is not None else {}
-        reason = request_rules.refusal(request) if self.offload.enabled else ""
-        reason = reason or request_rules.isolate(request, headers, self.offload.tenant_header)
-        if not reason:
-            return None
-        return create_error_response(reason, status_code=HTTPStatus.BAD_REQUEST)
+        return _answer(await super().create_rerank(request, raw_request, context))
 
     def status(self) -> dict[str, Any]:
         """What ``GET /offload`` answers."""
@@ -141,12 +126,7 @@ class LMCacheModel(_Base):  # type: ignore[misc, valid-type]
         """True once a generation can succeed, until the engine dies."""
         if not self.started:
             return False
-        try:
-            await self.engine_client.check_health()
-        except Exception:
-            logger.exception("The engine is not healthy")
-            return False
-        return True
+        return not self.engine_client.errored
 
     def stop_engine(self) -> None:
         """End the engine's processes."""
@@ -156,7 +136,7 @@ class LMCacheModel(_Base):  # type: ignore[misc, valid-type]
 
     def _create_engine(self) -> AsyncLLM:
         try:
-            return AsyncLLM.from_vllm_config(
+            return TenantAsyncLLM.from_vllm_config(
                 vllm_config=self.engine_config,
                 usage_context=UsageContext.OPENAI_API_SERVER,
                 enable_log_requests=self.args.enable_log_requests,
@@ -191,12 +171,25 @@ class LMCacheModel(_Base):  # type: ignore[misc, valid-type]
             )
 
     async def _create_handlers(self) -> None:
-        state = State()
-        tasks = await self.engine_client.get_supported_tasks()
-        await init_app_state(self.engine_client, state, self.args, tasks)
-        handlers = vars(state)["_state"]
+        client = self.engine_client
+        tasks = await client.get_supported_tasks()
+        self.vllm_app = vllm_app.build(self.args, tasks, client.model_config, self.route_groups)
+        await init_app_state(client, self.vllm_app.state, self.args, tasks)
+        handlers = vars(self.vllm_app.state)["_state"]
         self.openai_serving_models = handlers["openai_serving_models"]
         self.openai_serving_chat = handlers.get("openai_serving_chat")
         self.openai_serving_completion = handlers.get("openai_serving_completion")
         self.openai_serving_embedding = handlers.get("serving_embedding")
         self.serving_reranking = handlers.get("serving_scores")
+
+
+def _answer(response: Any) -> Any:
+    """A handler's answer; its errors look as those of all other routes do.
+
+    Raises:
+        RefusedError: it is one.
+    """
+    if not isinstance(response, ErrorResponse):
+        return response
+    error = response.error
+    raise RefusedError(int(error.code), error.message, error.type, error.param or None)

@@ -1,42 +1,64 @@
-"""What a request may say about the cache, whichever OpenAI route it comes by."""
+"""What a request may say about the cache, whichever route it comes by.
+
+``kv_transfer_params`` choose keys and peers. They are an operator's business, and some end the
+engine: they are refused here, on the body of every request, and the connector drops them once
+more. The tenant goes into ``cache_salt`` where all routes meet, in front of the engine.
+"""
 
 from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping
+import re
+from contextvars import ContextVar
 from typing import Any
 
 _PARAMETERS = "kv_transfer_params"
+# As a body may hold the name: as it is, or with escapes in it.
+_MAY_HOLD = re.compile(rb"kv_transfer_params|\\u00[4-7]", re.IGNORECASE)
+# Where vLLM's requests have more parameters of the engine: body[first][second]...
+_PLACES = ((), ("vllm_xargs",), ("extra_args",), ("sampling_params", "extra_args"))
+
+# Of the request that is being answered; set from its header.
+TENANT: ContextVar[str] = ContextVar("tenant", default="")
 
 
-def refusal(request: Any) -> str:
-    """Why a request is refused; empty when it is not.
+def refusal(body: bytes) -> str:
+    """Why a request with this JSON body is refused; empty when it is not.
 
-    Transfer parameters choose keys and peers. They are an operator's business, and some end the
-    engine; the connector drops them once more, for routes that do not pass here.
+    What is no JSON is left to the route.
     """
-    extra = getattr(request, "vllm_xargs", None) or {}
-    if getattr(request, _PARAMETERS, None) is not None or _PARAMETERS in extra:
+    if not _MAY_HOLD.search(body):
+        return ""
+    try:
+        request = json.loads(body)
+    except (ValueError, RecursionError):
+        return ""
+    if any(_names_them(request, place) for place in _PLACES):
         return f"{_PARAMETERS} is not accepted: this server chooses the keys of its cache itself"
     return ""
 
 
-def isolate(request: Any, headers: Mapping[str, str], tenant_header: str | None) -> str:
-    """Put the tenant into the request's ``cache_salt``, which vLLM's own cache keeps apart too.
+def _names_them(value: Any, place: tuple[str, ...]) -> bool:
+    for name in place:
+        value = value.get(name) if isinstance(value, dict) else None
+    if not isinstance(value, dict):
+        return False
+    # On the request itself null is what leaving it out is; anywhere else it is an argument.
+    return _PARAMETERS in value if place else value.get(_PARAMETERS) is not None
 
-    The salt that goes to the engine is a digest: nobody can choose another tenant's, and no
-    character of it can surprise anything.
 
-    Returns:
-        Why the request is refused; empty when it is not.
+def salt(tenant: str, own: str | None) -> str | None:
+    """The ``cache_salt`` that the engine is given, which vLLM's own cache keeps apart too.
+
+    It is a digest: nobody can choose another tenant's, and no character of it can surprise
+    anything.
+
+    Args:
+        tenant: empty where tenants are not told apart.
+        own: what the request said.
     """
-    salt = getattr(request, "cache_salt", None) or ""
-    tenant = (headers.get(tenant_header) or "") if tenant_header else ""
-    if not salt and not tenant:
-        return ""
-    if not hasattr(request, "cache_salt"):
-        return f"{tenant_header} cannot be kept on this route: vLLM has no cache_salt here"
-    canonical = json.dumps([tenant, salt]).encode("utf-8", "surrogatepass")
-    request.cache_salt = hashlib.sha256(canonical).hexdigest()
-    return ""
+    if not own and not tenant:
+        return None
+    canonical = json.dumps([tenant, own or ""]).encode("utf-8", "surrogatepass")
+    return hashlib.sha256(canonical).hexdigest()

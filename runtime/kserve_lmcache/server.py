@@ -4,93 +4,182 @@ from __future__ import annotations
 
 import asyncio
 import json
+import logging
 import os
 import signal
 import socket
 import sys
 from argparse import Namespace
-from collections.abc import Callable, Coroutine
 from types import FrameType
 from typing import Any
 
 from kserve import model_server
-from kserve.errors import ServerNotLive
 from kserve.logging import logger
-from kserve.protocol.dataplane import DataPlane
+from kserve.protocol.grpc.server import GRPCServer
 from vllm.config import VllmConfig
 
-from kserve_lmcache import engine_process, request_errors
+from kserve_lmcache import engine_process
+from kserve_lmcache.config.configuration import Configuration
 from kserve_lmcache.config.disk_tier import disk_of
+from kserve_lmcache.data_plane import NoRepositoryExtension, OffloadDataPlane, Repository
 from kserve_lmcache.doctor.at_start import log_findings
 from kserve_lmcache.doctor.check import Subject
 from kserve_lmcache.doctor.replica import Replica
 from kserve_lmcache.engine_shape import EngineShape
+from kserve_lmcache.errors import EngineDiedError
+from kserve_lmcache.http import routes
+from kserve_lmcache.http.answers import PREFIX
+from kserve_lmcache.http.limits import Limits, limits_of
 from kserve_lmcache.identity.engine import EngineIdentity
+from kserve_lmcache.lifecycle import Lifecycle, State
 from kserve_lmcache.local_tier import GIB
-from kserve_lmcache.metrics.endpoint import metrics
 from kserve_lmcache.model import LMCacheModel
 from kserve_lmcache.offload import Offload
-from kserve_lmcache.status import routes as status_routes
-
-
-class OffloadDataPlane(DataPlane):  # type: ignore[misc]
-    """KServe's data plane, with health and metadata that are true of a vLLM engine."""
-
-    async def model_metadata(self, model_name: str) -> dict[str, Any]:
-        """KServe's v2 metadata; text goes in and out by the OpenAI routes, so no tensors.
-
-        Raises:
-            ModelNotFound: answered with 404.
-        """
-        self.get_model_from_registry(model_name)
-        return {"name": model_name, "platform": "vllm", "inputs": [], "outputs": []}
-
-    async def ready(self) -> bool:
-        """False until a generation can succeed, and after the engine died."""
-        models = self.model_registry.get_models().values()
-        return all([await model.healthy() for model in models])
-
-    async def live(self) -> dict[str, str]:
-        """Alive while the engine is: the port opens after it, and only a restart revives it.
-
-        Raises:
-            ServerNotLive: answered with 503.
-        """
-        if not await self.ready():
-            raise ServerNotLive
-        return {"status": "alive"}
+from kserve_lmcache.rest_server import SurfaceRESTServer
+from kserve_lmcache.starting import Starting
 
 
 class OffloadModelServer(model_server.ModelServer):  # type: ignore[misc]
-    """KServe's server, which opens its port once the engine is up, and not before.
+    """KServe's server, which serves once the engine is up, and not before.
 
-    KServe starts both at the same time: a default (TCP) readiness probe would pass while the
-    model is still loading, and an engine that fails would be reported as a failed HTTP server.
+    KServe starts both at the same time: it would say that it is ready while the model is still
+    loading, and an engine that fails would be reported as a failed HTTP server.
+
+    Args:
+        args: the flags of the server.
+        model: the one model.
+        limits: what requests are held against.
+        drain_seconds: how long running requests may take after SIGTERM.
+        exit_on_engine_death: whether to end when the engine has died.
+        starting: who answers on the port until the engine is up.
+        others: what KServe's server takes.
     """
 
-    example = ""
-    watch: Callable[[], Coroutine[Any, Any, None]]
+    def __init__(
+        self,
+        args: Namespace,
+        model: LMCacheModel,
+        limits: Limits,
+        drain_seconds: float,
+        exit_on_engine_death: bool,
+        starting: Starting | None = None,
+        **others: Any,
+    ) -> None:
+        super().__init__(registered_models=Repository(), **others)
+        self.args = args
+        self.model = model
+        self.limits = limits
+        self.drain_seconds = drain_seconds
+        self.exit_on_engine_death = exit_on_engine_death
+        self.starting = starting
+        self.lifecycle = Lifecycle()
+        self.dataplane = OffloadDataPlane(self.registered_models, self.lifecycle)
+        if "repository" not in model.route_groups:
+            self.model_repository_extension = NoRepositoryExtension(self.registered_models)
+
+    def start(self, models: list[Any]) -> None:
+        """Serve until a signal or the engine's death ends it.
+
+        Raises:
+            EngineDiedError: the engine died.
+            KServeLMCacheError: it did not start.
+        """
+        self._register_and_check_atleast_one_model_is_ready(models)
+        asyncio.run(self._serve())
+        if self.lifecycle.state is State.FAILED:
+            raise EngineDiedError(self.lifecycle.reason)
 
     async def _serve(self) -> None:
-        engine, *servers = self.servers
-        on_ready = {number: signal.signal(number, _end_start) for number in _STOP_SIGNALS}
-        try:
-            await engine
-        except BaseException:
-            for server in servers:
-                server.close()
-            raise
-        for number, handler in on_ready.items():
-            signal.signal(number, handler)
-        logger.info("Ready. Try: %s", self.example)
-        watching = asyncio.create_task(self.watch())
-        try:
-            await asyncio.gather(*servers)
-        finally:
-            watching.cancel()
+        self.setup_event_loop()
+        for number in _STOP_SIGNALS:
+            signal.signal(number, _end_start)
+        (engine,) = self.servers
+        await engine
+        rest = self._create_rest_server()
+        loop = asyncio.get_running_loop()
+        stop = asyncio.Event()
+        for number in _STOP_SIGNALS:
+            loop.add_signal_handler(number, self._on_signal, stop)
+        logger.info("Ready. Try: %s", _curl(self.args))
+        self.lifecycle.ready()
+        async with self.model.vllm_app.router.lifespan_context(self.model.vllm_app):
+            await self._run(rest, stop)
+
+    async def _run(self, rest: SurfaceRESTServer, stop: asyncio.Event) -> None:
+        """Serve until the port fails, a signal comes, or the engine dies."""
+        serving = asyncio.ensure_future(rest.start())
+        if self.enable_grpc:
+            self._grpc_server = GRPCServer(
+                self.grpc_port,
+                self.dataplane,
+                self.model_repository_extension,
+                kwargs=vars(self.args),
+                grace_period=_GRPC_GRACE_SECONDS,
+            )
+            grpc = asyncio.ensure_future(self._grpc_server.start(self.max_threads))
+        watching = asyncio.ensure_future(self.model.watch.run())
+        stopping = asyncio.ensure_future(stop.wait())
+        dying = asyncio.ensure_future(self._engine_death())
+        await asyncio.wait({serving, stopping, dying}, return_when=asyncio.FIRST_COMPLETED)
+        if stopping.done():
+            await self._drain()
+        elif dying.done():
+            # Who waits for an answer gets its error first, and a probe sees what happened.
+            await asyncio.sleep(_DEATH_SECONDS)
+            await self.lifecycle.idle(_DEATH_SECONDS)
+        rest.close()
+        if self.enable_grpc:
+            await self._grpc_server.stop()
+            await grpc
+        await serving
+        for task in (watching, stopping, dying):
+            task.cancel()
+
+    def _on_signal(self, stop: asyncio.Event) -> None:
+        if stop.is_set():
+            _exit_at_once("A second signal came")
+        # Before anything else is done: a probe between now and then must not send requests.
+        self.lifecycle.drain()
+        stop.set()
+
+    async def _drain(self) -> None:
+        logger.info("Stopping: %s requests are being answered", self.lifecycle.active)
+        if not await self.lifecycle.idle(self.drain_seconds):
+            _exit_at_once(
+                f"{self.lifecycle.active} requests did not finish in {self.drain_seconds:g} s"
+            )
+
+    async def _engine_death(self) -> None:
+        """Wait until the engine has died, and for ever if that is not to end the server."""
+        while not self.model.engine_client.errored:
+            await asyncio.sleep(_WATCH_SECONDS)
+        self.lifecycle.fail("vLLM's engine has died")
+        logger.error("vLLM's engine has died")
+        if not self.exit_on_engine_death:
+            await asyncio.Event().wait()
+
+    def _create_rest_server(self) -> SurfaceRESTServer:
+        return SurfaceRESTServer(
+            self.args,
+            self.model,
+            self.limits,
+            self.lifecycle,
+            self.starting,
+            data_plane=self.dataplane,
+            model_repository_extension=self.model_repository_extension,
+            http_port=self.http_port,
+            access_log_format=self.access_log_format,
+            event_loop=self.event_loop,
+            timeout_keep_alive=self.timeout_keep_alive,
+            ssl_certfile=self.ssl_certfile,
+            ssl_keyfile=self.ssl_keyfile,
+        )
 
 
 _STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT)
+_WATCH_SECONDS = 0.2
+_DEATH_SECONDS = 1.0
+_GRPC_GRACE_SECONDS = 1  # it answers nothing that takes longer
 
 
 def _end_start(number: int, frame: FrameType | None) -> None:
@@ -98,17 +187,29 @@ def _end_start(number: int, frame: FrameType | None) -> None:
     sys.exit(128 + number)
 
 
-def serve(args: Namespace, offload: Offload, engine_config: VllmConfig) -> None:
+def _exit_at_once(reason: str) -> None:
+    """The engine's processes die with this one (:mod:`.engine_process`)."""
+    logger.error("%s: ending at once", reason)
+    logging.shutdown()
+    os._exit(128 + signal.SIGTERM)
+
+
+def serve(args: Namespace, offload: Offload, engine_config: VllmConfig, starting: Starting) -> None:
     """Serve until SIGTERM or SIGINT, which let running requests finish.
+
+    Args:
+        args: the flags of the server.
+        offload: whether and how the KV cache is offloaded.
+        engine_config: vLLM's configuration.
+        starting: who answers on the port meanwhile.
 
     Raises:
         KServeLMCacheError: the engine or offloading could not start.
     """
     engine_process.mark_server(os.environ, offload.engine_file)
-    server = _create_server(args)
     model = LMCacheModel(args, offload, engine_config)
-    server.watch = model.watch.run
-    status_routes.register(model_server.app, model.status)
+    os.environ.update(routes.switches(model.route_groups))
+    server = _create_server(args, model, offload.configuration, starting)
     if offload.shape is not None and offload.identity is not None:
         subject = _subject(args, offload, offload.shape, offload.identity)
         log_findings(subject, logger, offloads=lambda: model.offload.enabled)
@@ -147,11 +248,18 @@ def _subject(
     )
 
 
-def _create_server(args: Namespace) -> OffloadModelServer:
-    server = OffloadModelServer(
+def _create_server(
+    args: Namespace, model: LMCacheModel, configuration: Configuration, starting: Starting
+) -> OffloadModelServer:
+    return OffloadModelServer(
+        args,
+        model,
+        limits_of(args, configuration, offloads=lambda: model.offload.enabled),
+        drain_seconds=configuration.get("drain_timeout"),
+        exit_on_engine_death=configuration.get("exit_on_engine_death"),
+        starting=starting,
         http_port=args.http_port,
         grpc_port=args.grpc_port,
-        workers=args.workers,
         max_threads=args.max_threads,
         max_asyncio_workers=args.max_asyncio_workers,
         enable_grpc=args.enable_grpc,
@@ -162,18 +270,12 @@ def _create_server(args: Namespace) -> OffloadModelServer:
         ssl_certfile=args.ssl_certfile,
         ssl_keyfile=args.ssl_keyfile,
     )
-    server.example = _curl(args)
-    server.dataplane = OffloadDataPlane(model_registry=server.registered_models)
-    # The first route of a path wins: KServe's own /metrics knows this process alone.
-    model_server.app.add_api_route("/metrics", metrics, methods=["GET"], include_in_schema=False)
-    request_errors.register(model_server.app)
-    return server
 
 
 def _curl(args: Namespace) -> str:
     scheme = "https" if args.ssl_certfile else "http"
     body = {"model": args.model_name, "messages": [{"role": "user", "content": "Hello!"}]}
     return (
-        f"curl {scheme}://localhost:{args.http_port}/openai/v1/chat/completions "
+        f"curl {scheme}://localhost:{args.http_port}{PREFIX}/v1/chat/completions "
         f"-H 'Content-Type: application/json' -d '{json.dumps(body)}'"
     )

@@ -12,6 +12,7 @@ from typing import Any
 VARIABLE_PREFIX = "KSERVE_LMCACHE_"
 FINGERPRINTS = ("sampled", "full", "private")
 REMOTE_CONNECTORS = ("kserve", "lmcache")
+LOG_FORMATS = ("text", "json")
 
 
 @dataclass(frozen=True)
@@ -67,6 +68,43 @@ SETTINGS = (
         None,
         "HTTP header whose value keeps the caches of tenants apart, for example X-Tenant-Id.",
     ),
+    Setting(
+        "enable_routes",
+        str,
+        None,
+        "Groups of routes to turn on, comma-separated, as the table of routes names them.",
+    ),
+    Setting(
+        "max_body_size",
+        float,
+        0.0625,
+        "Size of the largest body of a request, in GB (64 MiB); a larger one is answered with 413.",
+    ),
+    Setting(
+        "max_concurrent_requests",
+        int,
+        None,
+        "How many requests are answered at a time; one more gets 429, not a place in a queue.",
+    ),
+    Setting(
+        "request_timeout",
+        float,
+        None,
+        "Seconds that a request may take, its stream included; then it ends, with 504.",
+    ),
+    Setting(
+        "drain_timeout",
+        float,
+        25.0,
+        "Seconds for running requests to finish after SIGTERM; less than the pod's grace period.",
+    ),
+    Setting(
+        "exit_on_engine_death",
+        bool,
+        True,
+        "End the server when its engine has died; false leaves that to the liveness probe.",
+    ),
+    Setting("log_format", str, "text", "How log records are written: text, or json, one a line."),
     Setting(
         "remote_connector",
         str,

@@ -9,6 +9,7 @@ from pathlib import Path
 import httpx
 
 from kserve_lmcache.remote.redis_client import PREFIX
+from tests.support.processes import wait_for_end
 from tests.support.server import Server, cached_tokens, engine_environment, long_prompt, running
 from tests.support.stores import Store
 
@@ -54,14 +55,21 @@ def _both_announced_themselves(store: Store, first: Server, second: Server) -> N
     assert f"all alike: {host}:{first.port} (" in log
 
 
-def _liveness_sees_a_dead_engine(server: Server) -> None:
-    engine = next(process for process in server.process.family() if "EngineCore" in process.name())
+def _a_dead_engine_ends_the_server(server: Server, told: Path) -> None:
+    family = server.process.family()
+    engine = next(process for process in family if "EngineCore" in process.name())
     assert httpx.get(f"{server.url}/v2/health/live").status_code == 200
     engine.kill()
     server.process.wait_until(
         lambda: httpx.get(f"{server.url}/v2/health/live").status_code == 503, seconds=10
     )
     assert not server.is_ready()
+    # And then it ends by itself, with nothing left behind.
+    assert server.process.wait(seconds=15) == 1
+    assert wait_for_end(family, seconds=5) == []
+    reason = "vLLM's engine has died"
+    assert server.process.output().splitlines()[-1] == f"kserve-lmcache: error: {reason}"
+    assert told.read_text() == reason
 
 
 def test_a_second_replica_takes_the_prefix_from_redis(
@@ -89,11 +97,14 @@ def test_a_second_replica_takes_the_prefix_from_redis(
             assert f"The remote tier {redis_store.url} answers" in second.process.output()
             assert "is not what was stored, and is deleted: it has" in second.process.output()
             _both_announced_themselves(redis_store, first, second)
-    with running(logs / "without.log", EXACT, "--offload=off") as without:
+    told = tmp_path / "termination-log"
+    told.touch()
+    plain = engine_environment(TERMINATION_LOG=str(told))
+    with running(logs / "without.log", EXACT, "--offload=off", environ=plain) as without:
         computed = without.chat(prompt)
         assert cached_tokens(computed) == 0
         assert "Serving WITHOUT KV-cache offloading: --offload is off" in without.process.output()
-        _liveness_sees_a_dead_engine(without)
+        _a_dead_engine_ends_the_server(without, told)
 
     assert cached_tokens(loaded) >= 1024
     assert loaded.choices[0].message.content == stored.choices[0].message.content

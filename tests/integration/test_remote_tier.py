@@ -182,7 +182,9 @@ def test_a_full_store_is_said_and_tried_again(
 
         assert until(is_written) < 5
     (line,) = (line for line in caplog.messages if "takes no more" in line)
-    assert line.startswith(f"The remote tier {remote.url} takes no more, nothing is written for 1 s: ")
+    assert line.startswith(
+        f"The remote tier {remote.url} takes no more, nothing is written for 1 s: "
+    )
     assert "used memory > 'maxmemory'" in line
 
 

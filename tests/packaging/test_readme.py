@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 
 from kserve_lmcache.config.resolve import DEFAULTS
+from kserve_lmcache.http import routes
 from kserve_lmcache.metrics.table import TABLE
 from kserve_lmcache.settings import SETTINGS
 from tests.packaging.manifests import ROOT
@@ -59,3 +60,12 @@ def test_every_metric_in_the_table_is_counted() -> None:
     named = {name for cell in rows("Metric") for name in re.findall(r"`(\w+)`", cell)}
     assert len(named) > 15
     assert named <= {row.name for row in TABLE}
+
+
+def test_every_route_is_in_the_table_and_the_other_way_round() -> None:
+    expected = {}
+    for row in routes.TABLE:
+        also = ("also below `/v1`",) if row.also_v1 else ()
+        about = "; ".join(filter(None, (row.about, *also)))
+        expected[", ".join(f"`{name}`" for name in row.routes)] = [row.source, row.when, about]
+    assert rows("Route") == expected

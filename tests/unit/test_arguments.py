@@ -83,8 +83,8 @@ def test_an_unknown_flag_names_the_nearest(flag: str, nearest: str) -> None:
 @pytest.mark.parametrize(
     ("argv", "message"),
     [
-        (["--api-key=secret"], "--api-key has no effect"),
-        (["--host=::1"], "--host has no effect"),
+        (["--root-path=/secret"], "--root-path has no effect"),
+        (["--uds=/run/x.sock"], "--uds has no effect"),
         (["--workers=2"], "--workers above 1 never serves"),
         (["--backend=huggingface"], "no KV cache to offload"),
     ],
@@ -102,6 +102,13 @@ def test_cached_tokens_are_reported_by_default_and_grpc_is_closed() -> None:
     assert (
         parse_arguments(["--no-enable-prompt-tokens-details"]).enable_prompt_tokens_details is False
     )
+
+
+def test_flags_of_vllms_http_server_that_have_their_effect_here() -> None:
+    args = parse_arguments(
+        ["--api-key=a", "--host=::1", '--allowed-origins=["https://x"]', "--ssl-ciphers=TLSv1.2"]
+    )
+    assert (args.api_key, args.host, args.allowed_origins) == (["a"], "::1", ["https://x"])
 
 
 def test_every_setting_of_ours_has_its_flag_and_help_but_no_secret_does() -> None:

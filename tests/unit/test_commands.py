@@ -117,3 +117,14 @@ def test_doctor_refuses_what_it_does_not_know() -> None:
     result = run("doctor", "--nothing")
     assert (result.returncode, result.stdout) == (2, "")
     assert "--nothing" in result.stderr
+
+
+def test_kubernetes_is_told_why_the_server_ended(tmp_path: Path) -> None:
+    told = tmp_path / "termination-log"
+    run("--model_id=nowhere", "--no-such-flag", TERMINATION_LOG=str(told))
+    assert not told.exists()  # nobody's file is made
+    told.touch()
+    result = run("--model_id=nowhere", "--no-such-flag", TERMINATION_LOG=str(told))
+    assert result.returncode == 2
+    assert "there is no flag --no-such-flag" in told.read_text()
+    assert result.stderr.splitlines()[-1] == f"kserve-lmcache: error: {told.read_text()}"

@@ -188,6 +188,27 @@ def test_refused(tmp_path: Path, file: str, device: str, message: str) -> None:
             "Set remote_load_timeout to at most 60.",
         ),
         (
+            "enable_routes: sleep,walk\n",
+            "/lmcache.yaml:1: enable_routes has 'walk', which is none of docs, lora, profile, "
+            "reset-cache, sleep, collective-rpc, server-info, weights, elastic, fault-tolerance, "
+            "repository. Leave it out.",
+        ),
+        (
+            "drain_timeout: -1\n",
+            "/lmcache.yaml:1: drain_timeout must not be negative, got -1.0. "
+            "Set drain_timeout to seconds, or to 0 for none.",
+        ),
+        (
+            "max_concurrent_requests: 0\n",
+            "/lmcache.yaml:1: max_concurrent_requests must be positive, got 0. "
+            "Set max_concurrent_requests to more than 0.",
+        ),
+        (
+            "log_format: xml\n",
+            "/lmcache.yaml:1: log_format is 'xml', which is none of text, json. "
+            "Use text (the default).",
+        ),
+        (
             "remote_url: redis://redis\nremote_ttl: -1\n",
             "/lmcache.yaml:2: remote_ttl must not be negative, got -1. "
             "Set remote_ttl to seconds, or to 0 for no time to live.",

@@ -1,24 +1,15 @@
 from __future__ import annotations
 
-from types import SimpleNamespace
+import json
 from typing import Any
 
 import pytest
-from starlette.datastructures import Headers
 
-from kserve_lmcache.request_rules import isolate, refusal
-
-
-def asked(**fields: Any) -> SimpleNamespace:
-    return SimpleNamespace(**{"cache_salt": None, "kv_transfer_params": None, **fields})
+from kserve_lmcache.request_rules import refusal, salt
 
 
-def salt(tenant: str | None, own: str | None, header: str | None = "X-Tenant-Id") -> str | None:
-    request = asked(cache_salt=own)
-    headers = Headers({"x-tenant-id": tenant} if tenant is not None else {})
-    assert isolate(request, headers, header) == ""
-    found: str | None = request.cache_salt
-    return found
+def asked(**fields: Any) -> bytes:
+    return json.dumps({"model": "m", "cache_salt": None, **fields}).encode()
 
 
 @pytest.mark.parametrize(
@@ -28,29 +19,44 @@ def salt(tenant: str | None, own: str | None, header: str | None = "X-Tenant-Id"
         {"kv_transfer_params": {"lmcache.tag.x": ["a"]}},
         {"kv_transfer_params": {}},
         {"vllm_xargs": {"kv_transfer_params": "x"}},
+        {"vllm_xargs": {"kv_transfer_params": None}},
+        {"sampling_params": {"extra_args": {"kv_transfer_params": {}}}},
     ],
 )
 def test_transfer_parameters_are_refused(fields: dict[str, Any]) -> None:
-    assert refusal(asked(**fields)).startswith("kv_transfer_params is not accepted")
-    assert refusal(asked(vllm_xargs={"other": 1})) == ""
+    body = asked(**fields)
+    assert refusal(body).startswith("kv_transfer_params is not accepted")
+    for character in "kT_":
+        escaped = f"\\u{ord(character.lower()):04X}".encode()
+        disguised = body.replace(character.lower().encode(), escaped)
+        assert json.loads(disguised) == json.loads(body)
+        assert refusal(disguised).startswith("kv_transfer_params is not accepted")
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        asked(vllm_xargs={"other": 1}),
+        asked(kv_transfer_params=None),
+        asked(prompt="What is kv_transfer_params?"),
+        asked(tools=[{"parameters": {"kv_transfer_params": {}}}]),
+        b'["kv_transfer_params"]',
+        b'{"kv_transfer_params": ',
+        b"[" * 100_000 + b"kv_transfer_params",
+        b"",
+    ],
+)
+def test_other_requests_are_not(body: bytes) -> None:
+    assert refusal(body) == ""
 
 
 def test_without_a_tenant_and_a_salt_nothing_is_put_in() -> None:
-    assert salt(None, None) is None
     assert salt("", None) is None
-    assert salt("1", None, header=None) is None
+    assert salt("", "") is None
 
 
 def test_every_tenant_and_salt_and_both_are_apart() -> None:
-    pairs = [
-        ("1", None),
-        ("2", None),
-        (None, "1"),
-        (None, "2"),
-        ("1", "1"),
-        ("1", "2"),
-        ("12", "1"),
-    ]
+    pairs = [("1", None), ("2", None), ("", "1"), ("", "2"), ("1", "1"), ("1", "2"), ("12", "1")]
     found = [salt(*pair) for pair in pairs]
     assert len(set(found)) == len(pairs)
     assert found == [salt(*pair) for pair in pairs]
@@ -59,18 +65,11 @@ def test_every_tenant_and_salt_and_both_are_apart() -> None:
 def test_a_client_cannot_name_the_salt_of_another_tenant() -> None:
     theirs = salt("1", None)
     assert salt("2", theirs) != theirs
-    assert salt(None, theirs) != theirs
+    assert salt("", theirs) != theirs
 
 
 def test_any_salt_becomes_a_digest() -> None:
     for own in ("\0", "é\ud800", "@%/", "x" * 10**6):
-        found = salt(None, own)
+        found = salt("", own)
         assert found is not None
         assert len(found) == 64
-
-
-def test_a_route_without_a_salt_is_refused_to_tenants() -> None:
-    request = SimpleNamespace()
-    headers = Headers({"X-Tenant-Id": "1"})
-    assert "cannot be kept on this route" in isolate(request, headers, "X-Tenant-Id")
-    assert isolate(request, headers, None) == ""

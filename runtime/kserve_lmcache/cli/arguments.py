@@ -23,20 +23,9 @@ from kserve_lmcache.errors import UsageError
 
 # Flags of vLLM's own HTTP server. KServe's server answers here, so they would be dropped.
 _HTTP_SERVER_FLAGS = (
-    "host",
     "uds",
     "root_path",
     "middleware",
-    "api_key",
-    "allow_credentials",
-    "allowed_origins",
-    "allowed_methods",
-    "allowed_headers",
-    "ssl_ca_certs",
-    "ssl_cert_reqs",
-    "ssl_ciphers",
-    "enable_ssl_refresh",
-    "enable_request_id_headers",
     "headless",
     "api_server_count",
     "grpc",

@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import sys
 from collections.abc import Sequence
+from pathlib import Path
 
-from kserve_lmcache import environment
+from kserve_lmcache import environment, logs
 from kserve_lmcache.errors import KServeLMCacheError
 
+# A container's own terminationMessagePath.
+TERMINATION_LOG = "TERMINATION_LOG"
 _COMMANDS = ("serve", "config", "doctor", "bench", "demo-model")
 
 
@@ -47,10 +51,21 @@ def main(argv: Sequence[str] | None = None) -> int:
             print(text)
             return exit_code
         environment.ensure()
+        logs.follow(os.environ)
         from kserve_lmcache.cli.serve import run as run_serve
 
         run_serve(arguments)
         return 0
     except KServeLMCacheError as error:
         print(f"kserve-lmcache: error: {error}", file=sys.stderr, flush=True)
+        if command == "serve":
+            _tell_kubernetes(str(error))
         return error.exit_code
+
+
+def _tell_kubernetes(reason: str) -> None:
+    """Write why the server ended to where `kubectl describe pod` finds it, in a pod."""
+    path = Path(os.environ.get(TERMINATION_LOG, "/dev/termination-log"))
+    with contextlib.suppress(OSError):
+        if path.exists():
+            path.write_text(reason)

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import os
+from argparse import Namespace
 from collections.abc import Sequence
 
 from kserve.logging import configure_logging
 
+from kserve_lmcache import logs
 from kserve_lmcache.cli.arguments import parse_arguments
 from kserve_lmcache.engine_arguments import resolve_engine_arguments
-from kserve_lmcache.offload import plan_offload
+from kserve_lmcache.offload import plan_offload, resolve_configuration
 from kserve_lmcache.server import serve
+from kserve_lmcache.starting import listen
 
 
 def run(argv: Sequence[str]) -> None:
@@ -22,6 +25,16 @@ def run(argv: Sequence[str]) -> None:
     args = parse_arguments(argv)
     if args.configure_logging:
         configure_logging(args.log_config_file)
+    _choose_log_format(args)
     resolve_engine_arguments(args, os.environ)
-    offload, engine_config = plan_offload(args, os.environ)
-    serve(args, offload, engine_config)
+    with listen(args) as starting:
+        offload, engine_config = plan_offload(args, os.environ)
+        serve(args, offload, engine_config, starting)
+
+
+def _choose_log_format(args: Namespace) -> None:
+    """As a flag or the file says; of the variable, the first line knew already."""
+    wanted = resolve_configuration(args, os.environ).get("log_format")
+    if wanted == "json" and os.environ.get(logs.VARIABLE) != wanted:
+        os.environ[logs.VARIABLE] = wanted  # the engine's processes read it
+        logs.use_json()

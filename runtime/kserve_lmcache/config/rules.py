@@ -19,9 +19,10 @@ from kserve_lmcache.config import keys
 from kserve_lmcache.config.configuration import Configuration
 from kserve_lmcache.config.values import is_size
 from kserve_lmcache.errors import Problem
+from kserve_lmcache.http.routes import GROUPS, parse_groups
 from kserve_lmcache.redaction import hide, hide_in_urls
 from kserve_lmcache.remote.address import REDIS_SCHEMES, TLS_SCHEMES
-from kserve_lmcache.settings import FINGERPRINTS, REMOTE_CONNECTORS
+from kserve_lmcache.settings import FINGERPRINTS, LOG_FORMATS, REMOTE_CONNECTORS
 
 Rule = Callable[[Configuration, str], Iterator[Problem]]
 
@@ -37,6 +38,9 @@ _POSITIVE = (
     "blocking_timeout_secs",
     "lookup_timeout_ms",
     "remote_queue_size",
+    "max_body_size",
+    "max_concurrent_requests",
+    "request_timeout",
     *_TIMEOUTS,
 )
 _LONGEST_TIMEOUT = 60.0  # seconds; more is no deadline
@@ -72,8 +76,9 @@ def _ranges(configuration: Configuration, device: str) -> Iterator[Problem]:
         elif name in _TIMEOUTS and value > _LONGEST_TIMEOUT:
             mend = f"Set {name} to at most {_LONGEST_TIMEOUT:g}."
             yield _problem(configuration, name, f"of {value:g} seconds is no deadline", mend)
-        elif name == "remote_ttl" and value < 0:
-            mend = "Set remote_ttl to seconds, or to 0 for no time to live."
+        elif name in ("remote_ttl", "drain_timeout") and value < 0:
+            what = "no time to live" if name == "remote_ttl" else "none"
+            mend = f"Set {name} to seconds, or to 0 for {what}."
             yield _problem(configuration, name, f"must not be negative, got {value}", mend)
         elif is_size(key) and not (value >= 0 and math.isfinite(value)):
             mend = f"Set {name} to a size in GB, for example 2.0 or 512Mi."
@@ -116,6 +121,14 @@ def _own(configuration: Configuration, device: str) -> Iterator[Problem]:
     if who not in REMOTE_CONNECTORS:
         what = f"is {who!r}, which is none of {', '.join(REMOTE_CONNECTORS)}"
         yield _problem(configuration, "remote_connector", what, "Use kserve (the default).")
+    log_format = configuration.get("log_format")
+    if log_format not in LOG_FORMATS:
+        what = f"is {log_format!r}, which is none of {', '.join(LOG_FORMATS)}"
+        yield _problem(configuration, "log_format", what, "Use text (the default).")
+    for group in parse_groups(configuration.get("enable_routes")):
+        if group not in GROUPS:
+            what = f"has {group!r}, which is none of {', '.join(GROUPS)}"
+            yield _problem(configuration, "enable_routes", what, "Leave it out.")
     if configuration.get("pre_caching_hash_algorithm") == "builtin":
         what = "is builtin, which two texts can easily be made to share: a hit would be wrong"
         mend = "Use sha256_cbor (the default)."

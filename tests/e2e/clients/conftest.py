@@ -1,0 +1,67 @@
+"""One server for all client suites: a small model with adapters, a key and small limits."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import httpx
+import openai
+import pytest
+
+from tests.support import models
+from tests.support.server import Server, engine_environment, running
+
+KEY = "a-key-of-the-tests"
+TENANT = "X-Tenant-Id"
+BODY_LIMIT = 2 * 2**20
+
+
+@dataclass
+class Clients:
+    """The server and clients of it."""
+
+    server: Server
+    openai: openai.OpenAI
+    http: httpx.Client
+    adapter: Path
+    """The directory of an adapter that is not loaded."""
+
+    @property
+    def name(self) -> str:
+        return self.server.name
+
+
+@pytest.fixture(scope="package")
+def clients(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Clients]:
+    directory = tmp_path_factory.mktemp("clients")
+    model = models.first_layers(directory / "model", 3)
+    static = models.adapter(directory / "static", 1, source=model)
+    dynamic = models.adapter(directory / "dynamic", 2, source=model)
+    environ = engine_environment(
+        LMCACHE_MAX_LOCAL_CPU_SIZE="0.5",
+        VLLM_ENABLE_RESPONSES_API_STORE="1",
+        VLLM_API_KEY="the flag's key wins",
+    )
+    arguments = (
+        f"--api-key={KEY}",
+        f"--tenant-header={TENANT}",
+        "--max-body-size=2Mi",
+        "--enable-auto-tool-choice",
+        "--tool-call-parser=hermes",
+        '--structured-outputs-config={"backend": "xgrammar", "disable_any_whitespace": true}',
+        "--enable-lora",
+        "--max-loras=2",
+        "--max-lora-rank=8",
+        f"--lora-modules=static={static}",
+        "--enable-routes=lora",
+    )
+    options = {"environ": environ, "model": (f"--model_id={model}",)}
+    headers = {"Authorization": f"Bearer {KEY}"}
+    with (
+        running(directory / "server.log", *arguments, **options) as server,
+        httpx.Client(base_url=server.url, headers=headers, timeout=60) as http,
+        openai.OpenAI(base_url=server.openai_url, api_key=KEY, timeout=60, max_retries=0) as client,
+    ):
+        yield Clients(server, client, http, dynamic)

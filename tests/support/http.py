@@ -1,0 +1,121 @@
+"""The HTTP server without an engine: all that stands in front of vLLM's handlers is real."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+import time
+from collections.abc import Awaitable, Callable, Iterator
+from contextlib import contextmanager
+from types import SimpleNamespace
+from typing import Any
+
+import httpx
+from fastapi import FastAPI
+from fastapi.responses import ORJSONResponse
+from kserve.protocol.model_repository_extension import ModelRepositoryExtension
+
+from kserve_lmcache.cli.arguments import parse_arguments
+from kserve_lmcache.data_plane import OffloadDataPlane, Repository
+from kserve_lmcache.http import vllm_app
+from kserve_lmcache.http.limits import Limits
+from kserve_lmcache.lifecycle import Lifecycle
+from kserve_lmcache.model import LMCacheModel
+from kserve_lmcache.rest_server import SurfaceRESTServer
+from tests.support.ports import free_port
+from tests.support.tls import Certificate
+
+NAME = "org/model"
+PREFIX = "/openai"
+CHAT = f"{PREFIX}/v1/chat/completions"
+Handler = Callable[[Any, Any], Awaitable[Any]]
+
+
+class MockModel(LMCacheModel):
+    """A model without an engine, whose handlers a test writes."""
+
+    def __init__(self, *groups: str) -> None:
+        args = parse_arguments([f"--model_name={NAME}"])
+        offload: Any = SimpleNamespace(configuration={"enable_routes": ",".join(groups)})
+        super().__init__(args, offload, engine_config=None)  # type: ignore[arg-type]
+        self.alive = True
+        self.vllm_app = vllm_app.build(args, ("generate",), None, groups)
+        self.openai_serving_chat = SimpleNamespace(create_chat_completion=self._chat)
+        self.openai_serving_models = SimpleNamespace(
+            lora_requests={"adapter": None}, show_available_models=self._listed
+        )
+        self.vllm_app.state.serving_tokenization = SimpleNamespace(create_tokenize=self._chat)
+        self.chat: Handler = echo
+
+    async def _chat(self, request: Any, raw_request: Any) -> Any:
+        return await self.chat(request, raw_request)
+
+    async def _listed(self) -> Any:
+        data = [{"id": name, "object": "model"} for name in (NAME, "adapter")]
+        return SimpleNamespace(model_dump=lambda: {"object": "list", "data": data})
+
+    async def healthy(self) -> bool:
+        return self.alive
+
+
+async def echo(request: Any, raw_request: Any) -> Any:
+    return {"said": request.messages[-1]["content"]}
+
+
+class HTTPServer:
+    """One that answers."""
+
+    def __init__(
+        self, model: MockModel, lifecycle: Lifecycle, port: int, client: httpx.Client
+    ) -> None:
+        self.model = model
+        self.lifecycle = lifecycle
+        self.port = port
+        self.client = client
+
+    def chat(self, content: str = "Hi", **fields: Any) -> dict[str, Any]:
+        return {"model": NAME, "messages": [{"role": "user", "content": content}], **fields}
+
+
+@contextmanager
+def serving(
+    *groups: str, certificate: Certificate | None = None, **limits: Any
+) -> Iterator[HTTPServer]:
+    """Serve on a port, in a thread; with a certificate by TLS, whose client trusts anybody."""
+    files = {}
+    if certificate is not None:
+        files = {"ssl_certfile": certificate.cert_file, "ssl_keyfile": certificate.key_file}
+    model, lifecycle, repository = MockModel(*groups), Lifecycle(), Repository()
+    repository.update(model)
+    rest = SurfaceRESTServer(
+        parse_arguments(["--host=127.0.0.1"]),
+        model,
+        Limits(**limits),
+        lifecycle,
+        app=FastAPI(default_response_class=ORJSONResponse),
+        data_plane=OffloadDataPlane(repository, lifecycle),
+        model_repository_extension=ModelRepositoryExtension(repository),
+        http_port=free_port(),
+        **{name: str(file) for name, file in files.items()},
+    )
+    url = f"http{'s' if files else ''}://127.0.0.1:{rest.config.port}"
+    client = httpx.Client(base_url=url, timeout=20, verify=False)  # noqa: S501
+    server = HTTPServer(model, lifecycle, rest.config.port, client)
+    lifecycle.ready()
+    thread = threading.Thread(target=lambda: asyncio.run(rest.start()), daemon=True)
+    thread.start()
+    deadline = time.monotonic() + 20
+    while True:
+        try:
+            server.client.get("/v2")
+            break
+        except httpx.TransportError:
+            assert time.monotonic() < deadline, "the server does not answer"
+            time.sleep(0.02)
+    try:
+        yield server
+    finally:
+        server.client.close()
+        rest.close()
+        thread.join(10)
+        assert not thread.is_alive()

@@ -1,0 +1,153 @@
+"""The table of routes against vLLM's application and KServe's, whatever their versions have."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+from fastapi import FastAPI
+from kserve.protocol.dataplane import DataPlane
+from kserve.protocol.model_repository_extension import ModelRepositoryExtension
+from kserve.protocol.rest.v1_endpoints import register_v1_endpoints
+from kserve.protocol.rest.v2_endpoints import register_v2_endpoints
+from vllm.config import ProfilerConfig
+from vllm.entrypoints.openai.api_server import build_app
+
+from kserve_lmcache.cli.arguments import parse_arguments
+from kserve_lmcache.data_plane import Repository
+from kserve_lmcache.http import routes, vllm_app
+from tests.support.server import ROOT
+
+# Together all that a model can be, with the model configuration that each needs.
+TASKS = {"generate": ("generate",), "embed": ("embed",), "classify": ("classify",)}
+SPEECH = ("transcription", "realtime")
+
+
+class MockModelConfig:
+    """What vLLM's factories ask of a pooling model's configuration."""
+
+    hf_config = SimpleNamespace(num_labels=1)
+
+    def get_pooling_task(self, tasks: tuple[str, ...]) -> str | None:
+        return tasks[0] if tasks[0] in ("embed", "classify") else None
+
+
+@pytest.fixture
+def _all_switches(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name, value in routes.switches(routes.GROUPS).items():
+        monkeypatch.setenv(name, value)
+
+
+def everything() -> Any:
+    args = parse_arguments(["--enable-tokenizer-info-endpoint", "--enable-fault-tolerance"])
+    args.profiler_config = ProfilerConfig(profiler="torch", torch_profiler_dir="profile")
+    return args
+
+
+@pytest.mark.usefixtures("_all_switches")
+def test_every_route_of_vllms_application_is_in_the_table_and_no_other() -> None:
+    found: set[str] = set()
+    for tasks in (*TASKS.values(), SPEECH):
+        app = build_app(everything(), tasks, MockModelConfig())
+        found.update(name for route in app.routes for name in routes.names(route))
+    assert found == set(routes.known(routes.VLLM))
+
+
+def test_every_route_of_kserves_application_is_in_the_table_and_no_other() -> None:
+    repository = Repository()
+    extension = ModelRepositoryExtension(repository)
+    app = FastAPI(redoc_url=None)
+    app.add_api_route("/", lambda: None)
+    app.add_api_route("/metrics", lambda: None)
+    register_v1_endpoints(app, DataPlane(repository), extension)
+    register_v2_endpoints(app, DataPlane(repository), extension)
+    found = {name for route in app.routes for name in routes.names(route)}
+    assert found == set(routes.known(routes.KSERVE))
+
+
+def served(*groups: str) -> Iterator[str]:
+    for tasks in (*TASKS.values(), SPEECH):
+        app = vllm_app.build(everything(), tasks, MockModelConfig(), groups)
+        yield from (name for route in app.routes for name in routes.names(route))
+
+
+@pytest.mark.usefixtures("_all_switches")
+def test_what_is_off_is_not_served_though_vllm_has_it() -> None:
+    found = set(served())
+    rows = routes.known(routes.VLLM)
+    for name, row in rows.items():
+        assert (name in found) == (row.when == routes.ON), name
+        method, _, path = name.partition(" ")
+        assert (f"{method} /v1{path}" in found) == (row.also_v1 or f"{method} /v1{path}" in rows)
+
+
+@pytest.mark.usefixtures("_all_switches")
+@pytest.mark.parametrize("group", [group for group in routes.GROUPS if group != "repository"])
+def test_a_group_turns_its_own_routes_on_and_no_others(group: str) -> None:
+    more = set(served(group)) - set(served())
+    assert more == {name for name, row in routes.known(routes.VLLM).items() if row.when == group}
+
+
+def test_a_route_that_the_table_does_not_know_is_not_served() -> None:
+    app = FastAPI()
+    app.add_api_route("/v1/new", lambda: None)
+    assert not routes.is_wanted(app.routes[-1], routes.VLLM, routes.GROUPS)
+
+
+def test_vllm_is_not_asked_for_what_nobody_wants() -> None:
+    assert routes.switches(()) == {}
+    assert routes.switches(("lora",)) == {"VLLM_ALLOW_RUNTIME_LORA_UPDATING": "1"}
+    assert set(routes.switches(routes.GROUPS)).isdisjoint(os.environ)
+
+
+OTHER_PREFIX = """
+import sys
+from tests.support.http import NAME, serving
+prefix = sys.argv[1]
+with serving() as server:
+    ask = server.client
+    chat = ask.post(f"{prefix}/v1/chat/completions", json=server.chat("Hello"))
+    assert chat.json() == {"said": "Hello"}, chat.text
+    assert ask.post(f"{prefix}/tokenize", json={}).status_code == 400
+    wrong = ask.post(f"{prefix}/v1/chat/completions", json={})
+    assert wrong.status_code == 400 and wrong.json()["error"]["param"], wrong.text
+    unknown = ask.get(f"{prefix}/v1/models/nobody")
+    assert unknown.status_code == 404 and unknown.json()["error"]["code"] == 404, unknown.text
+    listed = ask.get(f"{prefix}/v1/models").json()
+    assert listed["data"][0]["id"] == NAME
+    assert ask.get(f"{prefix}/v1/models/adapter").json()["id"] == "adapter"
+    # KServe's protocols, at the root whatever the prefix is.
+    assert ask.get("/v1/models").json()["models"] == [NAME]
+    assert ask.get("/v1/models/adapter").json()["ready"] is True
+    assert ask.get("/v2/health/ready").json() == {"ready": True}
+    assert ask.get("/v2/models/adapter/ready").status_code == 200
+    assert ask.post("/v1/models/adapter:predict", json={}).status_code == 501
+    assert isinstance(ask.post("/v2/models/adapter/infer", json={}).json()["error"], str)
+    assert ask.post("/v2/repository/models/adapter/unload").status_code == 404
+    assert ask.get("/metrics").status_code != 404
+print("good")
+"""
+
+
+@pytest.mark.parametrize("given", ["", "inner/deep"])
+def test_any_prefix(given: str, tmp_path: Path) -> None:
+    prefix = f"/{given}" if given and not given.startswith("/") else given
+    environ = {
+        **os.environ,
+        "KSERVE_OPENAI_ROUTE_PREFIX": given,
+        "PROMETHEUS_MULTIPROC_DIR": str(tmp_path),
+    }
+    result = subprocess.run(
+        [sys.executable, "-c", OTHER_PREFIX, prefix],
+        cwd=ROOT,
+        env=environ,
+        capture_output=True,
+        text=True,
+    )
+    assert result.stdout.endswith("good\n"), result.stderr[-2000:]

@@ -1,0 +1,33 @@
+"""A certificate that is renewed while the server runs."""
+
+from __future__ import annotations
+
+import shutil
+import ssl
+import time
+from pathlib import Path
+
+from cryptography import x509
+
+from tests.support.http import CHAT, serving
+from tests.support.tls import Authority
+
+
+def serial(port: int) -> int:
+    shown = ssl.get_server_certificate(("127.0.0.1", port))
+    return x509.load_pem_x509_certificate(shown.encode()).serial_number
+
+
+def test_a_renewed_certificate_is_shown_without_a_restart(tmp_path: Path) -> None:
+    authority = Authority(tmp_path)
+    certificate, renewed = authority.issue("127.0.0.1"), authority.issue("127.0.0.1")
+    with serving(certificate=certificate) as server:
+        assert server.client.post(CHAT, json=server.chat()).status_code == 200
+        before = serial(server.port)
+        shutil.copy(renewed.key_file, certificate.key_file)
+        shutil.copy(renewed.cert_file, certificate.cert_file)
+        deadline = time.monotonic() + 20
+        while serial(server.port) == before:
+            assert time.monotonic() < deadline
+            time.sleep(0.1)
+        assert server.client.post(CHAT, json=server.chat()).status_code == 200
