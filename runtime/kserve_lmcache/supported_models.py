@@ -10,6 +10,9 @@ from kserve_lmcache.errors import UnsupportedModelError
 if TYPE_CHECKING:
     from vllm.config import VllmConfig
 
+# Kinds of layers that a model's configuration may name: with KV of every token, or with none.
+_PLAIN = {"full_attention", "attention", "sparse", "dense", "moe", "mlp"}
+
 
 def unsupported(config: VllmConfig) -> list[str]:
     """Every reason why this engine's KV must not be offloaded; none when it may."""
@@ -33,6 +36,8 @@ def _reasons(config: VllmConfig) -> Iterator[str]:
         yield "the model has no attention, and so no KV"
     elif model.is_hybrid or model.has_inner_state:
         yield "the model mixes attention with recurrent layers, whose state is not in the KV"
+    elif others := _other_layers(text):
+        yield f"the model has layers that are no full attention ({', '.join(others)})"
     if model.is_encoder_decoder:
         yield "the model has an encoder, whose output is not in the key"
     if _slides(text):
@@ -47,6 +52,14 @@ def _reasons(config: VllmConfig) -> Iterator[str]:
         yield "--enable-prompt-embeds gives prompts without tokens, and keys are made of tokens"
     if model.use_mla and config.device_config.device_type == "cpu":
         yield "the model uses multi-head latent attention (MLA), which is not copied on a CPU"
+
+
+def _other_layers(text_config: object) -> list[str]:
+    """Those that no other rule speaks of. VLLM may run a model that it does not know by name."""
+    kinds = {str(kind) for kind in getattr(text_config, "layer_types", None) or ()}
+    return sorted(
+        kind for kind in kinds - _PLAIN if not any(word in kind for word in ("sliding", "chunked"))
+    )
 
 
 def _slides(text_config: object) -> bool:

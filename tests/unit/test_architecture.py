@@ -57,7 +57,7 @@ LAYERS = (
         "connector.promises",
     ),
     ("connector.side",),
-    ("connector.faults", "connector.step"),
+    ("connector.faults", "connector.kv_groups", "connector.step"),
     ("identity.engine",),
     ("identity.model", "identity.namespace"),
     ("config.credentials", "config.engine_file"),

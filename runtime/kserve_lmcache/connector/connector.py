@@ -12,6 +12,7 @@ from kserve_lmcache.connector import lmcache_engine
 from kserve_lmcache.connector.accounts import Accounts
 from kserve_lmcache.connector.faults import contain_inherited, contained
 from kserve_lmcache.connector.isolation import Isolation
+from kserve_lmcache.connector.kv_groups import check_groups
 from kserve_lmcache.connector.loads import Loads
 from kserve_lmcache.connector.promises import Promises
 from kserve_lmcache.connector.scheduler_side import SchedulerSide
@@ -84,6 +85,7 @@ class KServeLMCacheConnector(SchedulerSide, WorkerSide):
         self._tiers = {}
         self._accounts = Accounts({}, 0, False, self._prefill)
         try:
+            check_groups(kv_cache_config)
             named = _named(vllm_config)
             if role == KVConnectorRole.WORKER and vllm_config.device_config.device_type == "cpu":
                 lmcache_engine.create_on_cpu(named)

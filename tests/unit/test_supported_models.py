@@ -1,0 +1,122 @@
+"""Models that LMCache would get wrong, or that were not tried with it, are recognised."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from transformers import AutoConfig
+from vllm.model_executor.models import registry
+from vllm.v1.kv_cache_interface import (
+    ChunkedLocalAttentionSpec,
+    FullAttentionSpec,
+    KVCacheConfig,
+    KVCacheGroupSpec,
+    KVCacheSpec,
+    MambaSpec,
+    MLAAttentionSpec,
+    SlidingWindowSpec,
+)
+
+from kserve_lmcache.cli.arguments import parse_arguments
+from kserve_lmcache.connector.kv_groups import check_groups
+from kserve_lmcache.engine_arguments import create_engine_config, resolve_engine_arguments
+from kserve_lmcache.supported_models import unsupported
+
+SIZES: Mapping[str, Any] = {
+    "vocab_size": 1024,
+    "hidden_size": 128,
+    "intermediate_size": 256,
+    "num_hidden_layers": 4,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "head_dim": 32,
+    "max_position_embeddings": 1024,
+}
+WINDOW, CHUNKED = "has a sliding window", "is chunked"
+NONE, MIXED = "has no attention", "recurrent layers"
+# As transformers and vLLM name them; Qwen-VL and LLaVA need torchvision, which a CPU's set lacks.
+KINDS = {
+    "Gemma 2": ("gemma2", "Gemma2ForCausalLM", SIZES, WINDOW),
+    "Gemma 3": ("gemma3_text", "Gemma3ForCausalLM", SIZES, WINDOW),
+    "Mistral 0.1": ("mistral", "MistralForCausalLM", {**SIZES, "sliding_window": 64}, WINDOW),
+    "Phi-3": ("phi3", "Phi3ForCausalLM", {**SIZES, "sliding_window": 64}, WINDOW),
+    "gpt-oss": ("gpt_oss", "GptOssForCausalLM", SIZES, WINDOW),
+    "Command R7B": ("cohere2", "Cohere2ForCausalLM", SIZES, WINDOW),
+    "OLMo 3": ("olmo3", "Olmo3ForCausalLM", SIZES, WINDOW),
+    "Llama 4": ("llama4_text", "Llama4ForCausalLM", SIZES, CHUNKED),
+    "Mamba": ("mamba", "MambaForCausalLM", {**SIZES, "intermediate_size": None}, NONE),
+    "Jamba": ("jamba", "JambaForCausalLM", SIZES, MIXED),
+    "Falcon-H1": ("falcon_h1", "FalconH1ForCausalLM", SIZES, MIXED),
+    "Qwen3-Next": ("qwen3_next", "Qwen3NextForCausalLM", SIZES, MIXED),
+    "LFM2": ("lfm2", "Lfm2ForCausalLM", SIZES, MIXED),
+    # By vLLM's way for models of transformers that it does not know.
+    "MiniMax": ("minimax", "MiniMaxForCausalLM", SIZES, "no full attention (linear_attention)"),
+    "Gemma 3n": ("gemma3n", "Gemma3nForConditionalGeneration", {}, "images, audio or video"),
+    "Whisper": ("whisper", "WhisperForConditionalGeneration", {}, "has an encoder"),
+    "DeepSeek-V2": (
+        "deepseek_v2",
+        "DeepseekV2ForCausalLM",
+        {**SIZES, "num_key_value_heads": 4},
+        "(MLA)",
+    ),
+}
+
+
+@pytest.fixture(autouse=True)
+def _classes_are_looked_at_here(monkeypatch: pytest.MonkeyPatch) -> None:
+    """VLLM imports itself for each model in a process of its own, for CUDA's sake."""
+    monkeypatch.setattr(registry, "_run_in_subprocess", lambda look: look())
+
+
+@pytest.mark.parametrize(("model_type", "name", "sizes", "reason"), KINDS.values(), ids=KINDS)
+def test_a_kind_of_model_is_refused(
+    tmp_path: Path, model_type: str, name: str, sizes: dict[str, Any], reason: str
+) -> None:
+    config = AutoConfig.for_model(model_type, **sizes)
+    config.architectures = [name]
+    config.save_pretrained(tmp_path)
+    flags = ("--max-model-len=256", "--skip-tokenizer-init")
+    args = parse_arguments([f"--model_id={tmp_path}", *flags])
+    resolve_engine_arguments(args, {})
+    assert reason in "; ".join(unsupported(create_engine_config(args)))
+
+
+SHAPE: Mapping[str, Any] = {
+    "block_size": 32,
+    "num_kv_heads": 2,
+    "head_size": 32,
+    "dtype": torch.float32,
+}
+FULL = FullAttentionSpec(**SHAPE)
+
+
+def groups(*specs: KVCacheSpec) -> KVCacheConfig:
+    return KVCacheConfig(
+        8, [], [KVCacheGroupSpec([f"layer {number}"], spec) for number, spec in enumerate(specs)]
+    )
+
+
+@pytest.mark.parametrize("spec", [FULL, MLAAttentionSpec(**{**SHAPE, "num_kv_heads": 1})])
+def test_one_list_of_blocks_of_every_token_is_enough(spec: KVCacheSpec) -> None:
+    check_groups(groups(spec))
+
+
+@pytest.mark.parametrize(
+    "specs",
+    [
+        (),
+        (FULL, FULL),
+        (SlidingWindowSpec(**SHAPE, sliding_window=64),),
+        (ChunkedLocalAttentionSpec(**SHAPE, attention_chunk_size=64),),
+        (FULL, MambaSpec(block_size=32, shapes=((8, 8),), dtypes=(torch.float32,))),
+    ],
+)
+def test_other_kv_caches_are_refused_whatever_the_model_says(specs: tuple[KVCacheSpec]) -> None:
+    with pytest.raises(NotImplementedError, match="not full attention alone") as refused:
+        check_groups(groups(*specs))
+    for spec in specs:
+        assert type(spec).__name__ in str(refused.value)
