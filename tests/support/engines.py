@@ -20,6 +20,25 @@ SECONDS = 60.0  # of one engine on a busy machine, beside what importing vLLM ta
 
 
 @dataclass
+class Round:
+    """Prompts that run together.
+
+    Attributes:
+        prompts: as token ids.
+        generate: tokens for each.
+        after: number of an earlier round, whose prompts and answers stand before these.
+        score: ask for the logprobs of the prompts too.
+        lose_from: LMCache loses, while it loads, all of its chunks from this one on.
+    """
+
+    prompts: Sequence[Sequence[int]]
+    generate: int = 8
+    after: int | None = None
+    score: bool = False
+    lose_from: int | None = None
+
+
+@dataclass
 class Job:
     """An engine, and what it is asked.
 
@@ -27,36 +46,46 @@ class Job:
         model: its directory; no tokenizer is needed.
         flags: of the server.
         variables: environment variables, LMCache's among them.
-        rounds: prompts, as token ids; those of a round run together.
-        generate: tokens for each.
+        rounds: one after another.
     """
 
     model: str
     flags: Sequence[str] = ()
     variables: Mapping[str, str] = field(default_factory=dict)
-    rounds: Sequence[Sequence[Sequence[int]]] = ()
-    generate: int = 8
+    rounds: Sequence[Round] = ()
 
 
 @dataclass
 class Answer:
-    """Generated tokens, the logprob of each, and how many of the prompt's came from a cache."""
+    """To one prompt.
+
+    Attributes:
+        tokens: that were generated.
+        logprobs: of each of them.
+        prompt_logprobs: of the prompt's, from the second on; empty unless they were asked for.
+        cached: tokens of the prompt that came from a cache.
+    """
 
     tokens: list[int]
     logprobs: list[float]
+    prompt_logprobs: list[float]
     cached: int
 
 
 @dataclass
 class Outcome:
-    """Of one job: vLLM's class of the model, answers by round, and vLLM's counters.
+    """Of one job.
 
-    ``error`` is what ended it instead; empty when nothing did.
+    Attributes:
+        architecture: vLLM's class of the model.
+        rounds: answers by round.
+        counters: by how much each of vLLM's grew, by round.
+        error: what ended the job instead; empty when nothing did.
     """
 
     architecture: str = ""
     rounds: list[list[Answer]] = field(default_factory=list)
-    counters: dict[str, int] = field(default_factory=dict)
+    counters: list[dict[str, int]] = field(default_factory=list)
     error: str = ""
 
 
@@ -101,6 +130,7 @@ def _outcome(job: dict[str, Any]) -> Outcome:
     import os
     import traceback
 
+    from lmcache.integration.vllm import utils
     from vllm.distributed import cleanup_dist_env_and_memory
     from vllm.v1.engine.llm_engine import LLMEngine
 
@@ -109,6 +139,7 @@ def _outcome(job: dict[str, Any]) -> Outcome:
     from kserve_lmcache.offload import plan_offload
 
     before, outcome, engine = dict(os.environ), Outcome(), None
+    utils._config_instance = None  # LMCache reads its configuration once in a process
     os.environ.update(job["variables"])
     fixed = ("--skip-tokenizer-init", "--enforce-eager", "--dtype=float32")
     try:
@@ -117,10 +148,14 @@ def _outcome(job: dict[str, Any]) -> Outcome:
         _, config = plan_offload(args, os.environ)
         outcome.architecture = config.model_config.architecture
         engine = LLMEngine.from_vllm_config(config)
-        counted = _counters()
-        for number, prompts in enumerate(job["rounds"]):
-            outcome.rounds.append(_answers(engine, prompts, str(number), job["generate"]))
-        outcome.counters = {name: n - counted.get(name, 0) for name, n in _counters().items()}
+        prompts: list[list[list[int]]] = []
+        for number, asked in enumerate(job["rounds"]):
+            prompts.append(_prompts(asked, prompts, outcome.rounds))
+            counted = _counters()
+            outcome.rounds.append(_answers(engine, prompts[-1], str(number), asked))
+            outcome.counters.append(
+                {name: count - counted.get(name, 0) for name, count in _counters().items()}
+            )
     except Exception:
         outcome.error = traceback.format_exc()
     finally:
@@ -132,27 +167,60 @@ def _outcome(job: dict[str, Any]) -> Outcome:
     return outcome
 
 
-def _answers(engine: Any, prompts: list[list[int]], name: str, generate: int) -> list[Answer]:
+def _prompts(
+    asked: dict[str, Any], prompts: Sequence[list[list[int]]], answers: Sequence[list[Answer]]
+) -> list[list[int]]:
+    if (after := asked["after"]) is None:
+        own: list[list[int]] = asked["prompts"]
+        return own
+    return [
+        [*prompt, *answer.tokens, *own]
+        for prompt, answer, own in zip(
+            prompts[after], answers[after], asked["prompts"], strict=True
+        )
+    ]
+
+
+def _answers(
+    engine: Any, prompts: list[list[int]], name: str, asked: dict[str, Any]
+) -> list[Answer]:
+    import pytest
     from vllm import SamplingParams
 
+    from tests.support.lmcache_faults import lose_chunks
+
     parameters = SamplingParams(
-        temperature=0, max_tokens=generate, logprobs=0, ignore_eos=True, detokenize=False
+        temperature=0,
+        max_tokens=asked["generate"],
+        logprobs=0,
+        prompt_logprobs=0 if asked["score"] else None,
+        ignore_eos=True,
+        detokenize=False,
     )
-    for number, prompt in enumerate(prompts):
-        engine.add_request(f"{name}-{number}", {"prompt_token_ids": prompt}, parameters.clone())
     finished = {}
-    while engine.has_unfinished_requests():
-        finished.update({each.request_id: each for each in engine.step() if each.finished})
-    answers = []
-    for number in range(len(prompts)):
-        output = finished[f"{name}-{number}"]
-        choice = output.outputs[0]
-        scores = [
-            by_token[token].logprob
-            for token, by_token in zip(choice.token_ids, choice.logprobs, strict=True)
-        ]
-        answers.append(Answer(list(choice.token_ids), scores, output.num_cached_tokens))
-    return answers
+    with pytest.MonkeyPatch.context() as patch:
+        if asked["lose_from"] is not None:
+            lose_chunks(patch, lambda count: min(count, asked["lose_from"]))
+        for number, prompt in enumerate(prompts):
+            engine.add_request(f"{name}-{number}", {"prompt_token_ids": prompt}, parameters.clone())
+        while engine.has_unfinished_requests():
+            finished.update({each.request_id: each for each in engine.step() if each.finished})
+    return [_answer(finished[f"{name}-{number}"]) for number in range(len(prompts))]
+
+
+def _answer(output: Any) -> Answer:
+    choice, scores = output.outputs[0], output.prompt_logprobs or [None]
+    return Answer(
+        list(choice.token_ids),
+        _own(choice.token_ids, choice.logprobs),
+        _own(output.prompt_token_ids[1:], scores[1:]) if len(scores) > 1 else [],
+        output.num_cached_tokens,
+    )
+
+
+def _own(tokens: Sequence[int], logprobs: Sequence[Mapping[int, Any]]) -> list[float]:
+    """The logprob of each token, out of those that vLLM gives for its place."""
+    return [by_token[token].logprob for token, by_token in zip(tokens, logprobs, strict=True)]
 
 
 def _counters() -> dict[str, int]:

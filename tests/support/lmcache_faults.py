@@ -10,8 +10,6 @@ import pytest
 import torch
 from lmcache.v1.cache_engine import LMCacheEngine
 
-from tests.support.simulated_engine import CHUNK
-
 
 class Injected(Exception):
     """Raised by nobody else."""
@@ -44,7 +42,8 @@ def lose_chunks(patch: pytest.MonkeyPatch, kept: Callable[[int], int]) -> None:
     real = LMCacheEngine.retrieve
 
     def retrieve(self: Any, tokens: list[int], mask: Any, **arguments: Any) -> torch.Tensor:
-        count = kept(len(tokens) // CHUNK) * CHUNK
+        chunk = self.config.chunk_size
+        count = kept(len(tokens) // chunk) * chunk
         loaded = torch.zeros(len(tokens), dtype=torch.bool)
         if count:
             arguments["slot_mapping"] = arguments["slot_mapping"][:count]
