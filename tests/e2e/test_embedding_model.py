@@ -2,19 +2,26 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from pathlib import Path
 
 import httpx
 import pytest
 
-from tests.support.server import Server, engine_environment, running
+from tests.support.metrics import samples
+from tests.support.server import Server, engine_environment, long_prompt, running
+
+# Of vectors of length 1: what the roundings of float32 make of some 150,000 additions.
+TOLERANCE = 2**-24 * math.sqrt(150_000) * 10
 
 
 @pytest.fixture(scope="module")
 def server(logs: Path) -> Iterator[Server]:
     environ = engine_environment(LMCACHE_MAX_LOCAL_CPU_SIZE="0.5")
-    arguments = ("--runner=pooling", "--convert=embed")
+    # Without vLLM's own prefix cache, so that what is loaded comes from LMCache.
+    exact = ("--no-enable-prefix-caching", "--dtype=float32")
+    arguments = ("--runner=pooling", "--convert=embed", *exact)
     with running(logs / "embedding.log", *arguments, environ=environ) as server:
         yield server
 
@@ -31,6 +38,23 @@ def test_embeds_by_the_openai_client(server: Server) -> None:
     assert len(cat) == 576
     assert similarity(cat, cat) == pytest.approx(1, abs=1e-3)
     assert similarity(cat, cats) > similarity(cat, code)
+
+
+def test_a_loaded_prefix_gives_the_same_embedding(server: Server) -> None:
+    end = long_prompt("the end", words=60)
+    text, other = (f"{long_prompt(begin)} {end}" for begin in ("embedded", "another"))
+    metric = "vllm:external_prefix_cache_hits_total"
+    vectors, loaded = [], []
+    for each in (text, text, other):
+        before = samples(server.url)[metric]
+        answer = server.client().embeddings.create(model=server.name, input=each)
+        loaded.append(samples(server.url)[metric] - before)
+        vectors.append(answer.data[0].embedding)
+    assert loaded[0] == loaded[2] == 0
+    assert loaded[1] >= 1024
+    assert math.dist(vectors[0], vectors[1]) < TOLERANCE
+    # What was loaded matters: the same end behind something else is far from it.
+    assert math.dist(vectors[0], vectors[2]) > 10 * TOLERANCE
 
 
 def test_reranks(server: Server) -> None:
