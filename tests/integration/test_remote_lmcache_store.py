@@ -154,8 +154,8 @@ def test_a_corrupt_value_that_cannot_be_deleted_is_written_anew(server: LmStore)
         assert tier.report()["chunks_known"] == 1
 
 
-def test_a_killed_server_is_missed_and_used_again(tmp_path: Path) -> None:
-    with lm_store(tmp_path) as server, lmcache_tier(server.url) as tier:
+def test_a_killed_server_is_missed_and_used_again(server: LmStore) -> None:
+    with lmcache_tier(server.url) as tier:
         store_all(tier, values_of("a"))
         server.kill()
         until(lambda: tier.lookup(["a"]) == 0 and not tier.report()["up"])
@@ -169,9 +169,9 @@ def test_a_killed_server_is_missed_and_used_again(tmp_path: Path) -> None:
 
 
 def test_a_stopped_server_costs_three_deadlines_and_comes_back(
-    tmp_path: Path, probes: Probes
+    server: LmStore, probes: Probes
 ) -> None:
-    with lm_store(tmp_path) as server, lmcache_tier(server.url, IMPATIENT) as tier:
+    with lmcache_tier(server.url, IMPATIENT) as tier:
         store_all(tier, values_of("a"))
         assert tier.lookup(["a"]) == 1
         server.process.signal(signal.SIGSTOP)
@@ -188,15 +188,14 @@ def test_a_stopped_server_costs_three_deadlines_and_comes_back(
         assert tier.lookup(["a"]) == 1
 
 
-def test_comes_by_itself_when_the_server_does(tmp_path: Path) -> None:
-    with lm_store(tmp_path) as server:
-        server.kill()
-        with lmcache_tier(server.url, wait=False) as tier:
-            until(lambda: "ConnectionRefusedError" in tier.report()["reason"], seconds=60)
-            assert tier.lookup(["a"]) == 0
-            assert tier.report()["lookups_skipped"] == 1
-            server.start()
-            assert until(lambda: bool(tier.report()["up"])) < 5
+def test_comes_by_itself_when_the_server_does(server: LmStore) -> None:
+    server.kill()
+    with lmcache_tier(server.url, wait=False) as tier:
+        until(lambda: "ConnectionRefusedError" in tier.report()["reason"], seconds=60)
+        assert tier.lookup(["a"]) == 0
+        assert tier.report()["lookups_skipped"] == 1
+        server.start()
+        assert until(lambda: bool(tier.report()["up"])) < 5
 
 
 def test_a_server_that_never_answers(probes: Probes) -> None:

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 
+from kserve_lmcache.remote import lmcache_mooncake
 from kserve_lmcache.remote.limits import Limits
 from kserve_lmcache.remote.lmcache_objects import key_of
 from kserve_lmcache.remote.tier import RemoteTier
@@ -30,15 +31,18 @@ BUSY = 2.0  # seconds that a busy machine may add; what hangs there, hangs for 3
 Server = S3Store | MooncakeStore
 
 
-@pytest.fixture
-def s3(tmp_path: Path) -> Iterator[S3Store]:
-    with s3_server(tmp_path) as server:
+@pytest.fixture(scope="module")
+def s3(tmp_path_factory: pytest.TempPathFactory) -> Iterator[S3Store]:
+    with s3_server(tmp_path_factory.mktemp("s3")) as server:
         yield server
 
 
-@pytest.fixture
-def mooncake(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[MooncakeStore]:
-    with mooncake_store(tmp_path) as server:
+@pytest.fixture(scope="module")
+def mooncake(tmp_path_factory: pytest.TempPathFactory) -> Iterator[MooncakeStore]:
+    with (
+        mooncake_store(tmp_path_factory.mktemp("mooncake")) as server,
+        pytest.MonkeyPatch.context() as monkeypatch,
+    ):
         if library := server.environment.get("LD_LIBRARY_PATH"):
             # What is loaded already needs not be found; another process finds it by the path.
             ctypes.CDLL(str(Path(library) / "libibverbs.so.1"), mode=ctypes.RTLD_GLOBAL)
@@ -133,13 +137,17 @@ def test_a_killed_server_is_missed_and_used_again(server: Server) -> None:
         assert until(lambda: bool(tier.report()["up"]), seconds=60) < 5
 
 
-def test_a_master_that_is_not_there_stops_nobody(mooncake: MooncakeStore) -> None:
+def test_a_master_that_is_not_there_stops_nobody(
+    mooncake: MooncakeStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(lmcache_mooncake, "_SECONDS", 6.0)  # which it would take in any case
     mooncake.process.signal(signal.SIGKILL)
+    mooncake.process.wait(10)
     with (
         nobody_stands_still(),
         lmcache_tier(mooncake.url, wait=False, **mooncake.extra_config) as tier,
     ):
-        until(lambda: "Mooncake's setup takes more than" in tier.report()["reason"], seconds=60)
+        until(lambda: "Mooncake's setup takes more than 6 s" in tier.report()["reason"], seconds=60)
         assert tier.lookup(["a"]) == 0
 
 

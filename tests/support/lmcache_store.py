@@ -52,17 +52,19 @@ def lmcache_tier(
 
 
 def chunks_are_shared(one: RemoteTier, other: RemoteTier) -> None:
-    """What one stores in an empty store another loads, and nothing fails."""
-    values = values_of(*"abcde")
+    """What one stores another loads, and nothing fails; no other test has these keys."""
+    values = values_of(*(f"shared {letter}" for letter in "abcde"))
+    a, b, *_ = values
+    x = "shared x"
     assert other.lookup([*values]) == 0
     store_all(one, values)
     assert other.lookup([*values]) == 5
     assert load(other, [*values]) == [*values.values()]
-    assert other.lookup(["a", "x", "b"]) == 1
-    assert load(other, ["a", "x", "b"]) == [values["a"]]
-    store_all(one, values_of("a", "x"))
-    assert other.lookup(["a", "x", "b"]) == 3
-    assert load(other, ["x"]) == [*values_of("x").values()]
+    assert other.lookup([a, x, b]) == 1
+    assert load(other, [a, x, b]) == [values[a]]
+    store_all(one, values_of(a, x))
+    assert other.lookup([a, x, b]) == 3
+    assert load(other, [x]) == [*values_of(x).values()]
     stored, found = one.report(), other.report()
     assert (stored["chunks_written"], stored["chunks_known"]) == (6, 1)
     assert (found["chunks_read"], found["chunks_missing"]) == (7, 1)

@@ -44,12 +44,14 @@ class Process:
     def wait_until(self, ready: Callable[[], bool], seconds: float) -> None:
         """Wait for ``ready``; fails with the log when the process ends or time runs out."""
         deadline = time.monotonic() + seconds
+        pause = 0.01
         while not ready():
             if self._popen.poll() is not None:
                 raise AssertionError(f"{self} ended with {self._popen.returncode}\n{self.tail()}")
             if time.monotonic() > deadline:
                 raise AssertionError(f"{self} is not ready after {seconds} s\n{self.tail()}")
-            time.sleep(0.1)
+            time.sleep(pause)
+            pause = min(2 * pause, 0.1)
 
     def wait(self, seconds: float) -> int:
         """The exit code; fails with the log when it does not end in time."""

@@ -141,6 +141,8 @@ def s3_server(directory: Path) -> Iterator[S3Store]:
         "s3.localSocket": data / "s3.sock",
         "s3.port.iceberg": 0,
         "s3.port.lance": 0,
+        # Started again, it waits for others of its kind for as long.
+        "master.electionTimeout": "1s",
         "master.telemetry": "false",
         "master.volumeSizeLimitMB": 64,
         "volume.max": 16,
