@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import io
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -28,6 +29,7 @@ _DOTS_PER_INCH = 144
 def drawn(draw: Callable[[Axes, str], None], title: str, caption: str) -> Callable[[str], bytes]:
     """What makes a PNG of a theme: ``draw``'s curves under a title, a caption below them."""
 
+    @functools.cache  # for the file and for the page
     def picture(theme: str) -> bytes:
         with rc_context(_style(theme)):
             figure = Figure(figsize=(8, 4.8), dpi=_DOTS_PER_INCH, layout="constrained")

@@ -39,6 +39,8 @@ class BareStore:
         parts = urlsplit(url)
         if parts.scheme not in ("redis", "valkey") or not parts.hostname:
             raise UsageError(f"--redis={hide_in_urls(url)} is not redis://HOST:PORT")
+        self._stored = 0
+        self._received = 0
         self._place = f"{parts.hostname}:{parts.port or 6379}"
         try:
             self._socket = socket.create_connection(
@@ -51,14 +53,14 @@ class BareStore:
             user = [unquote(parts.username).encode()] if parts.username else []
             self._call(b"AUTH", *user, unquote(parts.password).encode())
         self._buffer = bytearray(_PART + 64)
-        self._stored = 0
 
     def sent_bytes(self) -> int:
-        """What the store has sent to all its clients since it started, this answer left out."""
+        """What the store has sent to all its clients but this one since it started."""
+        own = self._received
         for line in self._call(b"INFO", b"stats").splitlines():
             name, _, value = line.partition(b":")
             if name == b"total_net_output_bytes":
-                return int(value)
+                return int(value) - own
         raise StoreError(f"the store at {self._place} does not say what it has sent")
 
     def read_seconds(self, count: int) -> float:
@@ -84,13 +86,17 @@ class BareStore:
             if not received:
                 raise StoreError(f"the store at {self._place} closed the connection")
             view = view[received:]
+            self._received += received
 
     def _call(self, *words: bytes) -> bytes:
         try:
             self._socket.sendall(_encoded(*words))
             line = self._file.readline()
+            self._received += len(line)
             if line.startswith(b"$"):
-                return self._file.read(int(line[1:]) + 2)[:-2]
+                value = self._file.read(int(line[1:]) + 2)
+                self._received += len(value)
+                return value[:-2]
         except OSError as error:
             raise StoreError(f"the store at {self._place} does not answer: {error}") from error
         if not line or line.startswith(b"-"):

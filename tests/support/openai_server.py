@@ -1,0 +1,129 @@
+"""A small OpenAI-compatible server with answers and delays that a test chooses.
+
+It stands for an endpoint in tests of the client that measures one: what a real engine takes for an
+answer is not known beforehand. tests/e2e/test_bench.py measures the real server.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import threading
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+from aiohttp import web
+
+
+@dataclass
+class Script:
+    """How the server answers.
+
+    Attributes:
+        first: seconds to the first token.
+        between: seconds between two tokens.
+        takes_token_ids: whether prompts may be lists of numbers.
+        broken_every: every so many requests end without a last piece; 0: none.
+        metrics: text of ``/metrics``; none is a 404.
+        bodies: of all requests so far, in the order of their coming.
+        seen: prompts; one that was seen is cached but for its last token.
+        together: the most requests that were under way at a time.
+    """
+
+    first: float = 0.02
+    between: float = 0.005
+    takes_token_ids: bool = True
+    broken_every: int = 0
+    metrics: str = ""
+    bodies: list[dict[str, Any]] = field(default_factory=list)
+    seen: set[str] = field(default_factory=set)
+    together: int = 0
+    _now: int = 0
+
+    def application(self) -> web.Application:
+        app = web.Application(client_max_size=2**26)
+        app.router.add_get("/v1/models", self._models)
+        app.router.add_get("/metrics", self._metrics)
+        app.router.add_post("/v1/completions", self._answer)
+        app.router.add_post("/v1/chat/completions", self._answer)
+        return app
+
+    async def _models(self, request: web.Request) -> web.Response:
+        return web.json_response({"data": [{"id": "tiny"}]})
+
+    async def _metrics(self, request: web.Request) -> web.Response:
+        return web.Response(text=self.metrics, status=200 if self.metrics else 404)
+
+    async def _answer(self, request: web.Request) -> web.StreamResponse:
+        body = await request.json()
+        prompt = body.get("prompt") or body["messages"][0]["content"]
+        if isinstance(prompt, list) and not self.takes_token_ids:
+            return web.json_response({"error": "a prompt is a text"}, status=400)
+        self.bodies.append(body)
+        broken = self.broken_every and len(self.bodies) % self.broken_every == 0
+        self._now += 1
+        self.together = max(self.together, self._now)
+        try:
+            return await self._stream(request, body, prompt, bool(broken))
+        finally:
+            self._now -= 1
+
+    async def _stream(
+        self, request: web.Request, body: dict[str, Any], prompt: Any, broken: bool
+    ) -> web.StreamResponse:
+        tokens, key = len(prompt if isinstance(prompt, list) else prompt.split()), str(prompt)
+        usage = {
+            "prompt_tokens": tokens,
+            "completion_tokens": body["max_tokens"],
+            "prompt_tokens_details": {"cached_tokens": tokens - 1 if key in self.seen else 0},
+        }
+        self.seen.add(key)
+        if not body.get("stream"):
+            await asyncio.sleep(self.first + self.between * (body["max_tokens"] - 1))
+            return web.json_response({"choices": [{"text": "x"}], "usage": usage})
+        response = web.StreamResponse(headers={"Content-Type": "text/event-stream"})
+        await response.prepare(request)
+        chat = "messages" in body
+        if chat:
+            await _send(response, {"choices": [{"delta": {"role": "assistant", "content": ""}}]})
+        for number in range(body["max_tokens"]):
+            await asyncio.sleep(self.between if number else self.first)
+            last = number + 1 == body["max_tokens"] and not broken
+            text = {"delta": {"content": "x"}} if chat else {"text": "x"}
+            await _send(
+                response, {"choices": [{**text, "finish_reason": "length" if last else None}]}
+            )
+        await _send(response, {"choices": [], "usage": usage})
+        await response.write(b"data: [DONE]\n\n")
+        return response
+
+
+async def _send(response: web.StreamResponse, event: dict[str, Any]) -> None:
+    await response.write(b"data: " + json.dumps(event).encode() + b"\n\n")
+
+
+@contextmanager
+def serving(*scripts: Script) -> Iterator[Sequence[str]]:
+    """The servers' addresses; they run in a thread of this process."""
+    loop = asyncio.new_event_loop()
+    thread = threading.Thread(target=loop.run_forever, daemon=True)
+    thread.start()
+
+    async def start(script: Script) -> tuple[web.AppRunner, str]:
+        runner = web.AppRunner(script.application(), handler_cancellation=True)
+        await runner.setup()
+        site = web.TCPSite(runner, "127.0.0.1", 0)
+        await site.start()
+        return runner, f"http://127.0.0.1:{runner.addresses[0][1]}"
+
+    started = [asyncio.run_coroutine_threadsafe(start(each), loop).result(10) for each in scripts]
+    try:
+        yield [url for _, url in started]
+    finally:
+        for runner, _ in started:
+            asyncio.run_coroutine_threadsafe(runner.cleanup(), loop).result(70)
+        loop.call_soon_threadsafe(loop.stop)
+        thread.join(10)
+        loop.close()
