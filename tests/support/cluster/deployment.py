@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import shutil
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -63,7 +65,7 @@ def start_replica(
     pod = cluster.pod(name, predictor(cluster, service))
     pod.container("kserve-container")["args"] += SMALL
     if (cached := cluster.directory / "hub").is_dir():  # in place of a download
-        (pod.volumes["tmp"] / "hf").symlink_to(cached)
+        _lay(cached, pod.volumes["tmp"] / "hf")
     running = cluster.start(pod, "kserve-container", images.ours(), MEMORY)
     name = model_name or service["metadata"]["name"]
     return Server(8080, name, running.process, pod.address)
@@ -79,6 +81,13 @@ def predictor(cluster: Cluster, service: Document) -> dict[str, Any]:
     return kserve.predictor(kserve.choose(runtimes, service), service)
 
 
+def _lay(source: Path, target: Path) -> None:
+    """A folder's files at another place, in folders that every user may write to."""
+    shutil.copytree(source, target, copy_function=os.link)
+    for folder, _, _ in os.walk(target):
+        Path(folder).chmod(0o777)
+
+
 def hub_cache(directory: Path, name: str, model: Path) -> None:
     """The hub's cache with a model under a hub name."""
     repository = directory / f"hub/hub/models--{name.replace('/', '--')}"
@@ -87,4 +96,4 @@ def hub_cache(directory: Path, name: str, model: Path) -> None:
     (repository / "refs").mkdir()
     (repository / "refs/main").write_text("0" * 40)
     for file in model.iterdir():
-        (snapshot / file.name).hardlink_to(file.resolve())
+        shutil.copy(file, snapshot / file.name)
