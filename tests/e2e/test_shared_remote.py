@@ -9,7 +9,7 @@ from pathlib import Path
 import httpx
 
 from kserve_lmcache.remote.redis_client import PREFIX
-from tests.support.processes import wait_for_end
+from tests.support.processes import last_line, wait_for_end
 from tests.support.server import Server, cached_tokens, engine_environment, long_prompt, running
 from tests.support.stores import Store
 
@@ -68,7 +68,7 @@ def _a_dead_engine_ends_the_server(server: Server, told: Path) -> None:
     assert server.process.wait(seconds=15) == 1
     assert wait_for_end(family, seconds=5) == []
     reason = "vLLM's engine has died"
-    assert server.process.output().splitlines()[-1] == f"kserve-lmcache: error: {reason}"
+    assert last_line(server.process) == f"kserve-lmcache: error: {reason}"
     assert told.read_text() == reason
 
 

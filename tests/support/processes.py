@@ -96,3 +96,9 @@ def wait_for_end(processes: Sequence[psutil.Process], seconds: float) -> list[ps
     """Those that still run after ``seconds``."""
     _, alive = psutil.wait_procs(processes, timeout=seconds)
     return [process for process in alive if process.status() != psutil.STATUS_ZOMBIE]
+
+
+def last_line(process: Process) -> str:
+    """The last that it wrote itself: Python's resource tracker may count its leavings after it."""
+    lines = process.output().splitlines()
+    return [line for line in lines if "resource_tracker" not in line][-1]

