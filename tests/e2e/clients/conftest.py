@@ -11,7 +11,7 @@ import openai
 import pytest
 
 from tests.support import models
-from tests.support.server import Server, engine_environment, running
+from tests.support.server import START_SECONDS, Server, engine_environment, start
 
 KEY = "a-key-of-the-tests"
 TENANT = "X-Tenant-Id"
@@ -28,6 +28,8 @@ class Clients:
     http: httpx.Client
     adapter: Path
     """The directory of an adapter that is not loaded."""
+    while_starting: dict[str, int]
+    """What the probes' routes answered before the engine was up."""
 
     @property
     def name(self) -> str:
@@ -63,9 +65,24 @@ def clients(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Clients]:
     )
     options = {"environ": environ, "model": (f"--model_id={model}",)}
     headers = {"Authorization": f"Bearer {KEY}"}
-    with (
-        running(directory / "server.log", *arguments, **options) as server,
-        httpx.Client(base_url=server.url, headers=headers, timeout=60) as http,
-        openai.OpenAI(base_url=server.openai_url, api_key=KEY, timeout=60, max_retries=0) as client,
-    ):
-        yield Clients(server, client, http, dynamic)
+    server = start(directory / "server.log", *arguments, **options)
+    try:
+        server.process.wait_until(lambda: _status(server, "live") == 200, START_SECONDS)
+        while_starting = {name: _status(server, name) for name in ("live", "ready")}
+        server.process.wait_until(server.is_ready, START_SECONDS)
+        with (
+            httpx.Client(base_url=server.url, headers=headers, timeout=60) as http,
+            openai.OpenAI(
+                base_url=server.openai_url, api_key=KEY, timeout=60, max_retries=0
+            ) as client,
+        ):
+            yield Clients(server, client, http, dynamic, while_starting)
+    finally:
+        server.process.stop()
+
+
+def _status(server: Server, name: str) -> int:
+    try:
+        return httpx.get(f"{server.url}/v2/health/{name}").status_code
+    except httpx.TransportError:
+        return 0

@@ -40,6 +40,12 @@ def bodies(clients: Clients, prompt: str = "Hi") -> Iterator[tuple[str, dict[str
     )
 
 
+def test_while_the_engine_started_it_was_alive_and_not_ready(clients: Clients) -> None:
+    assert clients.while_starting == {"live": 200, "ready": 503}
+    for name in ("live", "ready"):
+        assert httpx.get(f"{clients.server.url}/v2/health/{name}").status_code == 200
+
+
 def test_every_route_answers_and_none_takes_transfer_parameters(clients: Clients) -> None:
     for path, body in bodies(clients):
         response = clients.http.post(PREFIX + path, json=body)
