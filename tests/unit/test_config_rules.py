@@ -163,6 +163,16 @@ def test_refused(tmp_path: Path, file: str, device: str, message: str) -> None:
             "that fails to load is used. Leave out enable_blending or local_disk.",
         ),
         (
+            "local_disk: /cache\nmax_local_disk_size: 5\nlocal_disk_path_sharding: by_size",
+            "/lmcache.yaml:3: local_disk_path_sharding is 'by_size', and by_gpu is all there is. "
+            "Leave out local_disk_path_sharding.",
+        ),
+        (
+            "local_disk: /cache\nmax_local_disk_size: 5\nextra_config: {use_odirect: true}",
+            "/lmcache.yaml:3: extra_config holds use_odirect, which the disk tier does not know. "
+            "Leave out use_odirect.",
+        ),
+        (
             "remote_url: redis://redis:port\n",
             "/lmcache.yaml:1: remote_url is 'redis://redis:port', which is no URL (Port could not "
             "be cast to integer value as 'port'). Write SCHEME://HOST:PORT.",
@@ -287,6 +297,7 @@ def checked(tmp_path: Path, file: str, gib: float, **changes: Any) -> tuple[list
 
 
 REMOTE = "remote_url: redis://redis:6379\n"
+DISK = "local_disk: /cache\nmax_local_disk_size: 5\n"
 STOCK = f"{REMOTE}remote_connector: lmcache\n"
 
 
@@ -308,8 +319,9 @@ def test_a_tier_that_a_request_cannot_pass_through(tmp_path: Path) -> None:
         "(1.00 GiB): LMCache would wait for ever to load it. Raise it (and the container's memory "
         "limit), or lower --max-model-len."
     ]
-    # Nothing waits without a tier behind it, or with our connector; it only holds less.
+    # Nothing waits without a tier behind it, or with one of ours; it only holds less.
     assert checked(tmp_path, f"{REMOTE}max_local_cpu_size: 0.5", 8) == ([], [])
+    assert checked(tmp_path, f"{DISK}max_local_cpu_size: 0.5", 8) == ([], [])
     assert checked(tmp_path, "max_local_cpu_size: 0.5", 8) == ([], [])
 
 

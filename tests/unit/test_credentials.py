@@ -12,9 +12,15 @@ import yaml
 
 from kserve_lmcache.config import engine_file
 from kserve_lmcache.config.credentials import remote_of
-from kserve_lmcache.remote.address import Remote
+from kserve_lmcache.remote.address import Disk, Remote
 from kserve_lmcache.remote.limits import Limits
-from kserve_lmcache.remote.options import PLUGIN, from_extra_config
+from kserve_lmcache.remote.options import (
+    DISK_PLUGIN,
+    PLUGIN,
+    disk_from_extra_config,
+    from_extra_config,
+    without_ours,
+)
 from tests.support.configuration import resolved
 
 URL = "redis://redis:6379/1"
@@ -153,6 +159,29 @@ def test_what_our_connector_is_told(tmp_path: Path, password_file: str | None) -
     # A mounted password is read for each connection, since it may be rotated.
     password = None if password_file else "hunter2"
     assert remote == dataclasses.replace(asked, password=password)
+
+
+def test_what_our_disk_tier_is_told(tmp_path: Path) -> None:
+    path = tmp_path / "engine.yaml"
+    disk, limits = Disk(("/a", "/b"), 5 * 2**30), Limits(load=5)
+    values = {
+        "local_disk": "/a,/b",
+        "max_local_disk_size": 5.0,
+        "remote_url": URL,
+        "remote_storage_plugins": ["theirs"],
+    }
+    engine_file.write(values, Remote(URL, "test"), path, Limits(), (disk, limits))
+    told = engine_file.read(path)
+    assert {*told} == {"remote_storage_plugins", "extra_config"}  # no tier of LMCache's own
+    assert told["remote_storage_plugins"] == [DISK_PLUGIN, "theirs", PLUGIN]
+    assert disk_from_extra_config(told["extra_config"]) == (disk, limits)
+    assert from_extra_config(told["extra_config"])[0].url == URL
+    assert without_ours(told["extra_config"]) == {}
+
+
+def test_workers_are_spread_over_the_disks() -> None:
+    disk = Disk(("/a", "/b"), 1)
+    assert [disk.directory_of(worker) for worker in range(3)] == ["/a", "/b", "/a"]
 
 
 def test_lmcache_can_read_nothing_else(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -12,6 +12,8 @@ from kserve_lmcache.engine_arguments import resolve_engine_arguments
 from kserve_lmcache.errors import ConfigurationError, OffloadUnavailableError, UsageError
 from kserve_lmcache.identity.namespace import NAMESPACE
 from kserve_lmcache.offload import Offload, differences, give_up, plan_offload
+from kserve_lmcache.remote.address import Disk
+from kserve_lmcache.remote.options import DISK_PLUGIN, disk_from_extra_config
 from tests.support.server import MODEL
 
 
@@ -115,6 +117,25 @@ def test_mistakes_of_all_kinds_come_together() -> None:
         "--lmcache chunk_size",
         "LMCACHE_REMOTE_PASSWORD_FILE",
     ]
+
+
+def test_a_disk_tier_is_ours_and_must_be_possible_here(tmp_path: Path) -> None:
+    cache, remote = tmp_path / "cache", {"LMCACHE_REMOTE_URL": "redis://redis:6379"}
+    disk = {"LMCACHE_LOCAL_DISK": f"file://{cache}/", "LMCACHE_MAX_LOCAL_DISK_SIZE": "5Gi"}
+    _, offload, _ = planned("--remote-connector=lmcache", **disk, **remote)
+    assert offload.engine_file is not None
+    told = engine_file.read(offload.engine_file)
+    assert told["remote_storage_plugins"] == [DISK_PLUGIN]
+    assert "local_disk" not in told
+    assert disk_from_extra_config(told["extra_config"])[0] == Disk((f"{cache}/",), 5 * 2**30)
+    assert offload.configuration.shown()["local_disk"].value == f"{cache}/"
+    assert not cache.exists()
+    for change, message in (
+        ({"LMCACHE_LOCAL_DISK": "/proc/cache"}, "LMCACHE_LOCAL_DISK: local_disk /proc/cache can"),
+        ({"LMCACHE_MAX_LOCAL_DISK_SIZE": "1Mi"}, "of 0.000976562 GiB holds not one chunk"),
+    ):
+        with pytest.raises(ConfigurationError, match=message):
+            planned(**{**disk, **change})
 
 
 def test_what_the_engine_uses_instead_is_told_without_secrets(tmp_path: Path) -> None:
