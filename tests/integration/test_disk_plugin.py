@@ -55,7 +55,7 @@ def test_what_one_replica_stores_its_successor_loads(disk: Disk) -> None:
         assert alike(target, pages(1))
         assert other.load(prompt(1))[:2] == (TOKENS, TOKENS)
         assert other.count("loads") == 1  # the second came from memory
-        assert other.count("disk_files") == TOKENS // CHUNK
+        assert other.count("files") == TOKENS // CHUNK
 
 
 def test_a_prompt_of_which_the_disk_has_the_beginning_and_redis_the_rest(

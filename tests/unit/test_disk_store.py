@@ -153,7 +153,7 @@ def test_a_restart_keeps_the_cache_and_the_order_of_use(tmp_path: Path) -> None:
         until(lambda: one.path("b").stat().st_mtime_ns > one.path("a").stat().st_mtime_ns)
         until(lambda: one.path("c").stat().st_mtime_ns > one.path("a").stat().st_mtime_ns)
     with disk_tier(tmp_path, 2 * BLOCK) as other:  # which has less room
-        until(lambda: other.count("disk_bytes") <= 2 * BLOCK)
+        until(lambda: other.count("used_bytes") <= 2 * BLOCK)
         left = 2 * BLOCK // (BLOCK * -(-other.path("b").stat().st_size // BLOCK))
         assert files(tmp_path) == {name_of(key) for key in ["b", "c"][:left]}
         assert other.tier.lookup(["b"]) == 1
@@ -190,7 +190,7 @@ def test_leftovers_are_removed_and_strangers_are_left_alone(tmp_path: Path) -> N
     link.symlink_to("/etc/passwd")
     inner.mkdir()
     with disk_tier(tmp_path, most_bytes=BLOCK) as tier:
-        assert tier.count("disk_files") == 0
+        assert tier.count("files") == 0
         assert not old.exists()
         assert all(path.exists() for path in (new, link, inner, *strangers))
         assert tier.tier.lookup(["link"]) == tier.tier.lookup(["directory"]) == 0
@@ -203,14 +203,14 @@ def test_what_others_write_and_remove_counts(
     monkeypatch.setattr(disk_directory, "_SHORTEST_PAUSE", 0.01)
     with disk_tier(tmp_path, 20 * BLOCK) as one, disk_tier(tmp_path, 20 * BLOCK) as other:
         store_all(one.tier, chunks(*(f"1-{number}" for number in range(9))))
-        until(lambda: other.count("disk_files") == 9)
+        until(lambda: other.count("files") == 9)
         store_all(other.tier, chunks(*(f"2-{number}" for number in range(20))))
-        until(lambda: one.count("disk_bytes") == other.count("disk_bytes"))
-        assert one.count("disk_bytes") <= 20 * BLOCK
-        assert one.count("disk_files") == len(files(tmp_path))
+        until(lambda: one.count("used_bytes") == other.count("used_bytes"))
+        assert one.count("used_bytes") <= 20 * BLOCK
+        assert one.count("files") == len(files(tmp_path))
         for path in tmp_path.iterdir():
             path.unlink()
-        until(lambda: one.count("disk_files") == other.count("disk_files") == 0)
+        until(lambda: one.count("files") == other.count("files") == 0)
 
 
 @pytest.mark.parametrize("when", ["before", "after"])
@@ -335,7 +335,7 @@ def test_a_directory_that_is_removed_is_made_anew(tmp_path: Path) -> None:
         assert load(tier.tier, ["a", "b"]) == []
         assert tier.count("chunks_missing") == 1
         # One is missing, so all are looked at.
-        until(lambda: tier.count("disk_files") == 0)
+        until(lambda: tier.count("files") == 0)
         store_all(tier.tier, values)
         assert tier.tier.lookup([*values]) == 3
         assert load(tier.tier, [*values]) == [*values.values()]

@@ -118,10 +118,10 @@ class DiskDirectory:
     def report(self) -> dict[str, int]:
         """Sizes and counts, as plain values."""
         return {
-            "disk_bytes": self.index.occupied,
-            "disk_bytes_max": self.most_bytes,
-            "disk_files": len(self.index),
-            "disk_evictions": self.evicted,
+            "used_bytes": self.index.occupied,
+            "capacity_bytes": self.most_bytes,
+            "files": len(self.index),
+            "evictions": self.evicted,
         }
 
     def close(self) -> None:

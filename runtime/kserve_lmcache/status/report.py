@@ -95,7 +95,8 @@ def _tier(name: str, reports: list[Report]) -> dict[str, Any]:
         "since": worst["since"],
         "reason": worst["reason"],
         "breaker": "closed" if worst["up"] else "open",
-        "capacity_bytes": None,
-        "used_bytes": None,
+        # Of a disk, whose directory the workers share.
+        "capacity_bytes": worst.get("capacity_bytes"),
+        "used_bytes": worst.get("used_bytes"),
         **{total: sum(report[total] for report in reports) for total in _TOTALS},
     }
