@@ -40,7 +40,8 @@ def _reasons(config: VllmConfig) -> Iterator[str]:
         yield f"the model has layers that are no full attention ({', '.join(others)})"
     if model.is_encoder_decoder:
         yield "the model has an encoder, whose output is not in the key"
-    if _slides(text):
+    keeps_all = _mixes(text) and config.scheduler_config.disable_hybrid_kv_cache_manager
+    if _slides(text) and not keeps_all:
         yield "the model's attention has a sliding window, and vLLM frees the blocks before it"
     if getattr(text, "attention_chunk_size", None):
         yield "the model's attention is chunked, and its KV lies in groups of blocks"
@@ -69,3 +70,12 @@ def _slides(text_config: object) -> bool:
     if types is not None:
         return any("sliding" in str(kind) for kind in types)
     return getattr(text_config, "use_sliding_window", True) is not False
+
+
+def _mixes(text_config: object) -> bool:
+    """Whether some layers have a window and others none.
+
+    Without its hybrid manager vLLM keeps every token for all of them, in one list of blocks.
+    """
+    types = getattr(text_config, "layer_types", None) or ()
+    return {"full_attention", "sliding_attention"} <= {str(kind) for kind in types}

@@ -9,6 +9,7 @@ from kserve_lmcache.http import routes
 from kserve_lmcache.metrics.table import TABLE
 from kserve_lmcache.settings import SETTINGS
 from tests.packaging.manifests import ROOT
+from tests.support.architectures import ARCHITECTURES
 
 README = (ROOT / "README.md").read_text()
 
@@ -45,6 +46,13 @@ def test_every_default_of_ours_is_in_the_table_and_the_other_way_round() -> None
     assert keys == {*DEFAULTS, "max_local_cpu_size"}
     for name, value in DEFAULTS.items():
         assert str(value.value).lower() in rows("Key")[f"`{name}`"][0].lower()
+
+
+def test_the_table_of_architectures_is_what_is_tested() -> None:
+    assert rows("Architecture") == {
+        f"`{each.name}`": [each.models, each.attention] for each in ARCHITECTURES
+    }
+    assert f"takes all {len(ARCHITECTURES)} " in README
 
 
 def test_the_version_table_is_the_locks() -> None:

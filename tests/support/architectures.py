@@ -28,6 +28,12 @@ _SIZES: Mapping[str, Any] = {
 }
 _GPT_SIZES = {"n_embd": 128, "n_layer": 3, "n_head": 4, "n_positions": 1024}
 _TWO = {"num_key_value_heads": 2}
+_WINDOW = {
+    **_TWO,
+    "head_dim": 32,
+    "sliding_window": 48,
+    "layer_types": ["sliding_attention", "full_attention", "sliding_attention"],
+}
 
 
 def random_prompt(seed: str, length: int) -> list[int]:
@@ -53,16 +59,22 @@ class Architecture:
     attention: str
     sizes: Mapping[str, Any] = field(default_factory=dict)
 
+    @property
+    def configuration(self) -> dict[str, Any]:
+        """All of its values that are not transformers' defaults."""
+        return {**_SIZES, **self.sizes}
+
     def build(self, directory: Path) -> Path:
         """Write a model; its weights take a few MB."""
         torch.manual_seed(0)
-        config = AutoConfig.for_model(self.model_type, **{**_SIZES, **self.sizes})
+        config = AutoConfig.for_model(self.model_type, **self.configuration)
         model = AutoModelForCausalLM.from_config(config)
         model.to(torch.float32).save_pretrained(directory)
         return directory
 
 
 _GROUPED = "grouped heads, RoPE"
+_SLIDING = "grouped heads, RoPE, a sliding window in some layers"
 
 ARCHITECTURES = (
     Architecture("LlamaForCausalLM", "llama", "Llama, SmolLM2, Yi", _GROUPED, _TWO),
@@ -164,4 +176,9 @@ ARCHITECTURES = (
             "moe_intermediate_size": 64,
         },
     ),
+    Architecture("Gemma2ForCausalLM", "gemma2", "Gemma 2", _SLIDING, _WINDOW),
+    Architecture("Gemma3ForCausalLM", "gemma3_text", "Gemma 3, text alone", _SLIDING, _WINDOW),
+    Architecture("Cohere2ForCausalLM", "cohere2", "Command R7B, Command A", _SLIDING, _WINDOW),
+    Architecture("Olmo3ForCausalLM", "olmo3", "OLMo 3", _SLIDING, _WINDOW),
+    Architecture("Exaone4ForCausalLM", "exaone4", "EXAONE 4", _SLIDING, _WINDOW),
 )
