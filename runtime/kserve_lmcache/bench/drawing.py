@@ -37,7 +37,8 @@ def drawn(draw: Callable[[Axes, str], None], title: str, caption: str) -> Callab
             axes.set_title(title, loc="left", wrap=True)
             axes.spines[["top", "right"]].set_visible(False)
             draw(axes, theme)
-            figure.supxlabel(_wrapped(caption), x=0.01, ha="left", size=8.5)
+            if caption:
+                figure.supxlabel(_wrapped(caption), x=0.01, ha="left", size=8.5)
             image = io.BytesIO()
             # Without the date and the version: the same log gives the same bytes.
             figure.savefig(image, format="png", metadata={"Software": None})
@@ -46,7 +47,7 @@ def drawn(draw: Callable[[Axes, str], None], title: str, caption: str) -> Callab
     return picture
 
 
-def _wrapped(text: str, width: int = 112) -> str:
+def _wrapped(text: str, width: int = 125) -> str:
     lines = [""]
     for word in text.split():
         if len(lines[-1]) + len(word) >= width:

@@ -37,6 +37,16 @@ _KIND_WORDS = {
 _BINS = 24
 
 
+_SOURCE_WORDS = {
+    "computed": "by the engine, now",
+    "prefix cache": "still in the engine's own memory",
+    "connector": "loaded from the offloaded cache (local memory or the store)",
+    "local cpu": "loaded from the replica's own memory",
+    "remote": "loaded from the store",
+    "cache": "from any cache",
+}
+
+
 def pictures(found: Report) -> list[Picture]:
     """Those that the log has data for."""
     done = [record for record in found.log.requests if record.error is None]
@@ -47,8 +57,10 @@ def pictures(found: Report) -> list[Picture]:
         mine = [record for record in streamed if record.endpoint == endpoint]
         suffix = f"_{number + 1}" if len(endpoints) > 1 else ""
         made += [_by_length(mine, endpoint, suffix), _break_even(found, mine, endpoint, suffix)]
-    made += [_distribution(streamed, endpoints), _over_time(done, endpoints)]
-    made += [_sources(found), _loads(found)]
+    made.append(_distribution(streamed, endpoints))
+    # A sweep of lengths is made of cold and warm ones: their mixture says nothing.
+    mixed = [record for record in done if not record.kind]
+    made += [_over_time(mixed, endpoints), _sources(found) if mixed else None, _loads(found)]
     return [picture for picture in made if picture is not None]
 
 
@@ -121,17 +133,16 @@ def _break_even(
                 f"{ratio:.2f}",
                 (length, ratio),
                 textcoords="offset points",
-                xytext=(0, 9),
-                ha="center",
+                xytext=(5, 6),
             )
         if line.tokens is not None and line.crossed:
             axes.axvline(line.tokens, color=INK[theme], linewidth=1, linestyle=":")
-        axes.text(
-            0.99, 0.04, "loading is sooner", transform=axes.transAxes, ha="right", color=green
-        )
-        axes.text(
-            0.99, 0.93, "computing is sooner", transform=axes.transAxes, ha="right", color=orange
-        )
+        for height, words, at, colour in (
+            (0.98, "loading is sooner", "top", green),
+            (1.02, "computing is sooner", "bottom", orange),
+        ):
+            place = axes.get_yaxis_transform()
+            axes.text(0.99, height, words, transform=place, ha="right", va=at, color=colour)
         axes.set_xscale("log", base=2)
         length_axis(axes, lengths)
         axes.set_ylim(0, top)
@@ -144,29 +155,29 @@ def _break_even(
 
 
 def _distribution(records: Sequence[Record], endpoints: Sequence[str]) -> Picture | None:
-    """Which share of the requests had their first token by which time."""
-    phases = list(dict.fromkeys((record.endpoint, record.phase) for record in records))
-    many = len({phase for _, phase in phases}) > 1
-    curves: dict[str, list[float]] = {}
-    for endpoint, phase in phases:
-        name = f"{endpoint}, {phase}" if many else endpoint
-        times = [r.ttft for r in records if (r.endpoint, r.phase) == (endpoint, phase) and r.ttft]
-        curves[name] = sorted(times)
+    """Which share of the requests had their first token by which time; of a sweep, the longest."""
+    longest = max((record.length for record in records if record.kind), default=0)
+    curves: dict[tuple[str, str], list[float]] = {}
+    for record in records:
+        if record.ttft is not None and not (record.kind and record.length != longest):
+            what = _KIND_WORDS[record.kind] if record.kind else record.phase
+            curves.setdefault((record.endpoint, what), []).append(record.ttft)
     if not any(len(times) > 2 for times in curves.values()):
         return None
+    kinds = list(dict.fromkeys(what for _, what in curves))
 
     def draw(axes: Axes, theme: str) -> None:
-        colours = COLOURS[theme]
-        styles = ("-", "--", ":", "-.")
-        for number, (name, times) in enumerate(curves.items()):
-            shares = numpy.arange(1, len(times) + 1) / len(times)
+        colours, styles = COLOURS[theme], ("-", "--", ":", "-.")
+        for (endpoint, what), times in curves.items():
+            name = f"{endpoint}, {what}" if len(kinds) > 1 else endpoint
             axes.step(
-                times,
-                shares,
+                sorted(times),
+                numpy.arange(1, len(times) + 1) / len(times),
                 where="post",
-                color=colours[number % len(colours)],
-                linestyle=styles[number // len(colours) % len(styles)],
-                label=f"{name} (half within {seconds(float(numpy.median(times)))})",
+                # An endpoint's colour is the same in all pictures that compare endpoints.
+                color=colours[endpoints.index(endpoint) % len(colours)],
+                linestyle=styles[kinds.index(what) % len(styles)],
+                label=f"{name}: half within {seconds(float(numpy.median(times)))}",
             )
         axes.set_xscale("log")
         seconds_axis(axes, which="x")
@@ -174,16 +185,16 @@ def _distribution(records: Sequence[Record], endpoints: Sequence[str]) -> Pictur
         axes.yaxis.set_major_formatter(PercentFormatter(1))
         axes.set_xlabel("time to first token")
         axes.set_ylabel("requests answered by then")
-        axes.legend(loc="lower right")
+        axes.legend(loc="upper center", bbox_to_anchor=(0.5, -0.14), ncols=2, fontsize=8.5)
 
     title = "How many requests had their first token by when? (further left is better)"
     alt = "; ".join(
-        f"{name}: half within {seconds(float(numpy.median(times)))}, 99 % within "
+        f"{endpoint}, {what}: half within {seconds(float(numpy.median(times)))}, 99 % within "
         f"{seconds(float(numpy.quantile(times, 0.99)))}"
-        for name, times in curves.items()
-        if times
+        for (endpoint, what), times in curves.items()
     )
-    return Picture("ttft_distribution", title, alt, drawn(draw, title, alt))
+    caption = f"Prompts of {longest:,} tokens, the longest that were asked." if longest else ""
+    return Picture("ttft_distribution", title, alt, drawn(draw, title, caption))
 
 
 def _over_time(records: Sequence[Record], endpoints: Sequence[str]) -> Picture | None:
@@ -234,7 +245,8 @@ def _over_time(records: Sequence[Record], endpoints: Sequence[str]) -> Picture |
 
     title = "How much of the prompts came from a cache, over time? (higher is better)"
     alt = ", ".join(f"{endpoint}: {share:.0%} in all" for endpoint, share in totals.items())
-    return Picture("hit_ratio_over_time", title, alt, drawn(draw, title, alt))
+    caption = "Each point is the requests that were sent in one stretch of time."
+    return Picture("hit_ratio_over_time", title, alt, drawn(draw, title, caption))
 
 
 def _sources(found: Report) -> Picture | None:
@@ -270,10 +282,11 @@ def _sources(found: Report) -> Picture | None:
     title = "Where did the prompts' tokens come from?"
     alt = "; ".join(
         f"{endpoint}, {phase}: "
-        + ", ".join(f"{share:.0%} {name}" for name, share in shares.items())
+        + ", ".join(f"{share:.0%} {name}" for name, share in shares.items() if share)
         for (endpoint, phase), shares in found.sources.items()
     )
-    return Picture("prompt_tokens_by_source", title, alt, drawn(draw, title, alt))
+    said = [f"{name}: {_SOURCE_WORDS[name]}" for name in names if name in _SOURCE_WORDS]
+    return Picture("prompt_tokens_by_source", title, alt, drawn(draw, title, "; ".join(said)))
 
 
 def _loads(found: Report) -> Picture | None:
@@ -303,9 +316,15 @@ def _loads(found: Report) -> Picture | None:
                 color=colour,
                 label=endpoint,
             )
+            above = 6 if number % 2 else -12
             for x, y, phase in known:
                 axes.annotate(
-                    phase, (x, y), textcoords="offset points", xytext=(6, 6), color=colour, size=8
+                    phase,
+                    (x, y),
+                    textcoords="offset points",
+                    xytext=(6, above),
+                    color=colour,
+                    size=8,
                 )
         axes.set_xlim(left=0)
         axes.margins(x=0.2, y=0.2)
@@ -317,7 +336,7 @@ def _loads(found: Report) -> Picture | None:
 
     title = "Speed under load (lower and further right is better)"
     alt = "One point for each load: " + ", ".join(phases)
-    return Picture("load", title, alt, drawn(draw, title, alt))
+    return Picture("load", title, alt, drawn(draw, title, f"{alt}."))
 
 
 def _times(records: Sequence[Record], kind: str, length: int) -> list[float]:

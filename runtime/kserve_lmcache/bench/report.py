@@ -157,7 +157,8 @@ def _latencies(found: Report) -> Table:
     for group, summary in found.rows:
         for name, title in _FIGURES.items():
             values: Distribution = getattr(summary, name)
-            if values.count:
+            # A sweep of lengths is about the first token; all of it is in the JSON.
+            if values.count and (name == "ttft" or not group.kind):
                 cells = (values.mean, values.p50, values.p90, values.p99)
                 rows.append([group.endpoint, group.what, title, *map(milliseconds, cells)])
     header = ["endpoint", "requests", "ms", "mean", "p50", "p90", "p99"]
