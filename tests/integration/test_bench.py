@@ -12,12 +12,15 @@ from itertools import pairwise
 from pathlib import Path
 
 import pytest
+import redis
 
+from kserve_lmcache.bench.own import StartError, running
 from tests.support.bench import COMMAND, bench, figures, lines, reported
 from tests.support.openai_server import Script, serving
 from tests.support.remote import until
 from tests.support.server import engine_environment
 from tests.support.stores import redis_process
+from tests.support.stores.binaries import redis_binary
 
 PNG = b"\x89PNG\r\n\x1a\n"
 
@@ -286,3 +289,15 @@ def test_an_endpoint_that_does_not_answer_is_named(tmp_path: Path) -> None:
     assert result.returncode == 1
     assert "cannot be measured" in result.stderr
     assert "secret" not in result.stderr + (tmp_path / "log.jsonl").read_text()
+
+
+def test_own_servers_end_with_the_run(tmp_path: Path) -> None:
+    with running(tmp_path, [], engine_environment(LMCACHE_REMOTE_URL="redis://elsewhere")) as own:
+        own.start_redis(redis_binary())
+        assert redis.Redis.from_url(own.redis_url).dbsize() == 0
+        assert own.seconds_to_ready["redis"] < 60
+        # The flag is unknown to a Redis, which ends.
+        with pytest.raises(StartError, match=r"(?s)broken ended with 1; its log .*nothing"):
+            own._start("broken", [redis_binary(), "--nothing", "x"], {}, lambda: False)
+    with pytest.raises(redis.exceptions.ConnectionError):
+        redis.Redis.from_url(own.redis_url).ping()

@@ -94,6 +94,8 @@ def _of_pair(
     partner = {record.index: record for record in base}
     pairs = [(record, partner[record.index]) for record in against if record.index in partner]
     for figure, value in FIGURES.items():
+        if group.kind and figure != "TTFT":
+            continue  # a sweep of lengths is about the first token
         both = [(value(mine), value(theirs)) for mine, theirs in pairs]
         known = numpy.array([each for each in both if None not in each], dtype=float)
         if len(known) < 2:
@@ -115,7 +117,7 @@ def _of_pair(
                     few,
                 )
             )
-    rates = _throughput(group, other, base, against, seed)
+    rates = None if group.kind else _throughput(group, other, base, against, seed)
     return [*found, rates] if rates else found
 
 

@@ -165,6 +165,7 @@ def _distribution(records: Sequence[Record], endpoints: Sequence[str]) -> Pictur
     if not any(len(times) > 2 for times in curves.values()):
         return None
     kinds = list(dict.fromkeys(what for _, what in curves))
+    columns = 1 if longest else 2  # what a kind is takes more words than a load
 
     def draw(axes: Axes, theme: str) -> None:
         colours, styles = COLOURS[theme], ("-", "--", ":", "-.")
@@ -185,7 +186,7 @@ def _distribution(records: Sequence[Record], endpoints: Sequence[str]) -> Pictur
         axes.yaxis.set_major_formatter(PercentFormatter(1))
         axes.set_xlabel("time to first token")
         axes.set_ylabel("requests answered by then")
-        axes.legend(loc="upper center", bbox_to_anchor=(0.5, -0.14), ncols=2, fontsize=8.5)
+        axes.legend(loc="upper center", bbox_to_anchor=(0.5, -0.14), fontsize=8.5, ncols=columns)
 
     title = "How many requests had their first token by when? (further left is better)"
     alt = "; ".join(
