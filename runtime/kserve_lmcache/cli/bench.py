@@ -46,7 +46,7 @@ def run(argv: Sequence[str]) -> tuple[str, int]:
     # Flags behind -- are those of the servers that it starts.
     own = list(argv[: argv.index("--")]) if "--" in argv else list(argv)
     serve = list(argv[argv.index("--") + 1 :]) if "--" in argv else []
-    parser = _parser()
+    parser = build_parser()
     args = parser.parse_args(own)
     _check(args, serve)
     directory = args.output or Path(f"bench-{datetime.now():%Y%m%d-%H%M%S}")
@@ -177,7 +177,8 @@ class _Parser(argparse.ArgumentParser):
         raise UsageError(message)
 
 
-def _parser() -> argparse.ArgumentParser:
+def build_parser() -> argparse.ArgumentParser:
+    """The parser of what is in front of ``--``."""
     parser = _Parser(
         prog="kserve-lmcache bench",
         usage="kserve-lmcache bench (URL | --compare A B … | --own [-- FLAGS OF SERVE]) [options]\n"
