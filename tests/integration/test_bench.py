@@ -3,10 +3,16 @@
 from __future__ import annotations
 
 import csv
+import fcntl
 import json
+import os
+import pty
 import re
 import signal
+import struct
 import subprocess
+import termios
+from contextlib import suppress
 from html.parser import HTMLParser
 from itertools import pairwise
 from pathlib import Path
@@ -301,3 +307,25 @@ def test_own_servers_end_with_the_run(tmp_path: Path) -> None:
             own._start("broken", [redis_binary(), "--nothing", "x"], {}, lambda: False)
     with pytest.raises(redis.exceptions.ConnectionError):
         redis.Redis.from_url(own.redis_url).ping()
+
+
+def test_a_terminal_shows_the_time_left(tmp_path: Path) -> None:
+    ours, theirs = pty.openpty()
+    # Rows and columns: a terminal of no width has no bar.
+    fcntl.ioctl(theirs, termios.TIOCSWINSZ, struct.pack("4H", 40, 120, 0, 0))
+    with serving(Script(first=0.02)) as (url,), os.fdopen(ours, "rb", buffering=0) as terminal:
+        process = subprocess.Popen(
+            [*COMMAND, url, "--workload=random", "--requests=20", f"--output={tmp_path}"],
+            stdout=subprocess.DEVNULL,
+            stderr=theirs,
+            env=engine_environment(),
+        )
+        os.close(theirs)
+        shown = b""
+        # At its end a terminal gives an error, not an empty read.
+        with suppress(OSError):
+            while piece := terminal.read(4096):
+                shown += piece
+        assert process.wait(30) == 0
+    assert re.search(r"random, concurrency 1: .*20/20 \[\d\d:\d\d<00:00", shown.decode())
+    assert re.search(r" 1\d/20 \[\d\d:\d\d<\d\d:\d\d", shown.decode())
