@@ -25,12 +25,14 @@ section { background: var(--card); border: 1px solid var(--line); border-radius:
 h1 { font-size: 1.25rem; margin: 0; } h2 { font-size: 1rem; margin: 0 0 .75rem; }
 p { margin: .5rem 0 0; color: var(--soft); }
 .warn { color: var(--ink); font-weight: 700; }
-img { width: 100%; height: auto; display: block; }
+/* On a phone they are scrolled, since their words would be too small. */
+img { width: 100%; min-width: 36rem; height: auto; display: block; }
 .wide { overflow-x: auto; }
 table { border-collapse: collapse; width: 100%; font-variant-numeric: tabular-nums; }
 th, td { text-align: left; padding: .3rem .75rem .3rem 0; vertical-align: top;
   border-bottom: 1px solid var(--line); }
-th { color: var(--soft); font-weight: 600; white-space: nowrap; }
+th, td { white-space: nowrap; }
+th { color: var(--soft); font-weight: 600; }
 dl { display: grid; grid-template-columns: max-content 1fr; gap: .25rem 1rem; margin: 0; }
 dt { color: var(--soft); } dd { margin: 0; overflow-wrap: anywhere; }
 :focus-visible { outline: 3px solid #0969da; outline-offset: 2px; }
@@ -92,8 +94,11 @@ def _picture(picture: Picture) -> str:
         for theme in (LIGHT, DARK)
     )
     return (
-        f'<section>\n<picture><source media="(prefers-color-scheme: dark)" srcset="{dark}">'
-        f'<img src="{light}" alt="{escape(picture.title)} {escape(picture.alt)}"></picture>\n'
+        # To be scrolled by the keyboard as well.
+        f'<section>\n<div class="wide" tabindex="0" role="region" '
+        f'aria-label="{escape(picture.title)}"><picture>'
+        f'<source media="(prefers-color-scheme: dark)" srcset="{dark}">'
+        f'<img src="{light}" alt="{escape(picture.title)} {escape(picture.alt)}"></picture></div>\n'
         "</section>"
     )
 
@@ -106,7 +111,6 @@ def _table(table: Table) -> str:
     note = f"<p>{escape(table.note)}</p>" if table.note else ""
     return (
         f"<section>\n<h2>{escape(table.title)}</h2>\n"
-        # To be scrolled by the keyboard as well.
         f'<div class="wide" tabindex="0" role="region" aria-label="{escape(table.title)}"><table>\n'
         f"<thead><tr>{head}</tr></thead>\n<tbody>\n{rows}\n</tbody>\n</table></div>\n{note}\n</section>"
     )

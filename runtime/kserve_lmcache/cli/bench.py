@@ -54,10 +54,19 @@ def run(argv: Sequence[str]) -> tuple[str, int]:
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
         interrupted = _measure(args, serve, directory, ["kserve-lmcache", "bench", *argv])
-    except KeyboardInterrupt:
+    except KeyboardInterrupt:  # while servers started, or a second time
+        interrupted = True
+    if interrupted and not _has_requests(directory / _LOG):
         return "Ended before anything was measured.", _INTERRUPTED
     found = report(records.read(directory / _LOG), _limits(args.goodput))
     return _written(found, directory, args.json, _INTERRUPTED if interrupted else 0)
+
+
+def _has_requests(log: Path) -> bool:
+    try:
+        return bool(records.read(log).requests)
+    except UsageError:  # not begun
+        return False
 
 
 def _report(argv: Sequence[str]) -> tuple[str, int]:
