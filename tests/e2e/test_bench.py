@@ -50,7 +50,8 @@ def test_the_figures_are_those_of_a_second_reading_of_the_log(
     assert {each["output_tokens"] for each in requests} == {8}
     # Histories come from a cache, and first messages do not.
     assert all(not each["cached_tokens"] for each in requests if each["turn"] == 0)
-    assert all(each["cached_tokens"] >= 192 for each in requests if each["turn"] > 0)
+    # By whole blocks, which on a CPU have 128 tokens.
+    assert all(each["cached_tokens"] >= 128 for each in requests if each["turn"] > 0)
     # What the server counts is what its answers say.
     (source,) = report["prompt_tokens_by_source"]
     assert source["shares"]["computed"] == pytest.approx(1 - row["hit_ratio"], abs=0.001)
