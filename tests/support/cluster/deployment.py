@@ -66,6 +66,8 @@ def start_replica(
     pod.container("kserve-container")["args"] += SMALL
     if (cached := cluster.directory / "hub").is_dir():  # in place of a download
         _lay(cached, pod.volumes["tmp"] / "hf")
+        offline = {"name": "HF_HUB_OFFLINE", "value": "1"}
+        pod.container("kserve-container")["env"].append(offline)
     running = cluster.start(pod, "kserve-container", images.ours(), MEMORY)
     name = model_name or service["metadata"]["name"]
     return Server(8080, name, running.process, pod.address)
