@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+import random
 import stat
 import threading
 from collections.abc import Callable, Iterator
@@ -12,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from kserve_lmcache.remote import disk_directory, disk_store, writer
+from kserve_lmcache.remote import disk_directory, disk_index, disk_store, writer
 from kserve_lmcache.remote.disk_directory import DiskDirectory, name_of
 from kserve_lmcache.remote.disk_index import DiskIndex, File
 from kserve_lmcache.remote.disk_store import DiskStore
@@ -211,6 +212,24 @@ def test_what_others_write_and_remove_counts(
         for path in tmp_path.iterdir():
             path.unlink()
         until(lambda: one.count("files") == other.count("files") == 0)
+
+
+def test_the_oldest_of_many(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(disk_index, "_AT_A_TIME", 7)
+    chance, index = random.Random(1), DiskIndex()
+    used = {f"f{number}": number for number in chance.sample(range(1000), 200)}
+    for name, when in used.items():
+        index.add(name, File(1, when))
+    while used:
+        oldest = min(used, key=used.__getitem__)
+        assert index.take_oldest() == (oldest, File(1, used.pop(oldest)))
+        if used and chance.random() < 0.5:  # one was used meanwhile, of which others tell
+            name = chance.choice(list(used))
+            used[name] = 2000 - len(used)
+            index.begin_count()
+            index.end_count({name: File(1, when) for name, when in used.items()})
+    assert index.take_oldest() is None
+    assert index.occupied == 0
 
 
 @pytest.mark.parametrize("when", ["before", "after"])

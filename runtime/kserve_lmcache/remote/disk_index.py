@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import heapq
 import threading
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 _BLOCK = 4096  # bytes; a file occupies whole blocks
+_AT_A_TIME = 1000  # files that are found to be the oldest
 
 
 @dataclass(frozen=True)
@@ -39,7 +41,7 @@ class DiskIndex:
         self.occupied = 0
         self._lock = threading.Lock()
         self._files: dict[str, File] = {}
-        # From a sort now and then, the oldest last; those used since are passed over.
+        # Some that were found now and then, the oldest last.
         self._oldest: list[tuple[int, str]] = []
         self._changed: set[str] = set()  # since a count began, which may have seen it or not
 
@@ -74,19 +76,22 @@ class DiskIndex:
 
     def take_oldest(self) -> tuple[str, File] | None:
         """The file that was used longest ago, which is forgotten; ``None`` when there is none."""
-        with self._lock:
-            while self._files:
-                if not self._oldest:
-                    self._oldest = sorted(
-                        ((file.used, name) for name, file in self._files.items()), reverse=True
-                    )
-                used, name = self._oldest.pop()
-                file = self._files.get(name)
-                if file is not None and file.used == used:
-                    self._changed.add(name)
-                    self._remove(name)
-                    return name, file
-            return None
+        while True:
+            with self._lock:
+                while self._oldest:
+                    used, name = self._oldest.pop()
+                    file = self._files.get(name)
+                    if file is not None and file.used == used:  # else it was used since
+                        self._changed.add(name)
+                        self._remove(name)
+                        return name, file
+                if not self._files:
+                    return None
+                files = list(self._files.items())
+            # A sort of all would hold up every thread for long; this lets them through.
+            oldest = heapq.nsmallest(_AT_A_TIME, ((file.used, name) for name, file in files))
+            with self._lock:
+                self._oldest = oldest[::-1]
 
     def begin_count(self) -> None:
         """Somebody begins to look at all files."""
