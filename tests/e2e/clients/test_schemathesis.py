@@ -9,8 +9,8 @@ from pathlib import Path
 
 from tests.e2e.clients.conftest import KEY, Clients
 
-EXAMPLES = int(os.environ.get("SCHEMATHESIS_EXAMPLES", "6"))  # of each operation
-PATIENCE = 30  # seconds for one answer
+EXAMPLES = int(os.environ.get("SCHEMATHESIS_EXAMPLES", "4"))  # of each operation
+PATIENCE = 180  # seconds for one answer, which may fill the model's whole context
 
 
 def test_no_request_is_answered_with_500_or_not_at_all(clients: Clients, tmp_path: Path) -> None:
