@@ -1,7 +1,8 @@
 """One server whose LMCache raises, call by call and then at random: nobody notices.
 
-It takes minutes, and ``FAULT_ROUNDS=3`` asks for it and for so many rounds at random: what every call
-of the connector does when LMCache raises is tested in ``tests/integration/test_connector_faults.py``.
+It takes minutes, and ``FAULT_ROUNDS=3`` asks for it and for so many rounds at random: what every
+call of the connector does when LMCache raises is tested in
+``tests/integration/test_connector_faults.py``.
 """
 
 from __future__ import annotations

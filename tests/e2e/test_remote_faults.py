@@ -5,8 +5,8 @@ to one that has no cache at all, request by request: the second one's answer is 
 its time to first token is what the first one's is compared to.
 
 ``FAULT_SECONDS=60`` lets each fault last longer than the usual seconds, ``FAULTS=all`` asks for all
-of them and for a failover instead of one of each kind, and ``REMOTE_CONNECTOR=lmcache`` shows what LMCache's own connector
-makes of them (nothing is then demanded of it).
+of them and for a failover instead of one of each kind, and ``REMOTE_CONNECTOR=lmcache`` shows what
+LMCache's own connector makes of them (nothing is then demanded of it).
 """
 
 from __future__ import annotations
