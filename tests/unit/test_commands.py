@@ -108,9 +108,9 @@ def test_doctor_loads_the_connector_in_a_process_of_its_own() -> None:
 
 
 def test_doctor_gives_up_the_connector_in_time() -> None:
-    result = run("doctor", "--engine", "--timeout=0.5", f"--model_id={MODEL}")
+    result = run("doctor", "--engine", "--timeout=2", f"--model_id={MODEL}")
     assert result.returncode == 1
-    assert "did not load within 0.45 s" in result.stdout
+    assert "did not load within 1.8 s" in result.stdout
 
 
 def test_doctor_refuses_what_it_does_not_know() -> None:
