@@ -5,19 +5,20 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from kserve_lmcache.connector.connector import KServeLMCacheConnector
 from kserve_lmcache.connector.cpu_copy import (
     CPUPagedMemoryConnector,
     gather,
     halves,
     scatter,
 )
+from kserve_lmcache.connector.lmcache_engine import check_on_cpu
 
 DTYPES = (torch.bfloat16, torch.float16, torch.float32, torch.uint8)
 
@@ -156,22 +157,17 @@ def test_an_unknown_layout_is_refused() -> None:
 @pytest.mark.parametrize(
     ("layers", "heads", "head_size"), [(2, 2, 8), (3, 4, 8), (3, 2, 16), (0, 2, 8)]
 )
-def test_a_cache_of_another_shape_than_announced_turns_offloading_off(
+def test_a_cache_of_another_shape_than_announced_is_refused(
     layers: int, heads: int, head_size: int
 ) -> None:
     """A model may have other heads than its configuration says, in all layers or in some."""
     announced = CPUPagedMemoryConnector(layers=3, heads=2, head_size=8)
     like = [torch.zeros(4, 2, 16, 16) for _ in range(3)]
     announced.check(like)
-    failures: list[Exception] = []
-    connector = SimpleNamespace(
-        _failure="",
-        _fail=failures.append,
-        _lmcache_engine=SimpleNamespace(lmcache_engine=SimpleNamespace(gpu_connector=announced)),
-    )
+    adapter: Any = SimpleNamespace(lmcache_engine=SimpleNamespace(gpu_connector=announced))
     other = [torch.zeros(4, heads, 16, 2 * head_size) for _ in range(layers)]
-    KServeLMCacheConnector.register_kv_caches(connector, dict(enumerate(other)))
-    assert "the model's configuration says 3 of [(2, 16)]" in str(failures[0])
+    with pytest.raises(NotImplementedError, match=r"configuration says 3 of \[\(2, 16\)\]"):
+        check_on_cpu(adapter, other)
 
 
 @pytest.mark.parametrize(
