@@ -111,7 +111,7 @@ def _asked_metrics() -> set[str]:
         for name in ("monitoring", "autoscaling")
         for path in (COMPONENTS / name).iterdir()
     ]
-    return set(re.findall(r"\b((?:vllm|lmcache):[a-z_0-9]+)", "\n".join(texts)))
+    return set(re.findall(r"\b((?:vllm:|lmcache:|kserve_lmcache_)[a-z_0-9]+)", "\n".join(texts)))
 
 
 def test_every_example_is_named() -> None:

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from tests.support import engines
 from tests.support.architectures import random_prompt
-from tests.support.engines import Job
+from tests.support.engines import Job, Round
 from tests.support.models import first_layers
 from tests.support.stores import Store
 
@@ -32,7 +32,8 @@ def test_each_worker_stores_and_loads_its_own_part(tmp_path: Path, redis_store: 
     }
     prompt = random_prompt("parallel", CHUNKS * CHUNK + 10)
     # Few layers: the same engine and cache, sooner done.
-    job = Job(str(first_layers(tmp_path / "model", 2)), FLAGS, variables, [[prompt]], generate=16)
+    model = str(first_layers(tmp_path / "model", 2))
+    job = Job(model, FLAGS, variables, [Round([prompt], generate=16)])
     computed, loaded = engines.run([job, job], tmp_path)
     for outcome in (computed, loaded):
         assert not outcome.error, outcome.error

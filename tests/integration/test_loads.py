@@ -305,13 +305,14 @@ def test_tokens_are_counted_by_where_they_came_from(engine: SimulatedEngine) -> 
 
 
 def test_a_cache_of_another_shape_than_announced_turns_offloading_off(
-    engine: SimulatedEngine, faults: Faults
+    engine: SimulatedEngine, faults: Faults, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     connector = engine.worker.connector
-    other = {name: cache[:, :1] for name, cache in engine.worker.cache.items()}
-    connector.register_kv_caches(other)
+    # LMCache, which has begun its services already, must not begin them again.
+    monkeypatch.setattr(LMCacheConnectorV1, "register_kv_caches", lambda *_: None)
+    connector.register_kv_caches(
+        {name: cache[:, :1] for name, cache in engine.worker.cache.items()}
+    )
     assert "the model's configuration says 2 of [(2, 16)]" in connector.report()["failure"]
     assert faults.counts() == {"register_kv_caches": 1}
     connector.failure = ""
-    connector.register_kv_caches(engine.worker.cache)
-    assert connector.report()["failure"] == ""
