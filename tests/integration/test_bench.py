@@ -12,11 +12,13 @@ import signal
 import struct
 import subprocess
 import termios
+from collections import Counter
 from contextlib import suppress
 from html.parser import HTMLParser
 from itertools import pairwise
 from pathlib import Path
 
+import psutil
 import pytest
 import redis
 
@@ -24,10 +26,11 @@ from kserve_lmcache.bench.own import StartError, running
 from tests.support.bench import COMMAND, bench, figures, lines, reported
 from tests.support.openai_server import Script, serving
 from tests.support.remote import until
-from tests.support.server import engine_environment
+from tests.support.server import ROOT, engine_environment
 from tests.support.stores import redis_process
 from tests.support.stores.binaries import redis_binary
 
+STAND_IN = ROOT / "tests" / "support" / "stand_in_replica"
 PNG = b"\x89PNG\r\n\x1a\n"
 
 
@@ -329,3 +332,49 @@ def test_a_terminal_shows_the_time_left(tmp_path: Path) -> None:
         assert process.wait(30) == 0
     assert re.search(r"random, concurrency 1: .*20/20 \[\d\d:\d\d<00:00", shown.decode())
     assert re.search(r" 1\d/20 \[\d\d:\d\d<\d\d:\d\d", shown.decode())
+
+
+def test_a_pair_of_its_own_is_compared_with_offloading_off(tmp_path: Path) -> None:
+    output = tmp_path / "out"
+    place = os.pathsep.join([str(STAND_IN), str(ROOT), os.environ.get("PYTHONPATH", "")])
+    result = bench(
+        "--own",
+        "--baseline",
+        f"--redis-server={redis_binary()}",
+        "--workload=lengths",
+        "--lengths",
+        "256",
+        "1024",
+        "--requests=4",
+        f"--output={output}",
+        "--",
+        "--model_id=any",
+        PYTHONPATH=place,
+    )
+    assert result.returncode == 0, result.stderr
+    servers = {each["name"]: each for each in lines(output, "server")}
+    assert set(servers) == {"redis", "no-offload", "replica-1", "replica-2"}
+    requests = lines(output)
+    # Four rounds of two lengths, of two kinds without a store and of three with one.
+    assert Counter(each["endpoint"] for each in requests) == {"no offload": 16, "offload": 24}
+    for each in requests:
+        assert (each["cached_tokens"] == 0) == (each["kind"] == "cold")
+    remote = [each for each in requests if each["kind"] == "warm remote"]
+    assert {each["replica"] for each in remote} == {0, 1}
+    # What the stand-in loads, and a line of the protocol around it.
+    assert all(0 <= each["remote_bytes"] - 100 * each["length"] < 50 for each in remote)
+    assert all(each["bare_seconds"] > 0 for each in remote)
+    report = json.loads((output / "report.json").read_text())
+    assert {(each["endpoint"], each["reference"]) for each in report["ratios"]} == {
+        ("offload", "no offload")
+    }
+    (line,) = report["break_even"]
+    assert (line["endpoint"], line["shortest"], line["longest"]) == ("offload", 256, 1024)
+    for floor in report["floors"]:
+        assert 0 < floor["floor"] < floor["cold"]
+    for each in output.glob("*.log"):
+        assert str(each) in result.stderr
+    # They have all ended.
+    commands = [" ".join(each.info["cmdline"] or ()) for each in psutil.process_iter(["cmdline"])]
+    ports = [url.rpartition(":")[2] for url in lines(output, "run")[0]["endpoints"][1]["urls"]]
+    assert not [command for command in commands if f"--http_port={ports[0]}" in command]

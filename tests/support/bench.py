@@ -13,14 +13,16 @@ from tests.support.server import engine_environment
 COMMAND = (sys.executable, "-m", "kserve_lmcache", "bench")
 
 
-def bench(*arguments: str, timeout: float = 120) -> subprocess.CompletedProcess[str]:
+def bench(
+    *arguments: str, timeout: float = 120, **environ: str
+) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
         [*COMMAND, *arguments],
         capture_output=True,
         text=True,
         check=False,
         timeout=timeout,
-        env=engine_environment(),
+        env=engine_environment(**environ),
     )
 
 

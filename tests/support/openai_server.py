@@ -14,6 +14,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
+import redis
 from aiohttp import web
 
 
@@ -27,6 +28,8 @@ class Script:
         takes_token_ids: whether prompts may be lists of numbers.
         broken_every: every so many requests end without a last piece; 0: none.
         metrics: text of ``/metrics``; none is a 404.
+        per_token: seconds of the first token for each token of a prompt that is not cached.
+        store: where prompts are kept for others, 100 bytes a token.
         bodies: of all requests so far, in the order of their coming.
         seen: prompts; one that was seen is cached but for its last token.
         together: the most requests that were under way at a time.
@@ -37,6 +40,8 @@ class Script:
     takes_token_ids: bool = True
     broken_every: int = 0
     metrics: str = ""
+    per_token: float = 0.0
+    store: redis.Redis | None = None
     bodies: list[dict[str, Any]] = field(default_factory=list)
     seen: set[str] = field(default_factory=set)
     together: int = 0
@@ -45,6 +50,7 @@ class Script:
     def application(self) -> web.Application:
         app = web.Application(client_max_size=2**26)
         app.router.add_get("/v1/models", self._models)
+        app.router.add_get("/v2/health/ready", self._models)
         app.router.add_get("/metrics", self._metrics)
         app.router.add_post("/v1/completions", self._answer)
         app.router.add_post("/v1/chat/completions", self._answer)
@@ -74,12 +80,14 @@ class Script:
         self, request: web.Request, body: dict[str, Any], prompt: Any, broken: bool
     ) -> web.StreamResponse:
         tokens, key = len(prompt if isinstance(prompt, list) else prompt.split()), str(prompt)
+        cached = key in self.seen or self._is_stored(key, tokens)
         usage = {
             "prompt_tokens": tokens,
             "completion_tokens": body["max_tokens"],
-            "prompt_tokens_details": {"cached_tokens": tokens - 1 if key in self.seen else 0},
+            "prompt_tokens_details": {"cached_tokens": tokens - 1 if cached else 0},
         }
         self.seen.add(key)
+        await asyncio.sleep(0.0 if cached else self.per_token * tokens)
         if not body.get("stream"):
             await asyncio.sleep(self.first + self.between * (body["max_tokens"] - 1))
             return web.json_response({"choices": [{"text": "x"}], "usage": usage})
@@ -98,6 +106,14 @@ class Script:
         await _send(response, {"choices": [], "usage": usage})
         await response.write(b"data: [DONE]\n\n")
         return response
+
+    def _is_stored(self, key: str, tokens: int) -> bool:
+        """Whether another replica has stored it; it is now, in any case."""
+        if self.store is None:
+            return False
+        found = self.store.get(key) is not None
+        self.store.set(key, bytes(100 * tokens))
+        return found
 
 
 async def _send(response: web.StreamResponse, event: dict[str, Any]) -> None:
@@ -127,3 +143,11 @@ def serving(*scripts: Script) -> Iterator[Sequence[str]]:
         loop.call_soon_threadsafe(loop.stop)
         thread.join(10)
         loop.close()
+
+
+def serve_replica(flags: Sequence[str], store_url: str) -> None:
+    """Be a replica until SIGTERM: see ``stand_in_replica/sitecustomize.py``."""
+    store = redis.Redis.from_url(store_url) if store_url else None
+    (port,) = (flag.partition("=")[2] for flag in flags if flag.startswith("--http_port="))
+    script = Script(first=0.002, between=0.001, per_token=1e-4, store=store)
+    web.run_app(script.application(), host="127.0.0.1", port=int(port), print=None)
