@@ -15,7 +15,7 @@ import sys
 from collections.abc import MutableMapping
 from pathlib import Path
 
-from kserve_lmcache import logs
+from kserve_lmcache import logs, start_up
 
 SERVER = "_KSERVE_LMCACHE_SERVER_PID"
 ENGINE_FILE = "_KSERVE_LMCACHE_ENGINE_FILE"
@@ -39,6 +39,7 @@ def prepare() -> None:
     """Follow the server into death, show our log, and keep secrets out of all logs."""
     if SERVER not in os.environ or multiprocessing.parent_process() is None:
         return
+    start_up.reached(start_up.IMPORTED)
     _follow_parent()
     _show_log()
     logs.follow(os.environ)

@@ -15,6 +15,7 @@ from vllm.entrypoints.openai.api_server import init_app_state
 from vllm.usage.usage_lib import UsageContext
 from vllm.v1.engine.async_llm import AsyncLLM
 
+from kserve_lmcache import start_up
 from kserve_lmcache.base_model import choose_base
 from kserve_lmcache.config import engine_file
 from kserve_lmcache.engine import TenantAsyncLLM
@@ -40,6 +41,7 @@ class LMCacheModel(_Base):  # type: ignore[misc, valid-type]
         self.offload = offload
         self.engine_config = engine_config
         self.started = False
+        self.worker_moments: start_up.Moments = {}
         self.watch = Watch(self._reports, self._off)
         self.vllm_app: Any = None
         self.route_groups = routes.parse_groups(offload.configuration.get("enable_routes"))
@@ -59,6 +61,7 @@ class LMCacheModel(_Base):  # type: ignore[misc, valid-type]
             self.engine_client = None
             self.offload, self.engine_config = give_up(self.args, self.offload, failure)
             self.engine_client = self._create_engine()
+        start_up.reached(start_up.ENGINE)
         await self._create_handlers()
         self.started = True
         self._say_what_runs()
@@ -149,6 +152,7 @@ class LMCacheModel(_Base):  # type: ignore[misc, valid-type]
     async def _offload_failure(self, path: Path) -> str:
         """Why offloading does not work as configured, in any of the engine's processes."""
         reports = await self._reports()
+        self.worker_moments = reports[0]["moments"]
         failures = {engine_file.scheduler_failure(path)}
         for report in reports:
             failures.add(report["failure"] or "; ".join(differences(path, report["config"])))

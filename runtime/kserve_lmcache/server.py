@@ -18,7 +18,7 @@ from kserve.logging import logger
 from kserve.protocol.grpc.server import GRPCServer
 from vllm.config import VllmConfig
 
-from kserve_lmcache import engine_process
+from kserve_lmcache import engine_process, start_up
 from kserve_lmcache.config.configuration import Configuration
 from kserve_lmcache.config.disk_tier import disk_of
 from kserve_lmcache.data_plane import NoRepositoryExtension, OffloadDataPlane, Repository
@@ -100,6 +100,9 @@ class OffloadModelServer(model_server.ModelServer):  # type: ignore[misc]
         stop = asyncio.Event()
         for number in _STOP_SIGNALS:
             loop.add_signal_handler(number, self._on_signal, stop)
+        start_up.reached(start_up.READY)
+        times = start_up.table(start_up.moments(), self.model.worker_moments)
+        logger.info("The start, phase by phase:\n%s", times)
         logger.info("Ready. Try: %s", _curl(self.args))
         self.lifecycle.ready()
         async with self.model.vllm_app.router.lifespan_context(self.model.vllm_app):

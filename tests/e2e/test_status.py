@@ -16,11 +16,15 @@ from playwright.sync_api import Page, sync_playwright
 from prometheus_client.parser import text_string_to_metric_families
 
 from kserve_lmcache.metrics.table import PREFIX, TABLE
+from tests.packaging.test_alerts import MONITORING, groups
 from tests.support import models
+from tests.support.otlp import Collector, collector
+from tests.support.prometheus import prometheus
 from tests.support.server import Server, engine_environment, long_prompt, running
 from tests.support.stores import Store, redis_process
 
 CHUNK = 256
+TOKEN_BYTES = 3 * 2 * 192 * 2  # of the KV of 3 layers of SmolLM2 in bfloat16
 PASSWORD = "test-password-61ce"
 CHROMIUM = "/usr/bin/chromium"
 # Where the pictures of the page are kept, to be looked at.
@@ -35,7 +39,15 @@ def store(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Store]:
 
 
 @pytest.fixture(scope="module")
-def server(store: Store, logs: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+def traces() -> Iterator[Collector]:
+    with collector() as traces:
+        yield traces
+
+
+@pytest.fixture(scope="module")
+def server(
+    store: Store, traces: Collector, logs: Path, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[Server]:
     """After a prompt was asked three times: computed, from Redis, and from vLLM's own cache."""
     environ = engine_environment(
         LMCACHE_REMOTE_URL=store.url,
@@ -45,7 +57,10 @@ def server(store: Store, logs: Path, tmp_path_factory: pytest.TempPathFactory) -
         LMCACHE_REMOTE_LOOKUP_TIMEOUT="5",
     )
     # 2.3 KB a token: room for a few prompts in vLLM's own cache.
-    small = ("--kv-cache-memory-bytes=12M",)
+    small = (
+        "--kv-cache-memory-bytes=12M",
+        f"--otlp-traces-endpoint=http://127.0.0.1:{traces.port}",
+    )
     model = (f"--model_id={models.first_layers(tmp_path_factory.mktemp('model') / 'model', 3)}",)
     with running(logs / "server.log", *small, environ=environ, model=model) as server:
         prompt = long_prompt("status", words=300)
@@ -94,8 +109,8 @@ def test_one_scrape_says_where_tokens_came_from(server: Server) -> None:
     assert tokens["computed"] > 2 * CHUNK
     assert value(found, "lookups_total", tier="local_cpu") >= 1
     assert value(found, "chunks_written_total", tier="remote") >= 2
-    assert value(found, "written_bytes_total", tier="remote") > 2 * CHUNK * 3 * 2 * 192 * 2
-    assert value(found, "local_cpu_used_bytes") > 2 * CHUNK * 3 * 2 * 192 * 2
+    assert value(found, "written_bytes_total", tier="remote") > 2 * CHUNK * TOKEN_BYTES
+    assert value(found, "local_cpu_used_bytes") > 2 * CHUNK * TOKEN_BYTES
     assert value(found, "local_cpu_capacity_bytes") == pytest.approx(0.2 * 2**30, abs=2)
     assert value(found, "up", tier="remote") == 1
     # LMCache's, vLLM's and KServe's own stand beside ours.
@@ -137,6 +152,64 @@ def test_what_vllm_has_evicted_comes_from_a_tier(server: Server) -> None:
     }
     assert sum(gained.values()) >= 2 * CHUNK
     assert value(now, "loads_total", tier="local_cpu") + value(now, "loads_total", tier="remote")
+
+
+def test_every_query_of_the_dashboard_finds_something(server: Server, tmp_path: Path) -> None:
+    dashboard = json.loads((MONITORING / "kserve-lmcache.json").read_text())
+    queries = [each["expr"] for panel in dashboard["panels"] for each in panel.get("targets", ())]
+    assert len(queries) > 15
+    with prometheus(tmp_path, server.url.removeprefix("http://"), groups()) as scraping:
+        until(lambda: scraping.values("up") == [1])
+        for number in 2 * (*range(12), 0):  # vLLM's own cache holds the last few
+            server.chat(long_prompt(f"seen {number}", words=300), max_tokens=1)
+            time.sleep(0.2)  # a rate wants a sample before and after
+        time.sleep(2)
+        for variable, value in (
+            ("$namespace", ".*"),
+            ("$service", ".*"),
+            ("$__rate_interval", "1m"),
+        ):
+            queries = [query.replace(variable, value) for query in queries]
+        assert {query for query in queries if not scraping.values(query)} == set()
+        (share,) = scraping.values(queries[1])
+        assert 0 < share < 1
+        rules = [
+            rule for group in scraping.get("/api/v1/rules")["groups"] for rule in group["rules"]
+        ]
+        assert {(rule["health"], rule.get("lastError", "")) for rule in rules} == {("ok", "")}
+        assert not [rule for rule in rules if rule.get("alerts")]
+
+
+def test_the_trace_of_a_request_shows_lookup_load_and_store(
+    server: Server, traces: Collector
+) -> None:
+    cold, warm, parent = "1" * 32, "2" * 32, "3" * 16
+
+    def ask(trace: str) -> None:
+        header = {"traceparent": f"00-{trace}-{parent}-01"}
+        server.chat(long_prompt("traced", words=300), extra_headers=header)
+
+    ask(cold)
+    for number in range(12):  # vLLM's own cache is full of others then
+        server.chat(long_prompt(f"untraced {number}", words=300), max_tokens=1)
+    ask(warm)
+    lookup, store, load = (f"kserve_lmcache.{name}" for name in ("lookup", "store", "load"))
+    first = traces.wait_for(cold, {lookup, store, "llm_request"})
+    again = traces.wait_for(warm, {lookup, load, "llm_request"})
+    assert load not in first
+    assert first[lookup]["kserve_lmcache.found_tokens"] == 0
+    assert first[lookup]["kserve_lmcache.prompt_tokens"] > 2 * CHUNK
+    assert first[store]["kserve_lmcache.tokens"] >= 2 * CHUNK
+    loaded = again[load]["kserve_lmcache.tokens"]
+    assert 2 * CHUNK - 16 <= loaded <= again[lookup]["kserve_lmcache.found_tokens"]
+    assert again[load]["kserve_lmcache.bytes"] == loaded * TOKEN_BYTES
+    by_tier = (again[load][f"kserve_lmcache.tokens.{tier}"] for tier in ("local_cpu", "remote"))
+    assert sum(by_tier) >= loaded
+    for span in (first[lookup], first[store], again[lookup], again[load]):
+        assert span["parent"] == parent
+        assert 0 <= span["seconds"] < 60
+    others = [each for each in traces.spans if each.trace_id.hex() not in (cold, warm)]
+    assert not [each.name for each in others if each.name in (lookup, store, load)]
 
 
 def test_the_document_is_true(server: Server, store: Store) -> None:

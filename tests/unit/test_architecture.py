@@ -58,6 +58,7 @@ LAYERS = (
     ),
     ("connector.side",),
     ("connector.faults", "connector.kv_groups", "connector.step"),
+    ("connector.traces",),
     ("identity.engine",),
     ("identity.model", "identity.namespace"),
     ("config.credentials", "config.engine_file"),
@@ -100,7 +101,7 @@ LAYERS = (
     ("remote.envelope", "remote.limits", "remote.rdma"),
     ("remote",),
     ("errors",),
-    ("redaction",),
+    ("redaction", "start_up"),
     ("",),
 )
 

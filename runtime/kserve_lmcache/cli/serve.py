@@ -8,7 +8,7 @@ from collections.abc import Sequence
 
 from kserve.logging import configure_logging
 
-from kserve_lmcache import logs
+from kserve_lmcache import logs, start_up
 from kserve_lmcache.cli.arguments import parse_arguments
 from kserve_lmcache.engine_arguments import resolve_engine_arguments
 from kserve_lmcache.offload import plan_offload, resolve_configuration
@@ -22,6 +22,7 @@ def run(argv: Sequence[str]) -> None:
     Raises:
         KServeLMCacheError: it cannot serve as asked.
     """
+    start_up.reached(start_up.IMPORTED)
     args = parse_arguments(argv)
     if args.configure_logging:
         configure_logging(args.log_config_file)
@@ -29,6 +30,7 @@ def run(argv: Sequence[str]) -> None:
     resolve_engine_arguments(args, os.environ)
     with listen(args) as starting:
         offload, engine_config = plan_offload(args, os.environ)
+        start_up.reached(start_up.PLANNED)
         serve(args, offload, engine_config, starting)
 
 

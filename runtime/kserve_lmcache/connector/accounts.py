@@ -43,13 +43,16 @@ class Accounts:
         """Chunks that each tier has read up to now."""
         return {name: tier.counters["chunks_read"] for name, tier in self._tiers.items()}
 
-    def loaded(self, tokens: int, seconds: float, before: Mapping[str, int]) -> None:
+    def loaded(self, tokens: int, seconds: float, before: Mapping[str, int]) -> dict[str, int]:
         """A prompt was loaded.
 
         Args:
             tokens: that came.
             seconds: that it took.
             before: what :meth:`read` was before it.
+
+        Returns:
+            The tokens by the tier that they came from.
         """
         sources = {
             name: (chunks - before[name]) * self._chunk_tokens
@@ -59,12 +62,12 @@ class Accounts:
         if sources[LOCAL] == tokens > 0:
             metric("loads_total", tier=LOCAL).inc()
             metric("load_seconds", tier=LOCAL).observe(seconds)
-        if not self._is_first:
-            return
-        for name, count in sources.items():
-            metric("prompt_tokens_total", source=name).inc(count)
-        if self._prefill.rate is not None:
-            metric("saved_prefill_seconds_total").inc(tokens / self._prefill.rate)
+        if self._is_first:
+            for name, count in sources.items():
+                metric("prompt_tokens_total", source=name).inc(count)
+            if self._prefill.rate is not None:
+                metric("saved_prefill_seconds_total").inc(tokens / self._prefill.rate)
+        return sources
 
     def holds(self, used: int, capacity: int) -> None:
         """The local tier has so many bytes in use, of ``capacity``."""

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from vllm.distributed.kv_transfer.kv_connector.v1.base import KVConnectorBase_V1, KVConnectorRole
 
+from kserve_lmcache import start_up
 from kserve_lmcache.config import engine_file
 from kserve_lmcache.connector import lmcache_engine
 from kserve_lmcache.connector.accounts import Accounts
@@ -16,6 +17,7 @@ from kserve_lmcache.connector.kv_groups import check_groups
 from kserve_lmcache.connector.loads import Loads
 from kserve_lmcache.connector.promises import Promises
 from kserve_lmcache.connector.scheduler_side import SchedulerSide
+from kserve_lmcache.connector.traces import Traces
 from kserve_lmcache.connector.worker_side import WorkerSide
 from kserve_lmcache.identity.namespace import NAMESPACE
 from kserve_lmcache.remote.pace import Prefill
@@ -74,11 +76,14 @@ class KServeLMCacheConnector(SchedulerSide, WorkerSide):
         role: KVConnectorRole,
         kv_cache_config: KVCacheConfig,
     ) -> None:
+        if role == KVConnectorRole.WORKER:
+            start_up.reached(start_up.LOADED)  # vLLM makes it when it knows how large a cache fits
         self.failure = ""
         self._block_size = vllm_config.cache_config.block_size
         self._prefix = {}
         self._excluded = set()
         self._dropped = set()
+        self._traces = Traces()
         self._promises = Promises(self._block_size)
         self._loads = Loads()
         self._prefill = Prefill()
@@ -108,14 +113,15 @@ class KServeLMCacheConnector(SchedulerSide, WorkerSide):
     def report(self) -> dict[str, Any]:
         """State of this worker's LMCache.
 
-        ``failure`` (empty when it works), ``config``, ``faults`` (exceptions by call), and
-        ``tiers`` (reports of ours, by name: ``disk``, ``remote``).
+        ``failure`` (empty when it works), ``config``, ``faults`` (exceptions by call),
+        ``tiers`` (reports of ours, by name: ``disk``, ``remote``), and ``moments`` of its start.
         """
         report: dict[str, Any] = {
             "failure": self.failure,
             "config": {},
             "faults": self.faults.counts(),
             "tiers": {name: tier.report() for name, tier in self._tiers.items()},
+            "moments": start_up.moments(),
         }
         if not self.failure:
             report["failure"] = lmcache_engine.failure(self._lmcache_engine)

@@ -214,6 +214,27 @@ def load(
     return set((slots[missing] // block_size).tolist())
 
 
+def saved_tokens(
+    adapter: LMCacheConnectorV1Impl, metadata: LMCacheConnectorMetadata
+) -> dict[str, int]:
+    """How many tokens of each request a step saves; those of a chunk begun before count again."""
+    chunk = adapter.config.chunk_size
+    return {
+        each.req_id: len(each.token_ids) - each.save_spec.skip_leading_tokens // chunk * chunk
+        for each in metadata.requests
+        if each.save_spec is not None and each.save_spec.can_save
+    }
+
+
+def token_bytes(adapter: LMCacheConnectorV1Impl) -> int:
+    """Bytes of one token's KV in this worker."""
+    metadata = adapter.lmcache_engine.metadata
+    return sum(
+        shape.numel() * dtype.itemsize
+        for shape, dtype in zip(metadata.get_shapes(1), metadata.get_dtypes(), strict=True)
+    )
+
+
 def save_nothing(adapter: LMCacheConnectorV1Impl, metadata: LMCacheConnectorMetadata) -> None:
     """Take all requests out of a step; what was begun of them, layer by layer, is not ended."""
     adapter._layerwise_save_storers.clear()

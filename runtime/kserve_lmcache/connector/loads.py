@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 
 from kserve_lmcache.connector.step import Load, Step
+from kserve_lmcache.connector.traces import Headers
 
 
 class Loads:
@@ -37,6 +38,11 @@ class Loads:
     def dropped(self) -> Collection[str]:
         """Requests whose chunks LMCache need not hold any longer."""
         return self._step.dropped if self._step is not None else ()
+
+    @property
+    def traces(self) -> Mapping[str, Headers]:
+        """Headers of this step's requests that are traced."""
+        return self._step.traces if self._step is not None else {}
 
     def loaded(self, load: Load, missing: Collection[int]) -> None:
         """All of ``load`` is there, but for the blocks in ``missing``."""

@@ -18,6 +18,7 @@ class OffloadReporter:
                 "config": {},
                 "faults": {},
                 "tiers": {},
+                "moments": {},
             }
         report: dict[str, Any] = get_kv_transfer_group().report()
         return report

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from typing import TYPE_CHECKING, Any
 
 from kserve_lmcache.connector import lmcache_engine
@@ -21,6 +22,7 @@ if TYPE_CHECKING:
 
     from kserve_lmcache.connector.isolation import Isolation
     from kserve_lmcache.connector.promises import Promises
+    from kserve_lmcache.connector.traces import Traces
 
 
 class SchedulerSide(Side):
@@ -31,6 +33,7 @@ class SchedulerSide(Side):
     _prefix: dict[str, int]
     _excluded: set[str]
     _dropped: set[str]
+    _traces: Traces
 
     @contained(lambda self, request: self._exclude(request.request_id))
     def on_new_request(self, request: Request) -> None:
@@ -48,6 +51,7 @@ class SchedulerSide(Side):
         """
         self._isolate(request)  # on_new_request may have failed
         self._prefix[request.request_id] = num_computed_tokens
+        self._traces.meet(request)
         if self._promises.must_wait(request):
             return None, False
         name = request.request_id
@@ -58,7 +62,16 @@ class SchedulerSide(Side):
         if request.skip_reading_prefix_cache or self._promises.broke(name):
             lmcache_engine.expect(self._lmcache_engine, name, num_computed_tokens, cached_tokens=0)
             return 0, False
+        began = time.monotonic()
         found, _ = super().get_num_new_matched_tokens(request, num_computed_tokens)
+        if found is not None:
+            self._traces.looked_up(
+                name,
+                began,
+                prompt_tokens=request.num_prompt_tokens,
+                prefix_cache_tokens=num_computed_tokens,
+                found_tokens=found,
+            )
         if found == 0:
             lmcache_engine.leave_unloaded(self._lmcache_engine, name, num_computed_tokens)
         if not found:
@@ -142,7 +155,11 @@ class SchedulerSide(Side):
 
     def _next_step(self, lmcache: Any, output: SchedulerOutput) -> Step:
         dropped, self._dropped = self._dropped, set()
-        return Step(lmcache, self._promises.take(), dropped, output.total_num_scheduled_tokens)
+        loads = self._promises.take()
+        traces = self._traces.of(
+            [*output.num_scheduled_tokens, *(load.request_id for load in loads)]
+        )
+        return Step(lmcache, loads, dropped, output.total_num_scheduled_tokens, traces)
 
     def _lose_step(self, scheduler_output: SchedulerOutput) -> Step:
         """LMCache may have the books of any request of the step wrong now."""
@@ -154,6 +171,7 @@ class SchedulerSide(Side):
 
     def _forget(self, request: Request) -> None:
         self._prefix.pop(request.request_id, None)
+        self._traces.forget(request.request_id)
         if request.request_id in self._excluded:
             self._forget_in_lmcache(request.request_id)
         self._excluded.discard(request.request_id)

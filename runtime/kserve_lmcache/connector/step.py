@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from collections.abc import Set as AbstractSet
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from vllm.distributed.kv_transfer.kv_connector.v1.base import KVConnectorMetadata
+
+from kserve_lmcache.connector.traces import Headers
 
 if TYPE_CHECKING:
     from vllm.v1.core.sched.output import SchedulerOutput
@@ -63,12 +65,14 @@ class Step(KVConnectorMetadata):  # type: ignore[misc]
         loads: that have to be settled in this step.
         dropped: requests whose chunks LMCache need not hold any longer.
         tokens: that are computed in this step.
+        traces: headers of the traced requests among those that are loaded or computed.
     """
 
     lmcache: KVConnectorMetadata | None
     loads: Sequence[Load] = ()
     dropped: Collection[str] = ()
     tokens: int = 0
+    traces: Mapping[str, Headers] = field(default_factory=dict)
 
 
 def without(output: SchedulerOutput, requests: AbstractSet[str]) -> SchedulerOutput:

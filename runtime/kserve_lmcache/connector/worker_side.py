@@ -7,11 +7,13 @@ from typing import TYPE_CHECKING, Any
 
 from vllm.logger import init_logger
 
+from kserve_lmcache import start_up
 from kserve_lmcache.connector import lmcache_engine
 from kserve_lmcache.connector.accounts import Accounts
 from kserve_lmcache.connector.faults import contained
 from kserve_lmcache.connector.side import Side
 from kserve_lmcache.connector.step import Load, Step
+from kserve_lmcache.connector.traces import span
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
@@ -47,6 +49,7 @@ class WorkerSide(Side):
                 lmcache_engine.answer_lookups(
                     self._lmcache_engine, self._accounts.looked_up, self._record
                 )
+            start_up.reached(start_up.CACHED)
         except Exception as error:
             self._fail("register_kv_caches", error)
 
@@ -108,7 +111,9 @@ class WorkerSide(Side):
     def wait_for_save(self) -> None:
         """Save what this step computed."""
         if self._connector_metadata is not None:
+            began, saved = time.monotonic(), self._traced_saves()
             super().wait_for_save()
+            self._trace(saved, began)
 
     @contained(lambda self, finished_req_ids: (None, self._loads.settled() or None))
     def get_finished(self, finished_req_ids: set[str]) -> tuple[set[str] | None, set[str] | None]:
@@ -149,7 +154,16 @@ class WorkerSide(Side):
             missing &= set(load.blocks)
             self._loads.loaded(load, missing)
             tokens = (len(load.blocks) - len(missing)) * self._block_size
-            self._accounts.loaded(tokens, time.monotonic() - began, before)
+            sources = self._accounts.loaded(tokens, time.monotonic() - began, before)
+            span(
+                "load",
+                self._loads.traces.get(load.request_id),
+                began,
+                tokens=tokens,
+                bytes=tokens * lmcache_engine.token_bytes(self._lmcache_engine),
+                missing_blocks=len(missing),
+                **{f"tokens.{name}": count for name, count in sources.items()},
+            )
             if missing:
                 logger.warning(
                     "%d of %d blocks of request %s failed to load and are computed",
@@ -162,6 +176,21 @@ class WorkerSide(Side):
     def _save_nothing(self) -> None:
         if self._connector_metadata is not None:
             lmcache_engine.save_nothing(self._lmcache_engine, self._connector_metadata)
+
+    @contained(lambda self: {})
+    def _traced_saves(self) -> dict[str, int]:
+        """Tokens that this step saves of each traced request; LMCache loses count as it saves."""
+        if not (traces := self._loads.traces):
+            return {}
+        saved = lmcache_engine.saved_tokens(self._lmcache_engine, self._connector_metadata)
+        return {name: tokens for name, tokens in saved.items() if name in traces}
+
+    @contained(lambda self, saved, began: None)
+    def _trace(self, saved: dict[str, int], began: float) -> None:
+        """The requests of a step are saved one after the other; each is told the whole time."""
+        for name, tokens in saved.items():
+            size = tokens * lmcache_engine.token_bytes(self._lmcache_engine)
+            span("store", self._loads.traces[name], began, tokens=tokens, bytes=size)
 
     @contained(lambda self, requests: None)
     def _release(self, requests: Iterable[str]) -> None:

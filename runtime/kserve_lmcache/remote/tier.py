@@ -10,6 +10,7 @@ import traceback
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Generic, TypeVar
 
+from kserve_lmcache import start_up
 from kserve_lmcache.metrics.table import metric
 from kserve_lmcache.remote.breaker import SLOW, Breaker
 from kserve_lmcache.remote.counters import Counters
@@ -208,6 +209,7 @@ class RemoteTier:
     def _say_connected(self) -> None:
         self.counters.add("connects")
         self._say_up(True)
+        start_up.reached(f"{self._kind} tier{start_up.ANSWERS}")
         logger.info("The %s answers", self._title)
 
     def _give_up(self, reason: str) -> None:
