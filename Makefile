@@ -19,11 +19,12 @@ TORCH_INDEX := https://download.pytorch.org/whl/cpu
 SERVE_LOCK := $(VENV)/.locked-$(DEVICE)
 TEST_LOCK := $(VENV)/.locked-test
 
-.PHONY: help install install-test serve test lint lock clean
+.PHONY: help install install-test serve test test-kserve lint lock clean
 
 help:
 	@echo "make serve [REMOTE_URL=redis://…] [DEVICE=gpu] [PORT=8080] [MODEL=dir or hub id] [ARGS=…]"
 	@echo "make test      lint, types and every test (what .ci/run runs)"
+	@echo "make test-kserve KSERVE_SRC=DIR   the clients' tests on the versions of KServe's image"
 	@echo "make install   only the set-up, into $(VENV)"
 	@echo "make lock      renew the locks under requirements/"
 
@@ -80,19 +81,33 @@ test: lint $(VENV)/.debian
 	@test -f $(DEMO_MODEL)/config.json || $(BIN)/python -m kserve_lmcache demo-model $(DEMO_MODEL)
 	$(BIN)/pytest $(PYTEST_ARGS)
 
+# The clients' tests on the versions of KServe's own image, with its huggingfaceserver on the path.
+KSERVE_VENV ?= .venv-kserve
+test-kserve:
+	@test -d '$(KSERVE_SRC)/python/huggingfaceserver' \
+		|| { echo "KSERVE_SRC=DIR: a checkout of KServe (v0.21.0)" >&2; exit 1; }
+	$(PYTHON) -m venv $(KSERVE_VENV)
+	$(KSERVE_VENV)/bin/pip --disable-pip-version-check --quiet $(LOCKED) requirements/kserve.txt
+	$(KSERVE_VENV)/bin/pip --disable-pip-version-check --quiet install --no-deps --no-build-isolation --editable .
+	@test -f $(DEMO_MODEL)/config.json || $(KSERVE_VENV)/bin/python -m kserve_lmcache demo-model $(DEMO_MODEL)
+	PYTHONPATH='$(abspath $(KSERVE_SRC))/python/huggingfaceserver' \
+		$(KSERVE_VENV)/bin/pytest $(or $(PYTEST_ARGS),tests/e2e/clients)
+
 # Hashes and no addresses, so that the locks work wherever packages come from.
 COMPILE = .venv-lock/bin/uv pip compile --quiet --upgrade --generate-hashes \
 	--no-emit-index-url --no-emit-find-links --custom-compile-command 'make lock'
 lock:
 	$(PYTHON) -m venv .venv-lock && .venv-lock/bin/pip install --quiet uv
-	cd requirements && rm -f cpu.txt test.txt gpu.txt sbom.txt
+	cd requirements && rm -f cpu.txt test.txt gpu.txt kserve.txt sbom.txt
 	cd requirements && ../$(COMPILE) --universal --python-version 3.10 \
 		--overrides overrides-cpu.txt test.in -o test.txt
 	cd requirements && ../$(COMPILE) --universal --python-version 3.10 \
 		--overrides overrides-cpu.txt --constraints test.txt cpu.in -o cpu.txt
 	cd requirements && ../$(COMPILE) --python-version 3.12 --python-platform x86_64-manylinux_2_28 \
 		gpu.in -o gpu.txt
+	cd requirements && ../$(COMPILE) --python-version 3.11 --python-platform x86_64-manylinux_2_28 \
+		--overrides overrides-kserve.txt kserve.in -o kserve.txt
 	cd requirements && ../$(COMPILE) --universal --python-version 3.10 sbom.in -o sbom.txt
 
 clean:
-	rm -rf $(VENV) .venv-lock .models build
+	rm -rf $(VENV) $(KSERVE_VENV) .venv-lock .models build

@@ -14,7 +14,7 @@ from packaging.utils import canonicalize_name
 from tests.packaging.manifests import ROOT
 
 LOCKS = ROOT / "requirements"
-LEAST = {"cpu": 100, "gpu": 100, "test": 100, "sbom": 10}
+LEAST = {"cpu": 100, "gpu": 100, "kserve": 100, "test": 100, "sbom": 10}
 each_lock = pytest.mark.parametrize("name", LEAST)
 
 

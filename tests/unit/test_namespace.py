@@ -53,7 +53,7 @@ def plain() -> str:
 
 def test_it_is_a_name_that_a_key_can_hold(plain: str) -> None:
     prefix, _, digest = plain.partition("-")
-    assert prefix == "kv1"
+    assert prefix == "kv2"
     assert len(digest) == 32
     assert set(digest) <= set("0123456789abcdef")
 

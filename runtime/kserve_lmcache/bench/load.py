@@ -82,6 +82,7 @@ class Load:
         seed: of the order of the endpoints and of the arrivals.
         store: whose bytes are counted at every warm remote request; the run must have it alone.
         progress: called at the end of every request with its record.
+        pause: seconds between the turns of the endpoints.
     """
 
     def __init__(
@@ -92,6 +93,7 @@ class Load:
         session: aiohttp.ClientSession,
         store: BareStore | None = None,
         progress: Callable[[Record], None] = lambda record: None,
+        pause: float = 0.0,
     ) -> None:
         self._endpoints = endpoints
         self._log = log
@@ -99,6 +101,7 @@ class Load:
         self._session = session
         self._store = store
         self._progress = progress
+        self._pause = pause
         self._order = random.Random(seed)  # noqa: S311
         self._begin = time.perf_counter()
         self._slice = 0
@@ -145,6 +148,8 @@ class Load:
             self._order.shuffle(endpoints)
             for endpoint in endpoints:
                 self._slice += 1
+                if not alone:
+                    await asyncio.sleep(self._pause)
                 await self._work(phase, endpoint, slices[endpoint.label][number], concurrency)
 
     async def _work(

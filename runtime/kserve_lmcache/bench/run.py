@@ -159,7 +159,7 @@ async def _measure(plan: Plan, log: Writer, servers: Mapping[str, float]) -> Non
                     bar.set_postfix(errors=errors, refresh=False)
                 bar.update()
 
-            load = Load(endpoints, log, plan.seed, session, store, progress)
+            load = Load(endpoints, log, plan.seed, session, store, progress, plan.shape.pause)
             bar.set_description("warm-up")
             await load.warm_up(plan.warm_up)
             bar.reset()

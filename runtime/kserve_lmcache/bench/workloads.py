@@ -77,8 +77,10 @@ class Shape:
         chunks: that a request of ``rag`` takes.
         lengths: prompt tokens of the ``lengths`` workload.
         replicas: how many the endpoint has; without a second one nothing is warm remote.
-        pause: seconds between the rounds' parts of ``lengths``, for what is stored behind an
-            answer.
+        pause: seconds between the turns of several endpoints, and between the parts of
+            ``lengths``. What is stored is stored behind an answer; and for a second after its last
+            token vLLM's worker keeps a core busy waiting for more (``SpinCondition`` in vLLM's
+            ``shm_broadcast.py``), which a server on the same machine would be measured with.
     """
 
     requests: int = 100
@@ -90,7 +92,7 @@ class Shape:
     chunks: int = 4
     lengths: Sequence[int] = (512, 1024, 2048, 4096, 8192)
     replicas: int = 1
-    pause: float = 0.5
+    pause: float = 1.5
 
 
 @dataclass(frozen=True)

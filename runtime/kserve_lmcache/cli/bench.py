@@ -237,6 +237,12 @@ def build_parser() -> argparse.ArgumentParser:
     how.add_argument(
         "--extra-body", type=_object, default={}, metavar="JSON", help="more fields of each request"
     )
+    how.add_argument(
+        "--pause",
+        type=_seconds,
+        help="seconds between the turns of endpoints, and the parts of lengths (1.5: for a second "
+        "vLLM keeps a core busy after its last token)",
+    )
     how.add_argument("--warm-up", type=_count, default=2, help="requests that do not count (2)")
     how.add_argument("--timeout", type=_above_zero, default=600.0, help="seconds (600)")
     _add_report_flags(parser)
@@ -282,6 +288,13 @@ def _positive(text: str) -> int:
 def _count(text: str) -> int:
     value = int(text)
     if value < 0:
+        raise argparse.ArgumentTypeError(f"{text} is less than 0")
+    return value
+
+
+def _seconds(text: str) -> float:
+    value = float(text)
+    if not value >= 0:
         raise argparse.ArgumentTypeError(f"{text} is less than 0")
     return value
 

@@ -7,7 +7,8 @@ vLLM's paged cache (0.24 to 0.28) is one tensor a layer: ``[blocks, heads, block
 Only the first two axes of the paged cache mean what they say. Within one head's part of a block
 the attention kernel lays K and V out as suits the processor (K by columns, on AMX in pairs of
 tokens, …), so that a row there is no token: whole blocks are copied, as they are, and never a part
-of one. What a memory object then holds depends on the block size and the kernel
+of one. A block's first half goes to the first half of the memory object, its second half to the
+second, each in one piece. What a memory object then holds depends on the block size and the kernel
 (``identity/namespace.py`` puts both into the keys).
 """
 
@@ -25,73 +26,48 @@ if TYPE_CHECKING:
     from lmcache.v1.metadata import LMCacheMetadata
 
 
-def halves(layer: torch.Tensor, head_size: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """Views of one layer's two halves, each ``[blocks, heads, block_size, head_size]``.
-
-    Raises:
-        NotImplementedError: the layer has another layout.
-    """
-    if layer.ndim == 4 and layer.shape[-1] == 2 * head_size:
-        return layer[..., :head_size], layer[..., head_size:]
-    raise NotImplementedError(
-        f"a KV cache layer of shape {tuple(layer.shape)} with heads of {head_size} "
-        "cannot be copied on a CPU"
-    )
-
-
-def gather(
-    layers: Sequence[torch.Tensor], slots: torch.Tensor, head_size: int, target: torch.Tensor
-) -> None:
+def gather(layers: Sequence[torch.Tensor], slots: torch.Tensor, target: torch.Tensor) -> None:
     """Copy the blocks at ``slots`` into ``target``, ``[2, layers, tokens, heads * head_size]``.
 
     Raises:
         ValueError: the slots are not whole blocks.
     """
-    _check_whole_blocks(layers, slots)
-    for index, paged in _pages(layers, head_size):
-        blocks, offsets = _positions(slots, paged)
-        # Advanced indices around a slice put the token axis first: [tokens, heads, head_size].
-        target[index].copy_(paged[blocks, :, offsets].flatten(1))
+    for block, part in _pairs(layers, slots, target):
+        part.copy_(block)
 
 
-def scatter(
-    source: torch.Tensor, layers: Sequence[torch.Tensor], slots: torch.Tensor, head_size: int
-) -> None:
+def scatter(source: torch.Tensor, layers: Sequence[torch.Tensor], slots: torch.Tensor) -> None:
     """Copy ``source``, ``[2, layers, tokens, heads * head_size]``, to the blocks at ``slots``.
 
     Raises:
         ValueError: the slots are not whole blocks.
     """
-    _check_whole_blocks(layers, slots)
-    for index, paged in _pages(layers, head_size):
-        blocks, offsets = _positions(slots, paged)
-        paged[blocks, :, offsets] = source[index].unflatten(1, (-1, head_size))
+    for block, part in _pairs(layers, slots, source):
+        block.copy_(part)
 
 
-def _check_whole_blocks(layers: Sequence[torch.Tensor], slots: torch.Tensor) -> None:
+def _pairs(
+    layers: Sequence[torch.Tensor], slots: torch.Tensor, memory: torch.Tensor
+) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+    """Each block of the paged cache, and its part of the memory object; both ``[2, elements]``."""
     block_size = layers[0].shape[2]
+    blocks = _whole_blocks(slots, block_size)
+    for number, layer in enumerate(layers):
+        for place, block in enumerate(blocks):
+            part = memory[:, number, place * block_size : (place + 1) * block_size]
+            yield layer[block].view(2, -1), part.flatten(1)
+
+
+def _whole_blocks(slots: torch.Tensor, block_size: int) -> list[int]:
     if len(slots) % block_size == 0:
         rows = slots.view(-1, block_size)
-        whole = rows[:, :1] // block_size * block_size + torch.arange(block_size)
-        if torch.equal(rows, whole.to(rows.dtype)):
-            return
+        blocks = rows[:, 0] // block_size
+        if torch.equal(rows, blocks[:, None] * block_size + torch.arange(block_size)):
+            return [int(block) for block in blocks]
     raise ValueError(
         f"{len(slots)} slots are not whole blocks of {block_size}; a part of a block cannot be "
         "copied on a CPU"
     )
-
-
-def _pages(
-    layers: Sequence[torch.Tensor], head_size: int
-) -> Iterator[tuple[tuple[int, int], torch.Tensor]]:
-    for number, layer in enumerate(layers):
-        for kind, paged in enumerate(halves(layer, head_size)):
-            yield (kind, number), paged
-
-
-def _positions(slots: torch.Tensor, paged: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    block_size = paged.shape[2]
-    return torch.div(slots, block_size, rounding_mode="floor"), slots % block_size
 
 
 class CPUPagedMemoryConnector(GPUConnectorInterface):  # type: ignore[misc]
@@ -134,8 +110,14 @@ class CPUPagedMemoryConnector(GPUConnectorInterface):  # type: ignore[misc]
         """Compare the paged cache that there is with the one that was announced.
 
         Raises:
-            NotImplementedError: a layer has another number or size of heads.
+            NotImplementedError: a layer has another number or size of heads, or another layout.
         """
+        for layer in layers:
+            if layer.ndim != 4 or not layer[:1].is_contiguous():
+                raise NotImplementedError(
+                    f"a KV cache layer of shape {tuple(layer.shape)} and strides {layer.stride()} "
+                    "cannot be copied on a CPU"
+                )
         announced = (self.layers, {(self.heads, 2 * self.head_size)})
         found = (len(layers), {(layer.shape[1], layer.shape[-1]) for layer in layers})
         if found != announced:
@@ -146,12 +128,7 @@ class CPUPagedMemoryConnector(GPUConnectorInterface):  # type: ignore[misc]
 
     def from_gpu(self, memory_obj: MemoryObj, start: int, end: int, **kwargs: Any) -> None:
         """Fill ``memory_obj`` with tokens ``start`` to ``end`` of ``kwargs["slot_mapping"]``."""
-        gather(
-            kwargs["kvcaches"],
-            kwargs["slot_mapping"][start:end],
-            self.head_size,
-            memory_obj.tensor,
-        )
+        gather(kwargs["kvcaches"], kwargs["slot_mapping"][start:end], memory_obj.tensor)
 
     def to_gpu(self, memory_obj: MemoryObj, start: int, end: int, **kwargs: Any) -> None:
         """Copy ``memory_obj`` to tokens ``start`` to ``end`` of ``kwargs["slot_mapping"]``.
@@ -164,7 +141,6 @@ class CPUPagedMemoryConnector(GPUConnectorInterface):  # type: ignore[misc]
             memory_obj.tensor[:, :, skip:],
             kwargs["kvcaches"],
             kwargs["slot_mapping"][start + skip : end],
-            self.head_size,
         )
 
     def batched_from_gpu(

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 # Where the server leaves the namespace for the connector: in its extra configuration.
 NAMESPACE = "kserve_lmcache.namespace"
 # Raise it when what is stored under a key changes: entries of two layouts never meet.
-LAYOUT = 1
+LAYOUT = 2
 # What names a model, or the program that wrote its configuration, and is not computed with.
 _NAMES = {"_name_or_path", "_commit_hash", "name_or_path", "transformers_version"}
 

@@ -65,7 +65,7 @@ def start_replica(
     pod = cluster.pod(name, predictor(cluster, service))
     pod.container("kserve-container")["args"] += SMALL
     if (cached := cluster.directory / "hub").is_dir():  # in place of a download
-        _lay(cached, pod.volumes["tmp"] / "hf")
+        lay(cached, pod.volumes["tmp"] / "hf")
         offline = {"name": "HF_HUB_OFFLINE", "value": "1"}
         pod.container("kserve-container")["env"].append(offline)
     running = cluster.start(pod, "kserve-container", images.ours(), MEMORY)
@@ -83,7 +83,7 @@ def predictor(cluster: Cluster, service: Document) -> dict[str, Any]:
     return kserve.predictor(kserve.choose(runtimes, service), service)
 
 
-def _lay(source: Path, target: Path) -> None:
+def lay(source: Path, target: Path) -> None:
     """A folder's files at another place, in folders that every user may write to."""
     shutil.copytree(source, target, copy_function=os.link)
     for folder, _, _ in os.walk(target):

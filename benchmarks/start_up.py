@@ -1,0 +1,48 @@
+"""Seconds from the command to ready: this server, with a Redis and without, and vLLM's own.
+
+    .venv/bin/python -m benchmarks.start_up [--rounds N]
+
+They start alone, in turns, with the same engine arguments.
+"""
+
+from __future__ import annotations
+
+import argparse
+import tempfile
+import time
+from pathlib import Path
+from statistics import median
+
+from tests.support.stores import redis_process
+
+from benchmarks.contenders import off, ours, vllm
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--rounds", type=int, default=5)
+    options = parser.parse_args()
+    seconds: dict[str, list[float]] = {}
+    with tempfile.TemporaryDirectory() as name, redis_process(Path(name)) as store:
+        for number in range(options.rounds + 1):
+            for start in (vllm, off, ours):
+                began = time.monotonic()
+                server = start(Path(name), store)
+                server.wait()
+                taken = time.monotonic() - began
+                if start is not vllm and number == options.rounds:
+                    print(server.process.tail(40))
+                server.stop()
+                if number:  # the first round reads all files from the disk
+                    seconds.setdefault(start.__name__, []).append(taken)
+    for each, taken_by_it in seconds.items():
+        ratios = [mine / theirs for mine, theirs in zip(taken_by_it, seconds["vllm"], strict=True)]
+        rounds = ", ".join(f"{taken:.1f}" for taken in taken_by_it)
+        print(
+            f"{each:<6} {median(taken_by_it):6.1f} s   ÷ vllm {median(ratios):5.2f}"
+            f" ({min(ratios):.2f} to {max(ratios):.2f})   {rounds}"
+        )
+
+
+if __name__ == "__main__":
+    main()

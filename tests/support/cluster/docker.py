@@ -1,0 +1,66 @@
+"""A ``docker run`` line, as the pod that comes to the same."""
+
+from __future__ import annotations
+
+import argparse
+import shlex
+from dataclasses import dataclass
+from typing import Any
+
+USER = 1000  # the Dockerfile's
+
+
+@dataclass(frozen=True)
+class DockerRun:
+    """What a line asks for.
+
+    Attributes:
+        image: its name.
+        port: of the host's, for the container's 8080.
+        memory: the container's limit, in Docker's units; ``None``: none.
+        spec: of the pod, whose only container is called ``server``.
+    """
+
+    image: str
+    port: int
+    memory: str | None
+    spec: dict[str, Any]
+
+
+def parse(line: str) -> DockerRun:
+    """Of a line of the README.
+
+    Raises:
+        SystemExit: it has an option that is not understood here.
+    """
+    parser = argparse.ArgumentParser(prog="docker run", allow_abbrev=False)
+    parser.add_argument("--gpus")
+    parser.add_argument("--shm-size")
+    parser.add_argument("--read-only", action="store_true")
+    parser.add_argument("--tmpfs", action="append", default=[])
+    parser.add_argument("--memory")
+    parser.add_argument("-p", dest="port", required=True)
+    parser.add_argument("image")
+    parser.add_argument("args", nargs=argparse.REMAINDER)
+    options = parser.parse_args(shlex.split(line.replace("\\\n", " "))[2:])
+    host, _, container = options.port.partition(":")
+    assert container == "8080", line
+    volumes = [f"tmpfs-{number}" for number, _ in enumerate(options.tmpfs)]
+    server = {
+        "name": "server",
+        "args": options.args,
+        "env": [],
+        "securityContext": {
+            "runAsUser": USER,
+            "readOnlyRootFilesystem": options.read_only,
+        },
+        "volumeMounts": [
+            {"name": name, "mountPath": path}
+            for name, path in zip(volumes, options.tmpfs, strict=True)
+        ],
+    }
+    spec = {
+        "containers": [server],
+        "volumes": [{"name": name, "emptyDir": {}} for name in volumes],
+    }
+    return DockerRun(options.image, int(host), options.memory, spec)
