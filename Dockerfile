@@ -97,7 +97,8 @@ RUN --mount=type=bind,from=package,source=/dist,target=/dist \
     --mount=type=bind,from=package,source=/pip,target=/pip \
     PYTHONPATH=/pip python3 -m pip install --no-cache-dir --no-deps /dist/*.whl
 COPY --chmod=0755 entrypoint.sh /usr/local/bin/entrypoint.sh
-ENV HF_HOME=/tmp/hf
+ENV HOME=/tmp \
+    HF_HOME=/tmp/hf
 EXPOSE 8080
 ENTRYPOINT ["/usr/local/bin/entrypoint.sh"]
 
@@ -117,7 +118,10 @@ COPY --from=sbom /kserve-lmcache.cdx.json /usr/share/sbom/kserve-lmcache.cdx.jso
 COPY --chmod=0755 entrypoint.sh /usr/local/bin/entrypoint.sh
 # Services on several nodes start by this one (servingruntime/base/multinode).
 COPY --chmod=0755 multinode.sh /usr/local/bin/multinode.sh
+# With a read-only root file system, and for any user, every cache below ~ (numba, vLLM, Triton, torch)
+# is in the one folder that can be written to.
 ENV PATH=/opt/venv/bin:${PATH} \
+    HOME=/tmp \
     HF_HOME=/tmp/hf
 WORKDIR /home/kserve
 USER 1000

@@ -84,7 +84,11 @@ def native(directory: Path, _store: Store) -> Server:
 
 
 def mp(directory: Path, store: Store) -> Server:
-    """vLLM's own server with a cache server of LMCache's beside it (MP mode) and the Redis."""
+    """vLLM's own server with a cache server of LMCache's beside it (MP mode) and the Redis.
+
+    Where Mooncake is installed, as it is for the tests, LMCache's server wants Debian's
+    ``libibverbs1``.
+    """
     port, http_port, metrics_port = free_port(), free_port(), free_port()
     adapter = {"type": "resp", "host": store.host, "port": store.port}
     command = [str(Path(sys.executable).with_name("lmcache")), "server", f"--port={port}"]
@@ -94,6 +98,8 @@ def mp(directory: Path, store: Store) -> Server:
     cache = Process(command, directory / f"lmcache-{port}.log", engine_environment())
     connector = {
         "kv_connector": "LMCacheMPConnector",
+        # LMCache's own; vLLM's copy imports what LMCache 0.5.6 has no more.
+        "kv_connector_module_path": "lmcache.integration.vllm.lmcache_mp_connector",
         "kv_role": "kv_both",
         "kv_connector_extra_config": {
             "lmcache.mp.host": "tcp://127.0.0.1",

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import os
+import shlex
 import site
 import sys
 from pathlib import Path
 
+from tests.packaging.dockerfile import stages
 from tests.support.cluster.container import BIN, Image
 from tests.support.stores.binaries import redis_binary, script, valkey_binary
 
@@ -17,10 +19,9 @@ def ours() -> Image:
     """The image of the Dockerfile, with the virtual environment that runs the tests."""
     packages = {Path(path) for path in (*site.getsitepackages(), *sys.path) if "site-" in path}
     folders = {Path(sys.base_prefix), Path(sys.prefix), ROOT / "runtime", *packages}
-    environment = {
-        "PATH": f"{sys.prefix}/bin:{BIN}:/usr/bin:/bin",
-        "HF_HOME": "/tmp/hf",  # noqa: S108
-    }
+    *_, stage = stages((ROOT / "Dockerfile").read_text())
+    variables = dict(word.split("=", 1) for word in shlex.split(stage.last("ENV") or ""))
+    environment = {**variables, "PATH": f"{sys.prefix}/bin:{BIN}:/usr/bin:/bin"}
     if "PYTHONPATH" in os.environ:
         environment["PYTHONPATH"] = os.environ["PYTHONPATH"]
     return Image(
