@@ -16,7 +16,7 @@ from tests.support.processes import Process
 from tests.support.server import MODEL, ROOT, START_SECONDS, engine_environment
 from tests.support.stores import Store
 
-# Not scheduling ahead: as vLLM does it on two cores, a third of the requests to an idle server waits
+# Not scheduling ahead: as vLLM does it on two cores, a third of the requests to an idle server wait
 # for a second, and which of them do hides all else.
 ENGINE = (
     "--max-model-len=8192",
@@ -78,11 +78,6 @@ def vllm(directory: Path, _store: Store) -> Server:
     return _vllm(directory / "vllm")
 
 
-def native(directory: Path, _store: Store) -> Server:
-    """vLLM's own server with its own connector to the CPU's memory."""
-    return _vllm(directory / "native", "--kv-offloading-size=1")
-
-
 def mp(directory: Path, store: Store) -> Server:
     """vLLM's own server with a cache server of LMCache's beside it (MP mode) and the Redis.
 
@@ -94,6 +89,7 @@ def mp(directory: Path, store: Store) -> Server:
     command = [str(Path(sys.executable).with_name("lmcache")), "server", f"--port={port}"]
     command += ["--host=127.0.0.1", "--http-host=127.0.0.1", f"--http-port={http_port}"]
     command += ["--l1-size-gb=1", f"--prometheus-port={metrics_port}"]
+    command += ["--supported-transfer-mode=engine_driven"]  # the one that a CPU has
     command += ["--l2-adapter", json.dumps(adapter), "--eviction-policy=LRU"]
     cache = Process(command, directory / f"lmcache-{port}.log", engine_environment())
     connector = {
@@ -118,7 +114,7 @@ def _ours(log: Path, *arguments: str, **environ: str) -> Server:
 def _vllm(log: Path, *arguments: str) -> Server:
     # What ``vllm serve`` runs; that command itself wants the distribution to be called vllm.
     command = [sys.executable, "-m", "vllm.entrypoints.openai.api_server", f"--model={MODEL}"]
-    command += ["--served-model-name=small", "--host=127.0.0.1"]
+    command += ["--served-model-name=small", "--host=127.0.0.1", "--enable-prompt-tokens-details"]
     return _start(log, [*command, *arguments], "--port", VLLM, {})
 
 

@@ -17,7 +17,7 @@ from pathlib import Path
 
 from tests.support.stores import redis_process
 
-from benchmarks.contenders import Start, mp, native, off, ours, running, vllm
+from benchmarks.contenders import Start, mp, off, ours, running, vllm
 
 
 @dataclass(frozen=True)
@@ -49,7 +49,7 @@ COMPARISONS = {
             for stream in ("", "--no-stream")
         ],
     ),
-    "others": Comparison([(ours, 2), (mp, 2), (native, 1)], [f"{LENGTHS} --lengths 1024 4096 --requests=3"]),
+    "others": Comparison([(ours, 2), (mp, 2)], [f"{LENGTHS} --lengths 1024 4096 --requests=3"]),
 }
 
 
