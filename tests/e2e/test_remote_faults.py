@@ -45,6 +45,11 @@ ALL = os.environ.get("FAULTS") == "all"
 CHUNK = 256
 # In bfloat16 a tie between two tokens may turn with the shape in which they are computed.
 ARGUMENTS = ("--dtype=float32", "--no-enable-prefix-caching")
+# For the table. On two cores vLLM adds a second to a part of the requests, by scheduling ahead and
+# by waiting on one core for a second after its last token: neither is to be seen in it.
+STEADY = ("--no-async-scheduling",)
+THREADS = {"VLLM_CPU_OMP_THREADS_BIND": "0"}
+PAUSE = 1.2  # seconds
 
 
 @dataclass(frozen=True)
@@ -157,6 +162,8 @@ class Bench:
 
 
 def _ask(server: Server, prompt: str, kind: str) -> Record:
+    if ALL:
+        time.sleep(PAUSE)
     with server.client().with_options(timeout=NEVER_SECONDS) as client:
         return ask(client, server.name, prompt, kind, max_tokens=6)
 
@@ -170,20 +177,25 @@ def benched(directory: Path, url: str, prefix: tuple[str, ...] = ()) -> Iterator
         url: of the store.
         prefix: of the command of the server that has it.
     """
-    environ = engine_environment(
-        LMCACHE_REMOTE_URL=url,
-        LMCACHE_REMOTE_CONNECTOR=CONNECTOR,
-        LMCACHE_LOCAL_CPU="false",
-        LMCACHE_MAX_LOCAL_CPU_SIZE="1.0",
-    )
+    without = engine_environment(**(THREADS if ALL else {}))
+    environ = {
+        **without,
+        "LMCACHE_REMOTE_URL": url,
+        "LMCACHE_REMOTE_CONNECTOR": CONNECTOR,
+        "LMCACHE_LOCAL_CPU": "false",
+        "LMCACHE_MAX_LOCAL_CPU_SIZE": "1.0",
+    }
+    flags = (*ARGUMENTS, *(STEADY if ALL else ()))
     # As many bytes to load for each operation of the prefill as the whole model has, in less
     # time: more requests for each second of a fault.
     model = (f"--model_id={models.first_layers(directory / 'model', 6)}",)
     with (
         running(
-            directory / "tried.log", *ARGUMENTS, environ=environ, prefix=prefix, model=model
+            directory / "tried.log", *flags, environ=environ, prefix=prefix, model=model
         ) as tried,
-        running(directory / "right.log", *ARGUMENTS, "--offload=off", model=model) as right,
+        running(
+            directory / "right.log", *flags, "--offload=off", environ=without, model=model
+        ) as right,
     ):
         yield Bench(tried, right)
 
