@@ -9,6 +9,9 @@ from __future__ import annotations
 
 import os
 import re
+import signal
+import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -25,9 +28,11 @@ from tests.packaging.manifests import (
     render,
 )
 from tests.support.cluster import Cluster
+from tests.support.cluster.container import ContainerProcess
 from tests.support.cluster.deployment import (
     RUNTIME_KINDS,
     SECRETS,
+    Replica,
     hub_cache,
     of_kind,
     preflight,
@@ -45,6 +50,8 @@ MANY_NODES = {"multinode"}  # test_kubernetes_multinode.py
 ALL = ["local", "guide", *sorted({path.stem for path in examples()} - MANY_NODES)]
 # What a request says beside its prompt, and how it must be answered where another's would not be.
 MODELS = {"guide": "llama3", "lora": "sql"}
+PROBES = ("startupProbe", "readinessProbe", "livenessProbe")
+ENDLESS = {"ignore_eos": True}
 TENANT = {"tenants": {"X-Tenant-Id": "one"}}
 
 
@@ -82,6 +89,10 @@ def test_the_second_replica_takes_what_the_first_computed(name: str, tmp_path: P
             start_replica(cluster, service, f"replica-{number}", MODELS.get(name))
             for number in (0, 1)
         )
+        if name == DEFAULT:
+            first.process.wait_until(lambda: first.holds("livenessProbe"), seconds=60)
+            assert not first.holds("startupProbe")
+            assert not first.holds("readinessProbe")
         for replica in (first, second):
             wait_until_ready(replica)
         prompt = long_prompt(name, words=960)
@@ -102,6 +113,36 @@ def test_the_second_replica_takes_what_the_first_computed(name: str, tmp_path: P
             # What dashboard, alerts and autoscaling ask for.
             assert len(_asked_metrics()) > 8
             assert _asked_metrics() - set(found) == set()
+            _probes_know_its_end(first)
+            _probes_know_its_engines_end(second)
+
+
+def _probes_know_its_end(replica: Replica) -> None:
+    assert all(map(replica.holds, PROBES))
+    with ThreadPoolExecutor() as pool:
+        running = pool.submit(replica.chat, "Count.", max_tokens=200, extra_body=ENDLESS)
+        replica.process.wait_until(
+            lambda: samples(replica.url)["vllm:num_requests_running"] == 1, seconds=20
+        )
+        replica.process.signal(signal.SIGTERM)
+        replica.process.wait_until(lambda: not replica.holds("readinessProbe"), seconds=5)
+        assert replica.holds("livenessProbe")
+        usage = running.result().usage
+    assert usage is not None
+    assert usage.completion_tokens == 200
+    assert replica.process.wait(30) == 0
+
+
+def _probes_know_its_engines_end(replica: Replica) -> None:
+    assert all(map(replica.holds, PROBES))
+    assert isinstance(replica.process, ContainerProcess)
+    family = replica.process.inner.children(recursive=True)
+    next(each for each in family if "EngineCore" in each.name()).kill()
+    deadline = time.monotonic() + 20
+    while replica.holds("readinessProbe") or replica.holds("livenessProbe"):
+        assert time.monotonic() < deadline
+        time.sleep(0.1)
+    assert replica.process.wait(30) == 1
 
 
 def _asked_metrics() -> set[str]:

@@ -141,7 +141,7 @@ spec:
         {{- end }}
       startupProbe:
         httpGet:
-          path: /v2/health/live
+          path: /v2/health/ready
           port: http1
         periodSeconds: 10
         timeoutSeconds: 5

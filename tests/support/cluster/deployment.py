@@ -5,8 +5,11 @@ from __future__ import annotations
 import os
 import shutil
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+
+import httpx
 
 from tests.support.cluster import images, kserve
 from tests.support.cluster.cluster import Cluster
@@ -22,6 +25,28 @@ RUNTIME_KINDS = ("ClusterServingRuntime", "ServingRuntime")
 # Two servers on a small machine; compiling would take longer than the tests.
 SMALL = ("--max-model-len=4096", "--kv-cache-memory-bytes=400M", "--enforce-eager")
 MEMORY = "5Gi"
+CONTAINER = "kserve-container"
+
+
+@dataclass
+class Replica(Server):
+    """A server in a pod."""
+
+    pod: Pod | None = None
+
+    def holds(self, probe: str) -> bool:
+        """Whether a probe of its container succeeds, asked once as the kubelet asks it."""
+        assert self.pod is not None
+        container = self.pod.container(CONTAINER)
+        ports = {each["name"]: each["containerPort"] for each in container["ports"]}
+        action = container[probe]["httpGet"]
+        port = ports.get(action["port"], action["port"])
+        url, seconds = f"http://{self.host}:{port}", container[probe]["timeoutSeconds"]
+        try:
+            status = httpx.get(url + action["path"], timeout=seconds).status_code
+        except httpx.TransportError:
+            return False
+        return 200 <= status < 400
 
 
 def of_kind(documents: Sequence[Document], *kinds: str) -> list[Document]:
@@ -60,17 +85,17 @@ def preflight(cluster: Cluster, service: Document, name: str) -> Running:
 
 def start_replica(
     cluster: Cluster, service: Document, name: str, model_name: str | None = None
-) -> Server:
+) -> Replica:
     """A replica of a service; it is not ready yet."""
     pod = cluster.pod(name, predictor(cluster, service))
-    pod.container("kserve-container")["args"] += SMALL
+    pod.container(CONTAINER)["args"] += SMALL
     if (cached := cluster.directory / "hub").is_dir():  # in place of a download
         lay(cached, pod.volumes["tmp"] / "hf")
         offline = {"name": "HF_HUB_OFFLINE", "value": "1"}
-        pod.container("kserve-container")["env"].append(offline)
-    running = cluster.start(pod, "kserve-container", images.ours(), MEMORY)
+        pod.container(CONTAINER)["env"].append(offline)
+    running = cluster.start(pod, CONTAINER, images.ours(), MEMORY)
     name = model_name or service["metadata"]["name"]
-    return Server(8080, name, running.process, pod.address)
+    return Replica(8080, name, running.process, pod.address, pod)
 
 
 def wait_until_ready(server: Server) -> None:
