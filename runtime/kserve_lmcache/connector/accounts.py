@@ -32,6 +32,8 @@ class Accounts:
         self._chunk_tokens = chunk_tokens
         self._is_first = is_first
         self._prefill = prefill
+        if is_first:
+            metric("saved_prefill_seconds_total")  # is 0 until it is known how fast it computes
 
     def looked_up(self, chunks: int, local: int) -> None:
         """A prompt of so many chunks was looked up; the local tier has the first ``local``."""
