@@ -89,6 +89,7 @@ def test_endpoints_take_turns_and_the_slower_one_is_found(tmp_path: Path) -> Non
             f"fast={fast}",
             f"slow={slow}",
             "--workload=random",
+            "--pause=0.05",
             "--requests=25",
             "--output-tokens=2",
             f"--output={tmp_path}",
@@ -112,7 +113,8 @@ def test_endpoints_that_share_a_store_are_asked_for_other_tokens(tmp_path: Path)
     one, other = Script(first=0.001), Script(first=0.001)
     with serving(one, other) as (first, second):
         arguments = ("--workload=random", "--requests=3", "--output-tokens=2", "--warm-up=0")
-        bench("--compare", f"a={first}", f"b={second}", *arguments, f"--output={tmp_path}")
+        pair = (f"a={first}", f"b={second}")
+        bench("--compare", *pair, "--pause=0", *arguments, f"--output={tmp_path}")
     prompts = [[body["prompt"] for body in script.bodies[1:]] for script in (one, other)]
     assert [len(prompt) for prompt in prompts[0]] == [len(prompt) for prompt in prompts[1]]
     assert all(mine[0] != theirs[0] for mine, theirs in zip(*prompts, strict=True))
@@ -248,7 +250,8 @@ class Page(HTMLParser):
 def test_the_page_fetches_nothing_and_runs_nothing(tmp_path: Path) -> None:
     with serving(Script(first=0.001)) as (url,):
         named = f"<b>&name={url}"
-        bench("--compare", named, f"b={url}", "--requests=6", f"--output={tmp_path}")
+        pair = ("--compare", named, f"b={url}")
+        bench(*pair, "--requests=6", "--pause=0", f"--output={tmp_path}")
     text = (tmp_path / "report.html").read_text()
     page = Page()
     page.feed(text)
@@ -342,6 +345,7 @@ def test_a_pair_of_its_own_is_compared_with_offloading_off(tmp_path: Path) -> No
         "--baseline",
         f"--redis-server={redis_binary()}",
         "--workload=lengths",
+        "--pause=0.3",
         "--lengths",
         "256",
         "1024",
