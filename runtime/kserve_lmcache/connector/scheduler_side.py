@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from itertools import chain
 from typing import TYPE_CHECKING, Any
 
 from kserve_lmcache.connector import lmcache_engine
@@ -157,7 +158,7 @@ class SchedulerSide(Side):
         dropped, self._dropped = self._dropped, set()
         loads = self._promises.take()
         traces = self._traces.of(
-            [*output.num_scheduled_tokens, *(load.request_id for load in loads)]
+            chain(output.num_scheduled_tokens, (load.request_id for load in loads))
         )
         return Step(lmcache, loads, dropped, output.total_num_scheduled_tokens, traces)
 

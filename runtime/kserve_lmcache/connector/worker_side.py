@@ -155,15 +155,16 @@ class WorkerSide(Side):
             self._loads.loaded(load, missing)
             tokens = (len(load.blocks) - len(missing)) * self._block_size
             sources = self._accounts.loaded(tokens, time.monotonic() - began, before)
-            span(
-                "load",
-                self._loads.traces.get(load.request_id),
-                began,
-                tokens=tokens,
-                bytes=tokens * lmcache_engine.token_bytes(self._lmcache_engine),
-                missing_blocks=len(missing),
-                **{f"tokens.{name}": count for name, count in sources.items()},
-            )
+            if self._loads.traces:
+                span(
+                    "load",
+                    self._loads.traces.get(load.request_id),
+                    began,
+                    tokens=tokens,
+                    bytes=tokens * lmcache_engine.token_bytes(self._lmcache_engine),
+                    missing_blocks=len(missing),
+                    **{f"tokens.{name}": count for name, count in sources.items()},
+                )
             if missing:
                 logger.warning(
                     "%d of %d blocks of request %s failed to load and are computed",
