@@ -65,7 +65,7 @@ def cases(draw: st.DrawFn) -> Case:
         block_size=block_size,
         blocks=blocks,
         dtype=draw(st.sampled_from(DTYPES)),
-        slots=slots_of(chosen, block_size),
+        slots=slots_of(chosen, block_size).to(draw(st.sampled_from((torch.int64, torch.int32)))),
     )
 
 

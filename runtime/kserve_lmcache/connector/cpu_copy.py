@@ -62,8 +62,10 @@ def _whole_blocks(slots: torch.Tensor, block_size: int) -> list[int]:
     if len(slots) % block_size == 0:
         rows = slots.view(-1, block_size)
         blocks = rows[:, 0] // block_size
-        if torch.equal(rows, blocks[:, None] * block_size + torch.arange(block_size)):
-            return [int(block) for block in blocks]
+        offsets = torch.arange(block_size, dtype=slots.dtype)
+        if torch.equal(rows, blocks[:, None] * block_size + offsets):
+            found: list[int] = blocks.tolist()
+            return found
     raise ValueError(
         f"{len(slots)} slots are not whole blocks of {block_size}; a part of a block cannot be "
         "copied on a CPU"
