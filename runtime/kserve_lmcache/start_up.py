@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import os
 import sys
 import time
@@ -46,6 +47,7 @@ def moments() -> dict[str, float]:
     return {PROCESS: _began(), **_moments}
 
 
+@functools.cache
 def _began() -> float:
     """When the kernel started this process: proc(5), to a hundredth of a second."""
     if sys.platform != "linux":
@@ -57,18 +59,19 @@ def _began() -> float:
 
 
 def table(server: Moments, worker: Moments) -> str:
-    """Seconds of each phase; what was not reached is part of the next.
+    """Seconds of each phase; one whose end is not known is told together with the next.
 
     Args:
         server: of its process.
         worker: of the engine's first worker; empty where it reports nothing.
     """
-    last = server[PROCESS]
+    last, texts = server[PROCESS], []
     rows = [("ready after", max(server.values()) - last)]
     for place, moment, text in _PHASES:
+        texts.append(text)
         if (now := (server, worker)[place].get(moment)) is not None:
-            rows.append((f"  {text}", now - last))
-            last = now
+            rows.append((f"  {'; '.join(texts)}", now - last))
+            last, texts = now, []
     rows += [
         (f"  beside it: the {name}, from the weights on", moment - worker[LOADED])
         for name, moment in worker.items()

@@ -34,9 +34,11 @@ def test_each_phase_lasts_until_the_next() -> None:
     assert sum(found.values()) == 20.5
 
 
-def test_what_was_not_reached_is_part_of_the_next() -> None:
+def test_what_was_not_reached_is_told_with_the_next() -> None:
     found = lines(table(SERVER, {}))
     assert [*found.values()] == [20.5, 5.0, 1.5, 13.5, 0.5]
+    assert [name.count(";") for name in found] == [0, 0, 0, 3, 0]
+    assert next(name for name in found if ";" in name).endswith("; warm-up")
 
 
 def test_a_process_begins_when_the_kernel_says() -> None:
