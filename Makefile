@@ -94,19 +94,20 @@ test-kserve:
 		$(KSERVE_VENV)/bin/pytest $(or $(PYTEST_ARGS),tests/e2e/clients)
 
 # Hashes and no addresses, so that the locks work wherever packages come from.
+OVERRIDES = --overrides overrides.txt --overrides
 COMPILE = .venv-lock/bin/uv pip compile --quiet --upgrade --generate-hashes \
 	--no-emit-index-url --no-emit-find-links --custom-compile-command 'make lock'
 lock:
 	$(PYTHON) -m venv .venv-lock && .venv-lock/bin/pip install --quiet uv
 	cd requirements && rm -f cpu.txt test.txt gpu.txt kserve.txt sbom.txt
 	cd requirements && ../$(COMPILE) --universal --python-version 3.10 \
-		--overrides overrides-cpu.txt test.in -o test.txt
+		$(OVERRIDES) overrides-cpu.txt test.in -o test.txt
 	cd requirements && ../$(COMPILE) --universal --python-version 3.10 \
-		--overrides overrides-cpu.txt --constraints test.txt cpu.in -o cpu.txt
+		$(OVERRIDES) overrides-cpu.txt --constraints test.txt cpu.in -o cpu.txt
 	cd requirements && ../$(COMPILE) --python-version 3.12 --python-platform x86_64-manylinux_2_28 \
 		gpu.in -o gpu.txt
 	cd requirements && ../$(COMPILE) --python-version 3.11 --python-platform x86_64-manylinux_2_28 \
-		--overrides overrides-kserve.txt kserve.in -o kserve.txt
+		$(OVERRIDES) overrides-kserve.txt kserve.in -o kserve.txt
 	cd requirements && ../$(COMPILE) --universal --python-version 3.10 sbom.in -o sbom.txt
 
 clean:
