@@ -1,7 +1,7 @@
-"""The README's line for a laptop, without Docker: its command, user, environment and limits.
+"""The README's line for a laptop, without Docker: its command, user, environment and memory limit.
 
 The image's files are this machine's, and the network is the container's own, whose port is asked at
-its address. No line for a GPU is started.
+its address; /dev/shm is this machine's. No line for a GPU is started.
 """
 
 from __future__ import annotations
@@ -12,8 +12,8 @@ from pathlib import Path
 import psutil
 
 from tests.support.cluster import Cluster, images
-from tests.support.cluster.deployment import SMALL, hub_cache, lay, wait_until_ready
-from tests.support.cluster.docker import USER, DockerRun, parse
+from tests.support.cluster.deployment import SMALL, download, hub_cache, wait_until_ready
+from tests.support.cluster.docker import DockerRun, parse
 from tests.support.server import MODEL, ROOT, Server, cached_tokens, long_prompt
 
 README = (ROOT / "README.md").read_text()
@@ -36,16 +36,14 @@ def test_the_line_answers_from_its_cache(tmp_path: Path) -> None:
     hub_cache(tmp_path, "HuggingFaceTB/SmolLM2-135M-Instruct", MODEL)
     with Cluster.up(tmp_path, [], {}) as cluster:
         pod = cluster.pod("laptop", run.spec)
-        server = pod.container("server")
-        server["args"] += SMALL
-        server["env"].append({"name": "HF_HUB_OFFLINE", "value": "1"})
-        lay(tmp_path / "hub", pod.volumes["tmpfs-0"] / "hf")
+        pod.container("server")["args"] += SMALL
+        download(cluster, pod, "server", "tmpfs-0")
         running = cluster.start(pod, "server", images.ours(), run.memory.upper() + "i")
         endpoint = Server(8080, "smollm2", running.process, pod.address)
         wait_until_ready(endpoint)
         first = psutil.Process(running.process.inner.pid)
         for process in (first, *first.children(recursive=True)):
-            assert process.uids().real == USER
+            assert process.uids().real == images.user()
         prompt = long_prompt("laptop")
         assert cached_tokens(endpoint.chat(prompt)) == 0
         assert cached_tokens(endpoint.chat(prompt)) >= 1024

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
 import time
@@ -16,7 +17,7 @@ from playwright.sync_api import Page, sync_playwright
 from prometheus_client.parser import text_string_to_metric_families
 
 from kserve_lmcache.metrics.table import PREFIX, TABLE
-from tests.packaging.test_alerts import MONITORING, groups
+from tests.packaging.manifests import MONITORING, alert_groups
 from tests.support import models
 from tests.support.otlp import Collector, collector
 from tests.support.prometheus import prometheus
@@ -158,19 +159,18 @@ def test_every_query_of_the_dashboard_finds_something(server: Server, tmp_path: 
     dashboard = json.loads((MONITORING / "kserve-lmcache.json").read_text())
     queries = [each["expr"] for panel in dashboard["panels"] for each in panel.get("targets", ())]
     assert len(queries) > 15
-    with prometheus(tmp_path, server.url.removeprefix("http://"), groups()) as scraping:
+    for variable, value in (("$namespace", ".*"), ("$service", ".*"), ("$__rate_interval", "1m")):
+        queries = [query.replace(variable, value) for query in queries]
+    prompts = itertools.cycle((*range(12), 0))  # vLLM's own cache holds the last few
+    with prometheus(tmp_path, server.url.removeprefix("http://"), alert_groups()) as scraping:
         until(lambda: scraping.values("up") == [1])
-        for number in 2 * (*range(12), 0):  # vLLM's own cache holds the last few
-            server.chat(long_prompt(f"seen {number}", words=300), max_tokens=1)
-            time.sleep(0.2)  # a rate wants a sample before and after
-        time.sleep(2)
-        for variable, value in (
-            ("$namespace", ".*"),
-            ("$service", ".*"),
-            ("$__rate_interval", "1m"),
-        ):
-            queries = [query.replace(variable, value) for query in queries]
-        assert {query for query in queries if not scraping.values(query)} == set()
+
+        def all_find() -> bool:
+            """A rate wants samples before and after: requests go on until all are there."""
+            server.chat(long_prompt(f"seen {next(prompts)}", words=300), max_tokens=1)
+            return all(scraping.values(query) for query in queries)
+
+        until(all_find, seconds=60)
         (share,) = scraping.values(queries[1])
         assert 0 < share < 1
         rules = [

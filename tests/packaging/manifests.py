@@ -23,6 +23,7 @@ ROOT = Path(__file__).resolve().parents[2]
 RUNTIMES = ROOT / "servingruntime"
 GUIDE = RUNTIMES / "examples" / "guide"
 COMPONENTS = RUNTIMES / "components"
+MONITORING = COMPONENTS / "monitoring"
 
 # Parts of other components, not for use alone.
 PARTS = {"image", "remote-store"}
@@ -50,6 +51,13 @@ def load(text: str) -> list[Document]:
     """The documents of a text; new ones at every call."""
     loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
     return [document for document in yaml.load_all(text, loader) if document]
+
+
+def alert_groups() -> list[Document]:
+    """The groups of the PrometheusRule, as Prometheus's own files have them."""
+    rule = yaml.safe_load((MONITORING / "prometheusrule.yaml").read_text())
+    groups: list[Document] = rule["spec"]["groups"]
+    return groups
 
 
 def kustomize(resources: Sequence[Path], components: Sequence[str]) -> str:

@@ -7,22 +7,14 @@ import re
 import shutil
 import subprocess
 from pathlib import Path
-from typing import Any
 
 import yaml
 from prometheus_client import Counter, Histogram
 
 from kserve_lmcache.metrics.table import PREFIX, TABLE
-from tests.packaging.manifests import ROOT
+from tests.packaging.manifests import MONITORING, alert_groups
 
-MONITORING = ROOT / "servingruntime" / "components" / "monitoring"
 CASES = Path(__file__).with_name("alerts.yaml")
-
-
-def groups() -> list[dict[str, Any]]:
-    rule = yaml.safe_load((MONITORING / "prometheusrule.yaml").read_text())
-    found: list[dict[str, Any]] = rule["spec"]["groups"]
-    return found
 
 
 def promtool(*arguments: str, directory: Path) -> str:
@@ -36,14 +28,16 @@ def promtool(*arguments: str, directory: Path) -> str:
 
 
 def test_every_case_is_as_prometheus_sees_it(tmp_path: Path) -> None:
-    (tmp_path / "rules.yaml").write_text(yaml.safe_dump({"groups": groups()}))
+    (tmp_path / "rules.yaml").write_text(yaml.safe_dump({"groups": alert_groups()}))
     shutil.copy(CASES, tmp_path)
     promtool("check", "rules", "rules.yaml", directory=tmp_path)
     promtool("test", "rules", CASES.name, directory=tmp_path)
 
 
 def test_every_alert_has_a_case_in_which_it_is_raised_and_one_in_which_it_is_not() -> None:
-    alerts = {rule["alert"] for group in groups() for rule in group["rules"] if "alert" in rule}
+    alerts = {
+        rule["alert"] for group in alert_groups() for rule in group["rules"] if "alert" in rule
+    }
     tried = [
         one
         for case in yaml.safe_load(CASES.read_text())["tests"]
@@ -60,7 +54,7 @@ def test_rules_and_dashboard_name_no_metric_of_ours_that_there_is_not() -> None:
         if row.kind is Histogram:
             there |= {f"{PREFIX}{row.name}_{part}" for part in ("bucket", "count", "sum")}
         assert (row.kind is Counter) == row.name.endswith("_total")
-    rules = json.dumps(groups())
+    rules = json.dumps(alert_groups())
     dashboard = (MONITORING / "kserve-lmcache.json").read_text()
     for text in (rules, dashboard):
         named = set(re.findall(rf"\b{PREFIX}\w+", text))

@@ -9,6 +9,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
+import httpx
 import psutil
 
 
@@ -90,6 +91,14 @@ class Process:
 
     def __str__(self) -> str:
         return f"{Path(self.command[0]).name} (log {self.log})"
+
+
+def is_healthy(url: str, seconds: float = 5) -> bool:
+    """Whether a health route answers 200 in time."""
+    try:
+        return httpx.get(url, timeout=seconds).status_code == 200
+    except httpx.TransportError:
+        return False
 
 
 def wait_for_end(processes: Sequence[psutil.Process], seconds: float) -> list[psutil.Process]:

@@ -14,7 +14,7 @@ import httpx
 import yaml
 
 from tests.support.ports import free_port
-from tests.support.processes import Process
+from tests.support.processes import Process, is_healthy
 
 # What the PodMonitor's operator adds to each sample.
 LABELS = {
@@ -45,10 +45,7 @@ class Prometheus:
         return [value for value in found if not math.isnan(value)]
 
     def is_ready(self) -> bool:
-        try:
-            return httpx.get(f"http://127.0.0.1:{self.port}/-/ready").status_code == 200
-        except httpx.TransportError:
-            return False
+        return is_healthy(f"http://127.0.0.1:{self.port}/-/ready")
 
 
 @contextmanager

@@ -10,11 +10,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import httpx
 import openai
 
 from tests.support.ports import free_port
-from tests.support.processes import Process
+from tests.support.processes import Process, is_healthy
 
 ROOT = Path(__file__).parents[2]
 MODEL = ROOT / ".models" / "SmolLM2-135M-Instruct"
@@ -61,10 +60,7 @@ class Server:
         )
 
     def is_ready(self) -> bool:
-        try:
-            return httpx.get(f"{self.url}/v2/health/ready").status_code == 200
-        except httpx.TransportError:
-            return False
+        return is_healthy(f"{self.url}/v2/health/ready")
 
 
 def start(

@@ -9,11 +9,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import httpx
-
 from tests.support.cluster import images, kserve
 from tests.support.cluster.cluster import Cluster
 from tests.support.cluster.container import ContainerProcess, Pod, Running
+from tests.support.processes import is_healthy
 from tests.support.server import START_SECONDS, Server
 from tests.support.stores import Store
 
@@ -41,12 +40,8 @@ class Replica(Server):
         ports = {each["name"]: each["containerPort"] for each in container["ports"]}
         action = container[probe]["httpGet"]
         port = ports.get(action["port"], action["port"])
-        url, seconds = f"http://{self.host}:{port}", container[probe]["timeoutSeconds"]
-        try:
-            status = httpx.get(url + action["path"], timeout=seconds).status_code
-        except httpx.TransportError:
-            return False
-        return 200 <= status < 400
+        url = f"http://{self.host}:{port}{action['path']}"
+        return is_healthy(url, container[probe]["timeoutSeconds"])
 
 
 def of_kind(documents: Sequence[Document], *kinds: str) -> list[Document]:
@@ -89,10 +84,8 @@ def start_replica(
     """A replica of a service; it is not ready yet."""
     pod = cluster.pod(name, predictor(cluster, service))
     pod.container(CONTAINER)["args"] += SMALL
-    if (cached := cluster.directory / "hub").is_dir():  # in place of a download
-        lay(cached, pod.volumes["tmp"] / "hf")
-        offline = {"name": "HF_HUB_OFFLINE", "value": "1"}
-        pod.container(CONTAINER)["env"].append(offline)
+    if (cluster.directory / "hub").is_dir():
+        download(cluster, pod, CONTAINER, "tmp")
     running = cluster.start(pod, CONTAINER, images.ours(), MEMORY)
     name = model_name or service["metadata"]["name"]
     return Replica(8080, name, running.process, pod.address, pod)
@@ -108,7 +101,13 @@ def predictor(cluster: Cluster, service: Document) -> dict[str, Any]:
     return kserve.predictor(kserve.choose(runtimes, service), service)
 
 
-def lay(source: Path, target: Path) -> None:
+def download(cluster: Cluster, pod: Pod, container: str, volume: str) -> None:
+    """What the hub has lies in a volume of the pod, as if it had been downloaded."""
+    _lay(cluster.directory / "hub", pod.volumes[volume] / "hf")
+    pod.container(container)["env"].append({"name": "HF_HUB_OFFLINE", "value": "1"})
+
+
+def _lay(source: Path, target: Path) -> None:
     """A folder's files at another place, in folders that every user may write to."""
     shutil.copytree(source, target, copy_function=os.link)
     for folder, _, _ in os.walk(target):

@@ -7,7 +7,7 @@ import shlex
 from dataclasses import dataclass
 from typing import Any
 
-USER = 1000  # the Dockerfile's
+from tests.support.cluster import images
 
 
 @dataclass(frozen=True)
@@ -16,13 +16,11 @@ class DockerRun:
 
     Attributes:
         image: its name.
-        port: of the host's, for the container's 8080.
         memory: the container's limit, in Docker's units; ``None``: none.
         spec: of the pod, whose only container is called ``server``.
     """
 
     image: str
-    port: int
     memory: str | None
     spec: dict[str, Any]
 
@@ -43,15 +41,14 @@ def parse(line: str) -> DockerRun:
     parser.add_argument("image")
     parser.add_argument("args", nargs=argparse.REMAINDER)
     options = parser.parse_args(shlex.split(line.replace("\\\n", " "))[2:])
-    host, _, container = options.port.partition(":")
-    assert container == "8080", line
+    assert options.port.endswith(":8080"), line
     volumes = [f"tmpfs-{number}" for number, _ in enumerate(options.tmpfs)]
     server = {
         "name": "server",
         "args": options.args,
         "env": [],
         "securityContext": {
-            "runAsUser": USER,
+            "runAsUser": images.user(),
             "readOnlyRootFilesystem": options.read_only,
         },
         "volumeMounts": [
@@ -63,4 +60,4 @@ def parse(line: str) -> DockerRun:
         "containers": [server],
         "volumes": [{"name": name, "emptyDir": {}} for name in volumes],
     }
-    return DockerRun(options.image, int(host), options.memory, spec)
+    return DockerRun(options.image, options.memory, spec)

@@ -19,8 +19,7 @@ def ours() -> Image:
     """The image of the Dockerfile, with the virtual environment that runs the tests."""
     packages = {Path(path) for path in (*site.getsitepackages(), *sys.path) if "site-" in path}
     folders = {Path(sys.base_prefix), Path(sys.prefix), ROOT / "runtime", *packages}
-    *_, stage = stages((ROOT / "Dockerfile").read_text())
-    variables = dict(word.split("=", 1) for word in shlex.split(stage.last("ENV") or ""))
+    variables = dict(word.split("=", 1) for word in shlex.split(_of_ours("ENV")))
     environment = {**variables, "PATH": f"{sys.prefix}/bin:{BIN}:/usr/bin:/bin"}
     if "PYTHONPATH" in os.environ:
         environment["PYTHONPATH"] = os.environ["PYTHONPATH"]
@@ -30,6 +29,18 @@ def ours() -> Image:
         environment,
         [f"{BIN}/entrypoint.sh"],
     )
+
+
+def user() -> int:
+    """Whose processes they are in the image of the Dockerfile."""
+    return int(_of_ours("USER"))
+
+
+def _of_ours(keyword: str) -> str:
+    *_, stage = stages((ROOT / "Dockerfile").read_text())
+    found = stage.last(keyword)
+    assert found, f"the Dockerfile's last stage has no {keyword}"
+    return found
 
 
 def redis(binary: str | None = None) -> Image:
