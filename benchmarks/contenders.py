@@ -3,21 +3,19 @@
 from __future__ import annotations
 
 import json
-import os
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-import httpx
 from tests.support.ports import free_port
-from tests.support.processes import Process
+from tests.support.processes import Process, is_healthy
 from tests.support.server import MODEL, ROOT, START_SECONDS, engine_environment
 from tests.support.stores import Store
 
-# Not scheduling ahead: as vLLM does it on two cores, a third of the requests to an idle server wait
-# for a second, and which of them do hides all else.
+# Scheduling ahead, vLLM answered more requests to an idle server one second late, on two cores
+# (docs/benchmarks.md); which of them they are hides all else.
 ENGINE = (
     "--max-model-len=8192",
     "--kv-cache-memory-bytes=800M",
@@ -26,7 +24,7 @@ ENGINE = (
 )
 # Left to itself vLLM computes with fewer threads than there are cores, and LMCache changes that.
 # One thread: while vLLM's worker computes, its scheduler spins, and that needs a core as well.
-THREADS = {"VLLM_CPU_OMP_THREADS_BIND": os.environ.get("VLLM_CPU_OMP_THREADS_BIND", "0")}
+THREADS = {"VLLM_CPU_OMP_THREADS_BIND": "0"}
 OURS, VLLM = "/v2/health/ready", "/health"
 
 
@@ -46,14 +44,8 @@ class Server:
     process: Process
     beside: tuple[Process, ...] = ()
 
-    def is_ready(self) -> bool:
-        try:
-            return httpx.get(self.url + self.health).status_code == 200
-        except httpx.TransportError:
-            return False
-
     def wait(self) -> None:
-        self.process.wait_until(self.is_ready, START_SECONDS)
+        self.process.wait_until(lambda: is_healthy(self.url + self.health), START_SECONDS)
 
     def stop(self) -> None:
         for process in (self.process, *self.beside):

@@ -30,8 +30,6 @@ def main() -> None:
                 server = start(Path(name), store)
                 server.wait()
                 taken = time.monotonic() - began
-                if start is not vllm and number == options.rounds:
-                    print(server.process.tail(40))
                 server.stop()
                 if number:  # the first round reads all files from the disk
                     seconds.setdefault(start.__name__, []).append(taken)

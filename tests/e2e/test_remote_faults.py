@@ -45,8 +45,8 @@ ALL = os.environ.get("FAULTS") == "all"
 CHUNK = 256
 # In bfloat16 a tie between two tokens may turn with the shape in which they are computed.
 ARGUMENTS = ("--dtype=float32", "--no-enable-prefix-caching")
-# For the table. On two cores vLLM adds a second to a part of the requests, by scheduling ahead and
-# by waiting on one core for a second after its last token: neither is to be seen in it.
+# For the table, which is to show the store's part alone: as in benchmarks/contenders.py, and with a
+# pause in which a worker ends its waiting on a core, a second after its last token.
 STEADY = ("--no-async-scheduling",)
 THREADS = {"VLLM_CPU_OMP_THREADS_BIND": "0"}
 PAUSE = 1.2  # seconds
