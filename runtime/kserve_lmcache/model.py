@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from argparse import Namespace
 from collections.abc import Mapping
 from pathlib import Path
@@ -41,6 +42,7 @@ class LMCacheModel(_Base):  # type: ignore[misc, valid-type]
         self.offload = offload
         self.engine_config = engine_config
         self.started = False
+        self.workers = 0
         self.worker_moments: start_up.Moments = {}
         self.watch = Watch(self._reports, self._off)
         self.vllm_app: Any = None
@@ -101,7 +103,12 @@ class LMCacheModel(_Base):  # type: ignore[misc, valid-type]
         return status(self.watch, self.offload, self.model_name)
 
     async def _reports(self) -> list[dict[str, Any]]:
-        """Of every worker's connector."""
+        """Of every worker's connector: what they left, or, with workers elsewhere, answer."""
+        path = self.offload.engine_file
+        found = await asyncio.to_thread(engine_file.reports, path) if path else []
+        return found if len(found) == self.workers else await self._ask_workers()
+
+    async def _ask_workers(self) -> list[dict[str, Any]]:
         reports: list[dict[str, Any]] = await self.engine_client.collective_rpc(
             "kserve_lmcache_report"
         )
@@ -151,7 +158,8 @@ class LMCacheModel(_Base):  # type: ignore[misc, valid-type]
 
     async def _offload_failure(self, path: Path) -> str:
         """Why offloading does not work as configured, in any of the engine's processes."""
-        reports = await self._reports()
+        reports = await self._ask_workers()
+        self.workers = len(reports)
         self.worker_moments = reports[0]["moments"]
         failures = {engine_file.scheduler_failure(path)}
         for report in reports:

@@ -17,6 +17,7 @@ from playwright.sync_api import Page, sync_playwright
 from prometheus_client.parser import text_string_to_metric_families
 
 from kserve_lmcache.metrics.table import PREFIX, TABLE
+from kserve_lmcache.status.history import PERIOD
 from tests.packaging.manifests import MONITORING, alert_groups
 from tests.support import models
 from tests.support.otlp import Collector, collector
@@ -210,6 +211,16 @@ def test_the_trace_of_a_request_shows_lookup_load_and_store(
         assert 0 <= span["seconds"] < 60
     others = [each for each in traces.spans if each.trace_id.hex() not in (cold, warm)]
     assert not [each.name for each in others if each.name in (lookup, store, load)]
+
+
+def test_an_idle_server_leaves_the_cores_to_others(server: Server) -> None:
+    """A worker that is asked something, whatever it is, computes for a second."""
+    (worker,) = (each for each in server.process.family() if "Worker" in each.name())
+    time.sleep(2)  # as long as it looks for more after the last test's
+    before = worker.cpu_times()
+    time.sleep(PERIOD + 1.5)
+    after = worker.cpu_times()
+    assert after.user + after.system - before.user - before.system < 0.5
 
 
 def test_the_document_is_true(server: Server, store: Store) -> None:

@@ -1,12 +1,15 @@
 """What the server and the engine's processes tell each other by files in a directory of theirs.
 
 The server hands LMCache its configuration, and nothing else to read. The scheduler's process,
-whose connector nothing of vLLM's reaches from the server, leaves there why it does not work.
+whose connector nothing of vLLM's reaches from the server, leaves there why it does not work, and
+every worker its last report: asking a worker would keep one of the machine's cores busy.
 """
 
 from __future__ import annotations
 
+import json
 import os
+import time
 from collections.abc import Mapping, MutableMapping
 from pathlib import Path
 from typing import Any
@@ -30,6 +33,9 @@ from kserve_lmcache.remote.options import (
 _SAME_PROTOCOL = {"valkey": "redis", "valkeys": "rediss"}
 # With them LMCache would make a tier of its own as well.
 _DISK_KEYS = ("local_disk", "max_local_disk_size", "local_disk_path_sharding")
+
+REPORT_SECONDS = 1.0  # between a worker's reports
+_FRESH_SECONDS = 5.0
 
 
 def write(
@@ -96,6 +102,27 @@ def scheduler_failure(path: Path) -> str:
     """What :func:`leave_scheduler_failure` said; empty when all is well."""
     left = _scheduler_failure_of(path)
     return left.read_text("utf-8") if left.exists() else ""
+
+
+def leave_report(rank: int, report: Mapping[str, Any]) -> None:
+    """Say, in a worker's process, how its connector is.
+
+    Raises:
+        FileNotFoundError: the directory is not here: the server has ended, or has another machine.
+        OSError: it cannot be written to.
+    """
+    path = Path(os.environ[CONFIG_FILE]).with_name(f"report-{rank}")
+    new = path.with_name(f"{path.name}-new")
+    new.write_text(json.dumps(report), "utf-8")
+    new.replace(path)
+
+
+def reports(path: Path) -> list[dict[str, Any]]:
+    """What :func:`leave_report` said in the last seconds, by rank; of workers on this machine."""
+    oldest = time.time() - _FRESH_SECONDS
+    left = [each for each in path.parent.glob("report-*[0-9]") if each.stat().st_mtime > oldest]
+    left.sort(key=lambda each: int(each.name.partition("-")[2]))
+    return [json.loads(each.read_text("utf-8")) for each in left]
 
 
 def _scheduler_failure_of(path: Path) -> Path:

@@ -27,7 +27,7 @@ logger = logging.getLogger(__name__)
 T = TypeVar("T")
 
 _LANES = ("lookup", "load", "write")
-_SILENCE = 60.0  # seconds between two words on corrupt chunks; all are counted
+_SILENCE = 60.0  # seconds between two words on corrupt or refused chunks; all are counted
 
 
 class RemoteTier:
@@ -65,7 +65,7 @@ class RemoteTier:
         self._chunk_bytes = chunk_bytes
         self._reason = "not asked yet"
         self._mistakes: set[str] = set()
-        self._silent_until = 0.0
+        self._silent_until: dict[str, float] = {}
         self._spoiled = Spoiled()
         self._lanes = {
             lane: Lane(f"{kind}-{lane}", functools.partial(make_store, lane)) for lane in _LANES
@@ -228,24 +228,30 @@ class RemoteTier:
             self._reason = reason
             logger.warning("The %s does not answer: %s", self._title, reason)
 
-    def _say_full(self, reason: str, seconds: float) -> None:
-        logger.warning(
-            "The %s takes no more, nothing is written for %g s: %s",
-            self._title,
-            seconds,
-            reason,
-        )
+    def _say_full(self, reason: str) -> None:
+        if self._may_say("full"):
+            logger.warning(
+                "The %s takes no more; it is tried again, and what it refuses is dropped: %s",
+                self._title,
+                reason,
+            )
 
     def _say_corrupt(self, reason: str) -> None:
-        now = time.monotonic()
-        if now >= self._silent_until:
-            self._silent_until = now + _SILENCE
+        if self._may_say("corrupt"):
             logger.warning(
                 "A chunk of the %s is not what was stored, and is deleted: %s (%d so far)",
                 self._title,
                 reason,
                 self.counters["chunks_corrupt"],
             )
+
+    def _may_say(self, what: str) -> bool:
+        """Not again and again; all are counted."""
+        now = time.monotonic()
+        if now < self._silent_until.get(what, 0.0):
+            return False
+        self._silent_until[what] = now + _SILENCE
+        return True
 
     def _mistake(self, lane: str, error: Exception) -> None:
         """Log what should never be raised once with its trace, and leave the store alone."""

@@ -19,7 +19,7 @@ from kserve_lmcache.remote.store import Entry, Store, StoreError, StoreFullError
 _LANE = "write"
 _MOST_NOTES = 10_000  # keys to be kept or deleted; more are forgotten
 _FIRST_PAUSE = 1.0  # seconds without a write after the store was full, doubled each time
-_LONGEST_PAUSE = 30.0
+_LONGEST_PAUSE = 4.0  # one batch is refused in that time, and hits come back within it
 _CLOSING = 2.0  # seconds for what waits when the engine stops
 
 
@@ -53,7 +53,7 @@ class Writer:
         limits: of the queue, a batch and its time.
         counters: what was written and dropped.
         spoiled: what is written although the store has it.
-        on_full: told that the store is full, and for how many seconds nothing is written.
+        on_full: told each time that the store was full, and what it said.
         on_mistake: told of what should never be raised.
         kind: of the tier.
     """
@@ -65,7 +65,7 @@ class Writer:
         limits: Limits,
         counters: Counters,
         spoiled: Spoiled,
-        on_full: Callable[[str, float], None],
+        on_full: Callable[[str], None],
         on_mistake: Callable[[str, Exception], None],
         kind: str,
     ) -> None:
@@ -250,7 +250,7 @@ class Writer:
 
     def _hold_back(self, reason: str) -> None:
         self._full_until = time.monotonic() + self._pause
-        self._on_full(reason, self._pause)
+        self._on_full(reason)
         self._pause = min(2 * self._pause, _LONGEST_PAUSE)
         self._drop_waiting("dropped_full")
 
