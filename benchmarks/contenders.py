@@ -14,14 +14,7 @@ from tests.support.processes import Process, is_healthy
 from tests.support.server import MODEL, ROOT, START_SECONDS, engine_environment
 from tests.support.stores import Store
 
-# Scheduling ahead, vLLM answered more requests to an idle server one second late, on two cores
-# (docs/benchmarks.md); which of them they are hides all else.
-ENGINE = (
-    "--max-model-len=8192",
-    "--kv-cache-memory-bytes=800M",
-    "--enforce-eager",
-    "--no-async-scheduling",
-)
+ENGINE = ("--max-model-len=8192", "--kv-cache-memory-bytes=800M", "--enforce-eager")
 # Left to itself vLLM computes with fewer threads than there are cores, and LMCache changes that.
 # One thread: while vLLM's worker computes, its scheduler spins, and that needs a core as well.
 THREADS = {"VLLM_CPU_OMP_THREADS_BIND": "0"}

@@ -45,7 +45,8 @@ COMPARISONS = {
     "http": Comparison(
         [(vllm, 1), (off, 1)],
         [
-            f"--workload=random --unique-tokens=64 --requests=32 --concurrency 1 8 32 {stream}"
+            f"--workload=random --unique-tokens=64 {load} {stream}"
+            for load in ("--requests=32 --concurrency 1", "--requests=128 --concurrency 8 32")
             for stream in ("", "--no-stream")
         ],
     ),

@@ -47,7 +47,6 @@ CHUNK = 256
 ARGUMENTS = ("--dtype=float32", "--no-enable-prefix-caching")
 # For the table, which is to show the store's part alone: as in benchmarks/contenders.py, and with a
 # pause in which a worker ends its waiting on a core, a second after its last token.
-STEADY = ("--no-async-scheduling",)
 THREADS = {"VLLM_CPU_OMP_THREADS_BIND": "0"}
 PAUSE = 1.2  # seconds
 
@@ -185,16 +184,15 @@ def benched(directory: Path, url: str, prefix: tuple[str, ...] = ()) -> Iterator
         "LMCACHE_LOCAL_CPU": "false",
         "LMCACHE_MAX_LOCAL_CPU_SIZE": "1.0",
     }
-    flags = (*ARGUMENTS, *(STEADY if ALL else ()))
     # As many bytes to load for each operation of the prefill as the whole model has, in less
     # time: more requests for each second of a fault.
     model = (f"--model_id={models.first_layers(directory / 'model', 6)}",)
     with (
         running(
-            directory / "tried.log", *flags, environ=environ, prefix=prefix, model=model
+            directory / "tried.log", *ARGUMENTS, environ=environ, prefix=prefix, model=model
         ) as tried,
         running(
-            directory / "right.log", *flags, "--offload=off", environ=without, model=model
+            directory / "right.log", *ARGUMENTS, "--offload=off", environ=without, model=model
         ) as right,
     ):
         yield Bench(tried, right)
