@@ -7,8 +7,11 @@ import re
 import pytest
 
 from kserve_lmcache.kv_size import bytes_per_token
-from tests.packaging.manifests import RUNTIMES, components, documents, examples
+from tests.packaging import schemas
+from tests.packaging.manifests import RUNTIMES, SETS, components, documents, examples
 from tests.packaging.pods import Document
+from tests.packaging.rules import RULES
+from tests.packaging.test_manifest_rules import FAULTS
 from tests.support.server import ROOT
 
 README = (RUNTIMES / "README.md").read_text()
@@ -91,6 +94,24 @@ def test_every_network_policy_is_in_the_table() -> None:
         if document["kind"] == "NetworkPolicy"
     }
     assert {row[0].strip("`") for row in rows("NetworkPolicy")} == policies
+
+
+def test_what_is_tested_is_counted() -> None:
+    found = [document for name in SETS for document in documents(name)]
+    of = [document["apiVersion"] for document in found]
+    text = " ".join(README.split())
+    for counted in (
+        f"{len(SETS)} sets of manifests",
+        f"{len(found)} documents, {len({str(document) for document in found})} of them different",
+        f"three versions of Kubernetes ({sum(each.startswith(schemas.CORE) for each in of)} doc",
+        f"KServe's CRDs ({sum(each.startswith(schemas.KSERVE) for each in of)})",
+        f"{len(RULES)} rules of ours",
+        f"({len(FAULTS)} faults)",
+    ):
+        assert counted in text
+    assert len(schemas.KUBERNETES) == 3
+    started = {row[0].strip("`") for row in rows("Started")}
+    assert {path.stem for path in examples()} - started == {"multinode"}
 
 
 def _one(applied: list[Document], kind: str) -> Document:
