@@ -14,7 +14,7 @@ from kserve_lmcache.status import samples
 from kserve_lmcache.status.history import PERIOD, History
 
 Report = Mapping[str, Any]
-_PATIENCE = 10.0  # seconds for the workers' reports: they answer between two steps
+_PATIENCE = 10.0  # seconds for the workers' reports: who is asked answers between two steps
 _LINE_EVERY = 60.0  # seconds between two lines in the log, where there was traffic
 
 
@@ -22,7 +22,7 @@ class Watch:
     """State, and since when and why, with the workers' last reports and an hour of counts.
 
     Args:
-        reports: asks every worker for the report of its connector.
+        reports: gives the report of every worker's connector.
         off: why offloading is off; empty when it is on.
     """
 
@@ -50,7 +50,7 @@ class Watch:
             await asyncio.sleep(PERIOD)
 
     async def look(self) -> None:
-        """Ask the workers and read the counts, once."""
+        """Read the workers' reports and the counts, once."""
         now = time.time()
         self.history.add(await asyncio.to_thread(samples.read, now))
         off = self._off()
