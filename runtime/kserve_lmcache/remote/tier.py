@@ -27,7 +27,7 @@ logger = logging.getLogger(__name__)
 T = TypeVar("T")
 
 _LANES = ("lookup", "load", "write")
-_SILENCE = 60.0  # seconds between two words on corrupt or refused chunks; all are counted
+_SILENCE = 60.0  # seconds until the same is said again
 
 
 class RemoteTier:
@@ -229,29 +229,26 @@ class RemoteTier:
             logger.warning("The %s does not answer: %s", self._title, reason)
 
     def _say_full(self, reason: str) -> None:
-        if self._may_say("full"):
-            logger.warning(
-                "The %s takes no more; it is tried again, and what it refuses is dropped: %s",
-                self._title,
-                reason,
-            )
+        self._say_rarely(
+            "The %s takes no more; it is tried again, and what it refuses is dropped: %s",
+            self._title,
+            reason,
+        )
 
     def _say_corrupt(self, reason: str) -> None:
-        if self._may_say("corrupt"):
-            logger.warning(
-                "A chunk of the %s is not what was stored, and is deleted: %s (%d so far)",
-                self._title,
-                reason,
-                self.counters["chunks_corrupt"],
-            )
+        self._say_rarely(
+            "A chunk of the %s is not what was stored, and is deleted: %s (%d so far)",
+            self._title,
+            reason,
+            self.counters["chunks_corrupt"],
+        )
 
-    def _may_say(self, what: str) -> bool:
-        """Not again and again; all are counted."""
+    def _say_rarely(self, message: str, *values: object) -> None:
+        """Log what happens again and again, and is counted."""
         now = time.monotonic()
-        if now < self._silent_until.get(what, 0.0):
-            return False
-        self._silent_until[what] = now + _SILENCE
-        return True
+        if now >= self._silent_until.get(message, 0.0):
+            self._silent_until[message] = now + _SILENCE
+            logger.warning(message, *values)
 
     def _mistake(self, lane: str, error: Exception) -> None:
         """Log what should never be raised once with its trace, and leave the store alone."""
