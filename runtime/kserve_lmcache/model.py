@@ -106,7 +106,7 @@ class LMCacheModel(_Base):  # type: ignore[misc, valid-type]
         """Of every worker's connector: what they left, or, with workers elsewhere, answer."""
         path = self.offload.engine_file
         found = await asyncio.to_thread(engine_file.reports, path) if path else []
-        return found if len(found) == self.workers else await self._ask_workers()
+        return found if len(found) >= self.workers else await self._ask_workers()
 
     async def _ask_workers(self) -> list[dict[str, Any]]:
         reports: list[dict[str, Any]] = await self.engine_client.collective_rpc(

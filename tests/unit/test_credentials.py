@@ -219,16 +219,16 @@ def test_what_the_scheduler_leaves(tmp_path: Path, monkeypatch: pytest.MonkeyPat
 def test_what_the_workers_leave(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = tmp_path / "lmcache.yaml"
     monkeypatch.setenv("LMCACHE_CONFIG_FILE", str(path))
-    for rank in (10, 2):
-        engine_file.leave_report(rank, {"failure": "", "rank": rank})
-    engine_file.leave_report(2, {"failure": "gone", "rank": 2})
+    for process in (10, 2):
+        engine_file.leave_report(process, {"failure": "", "process": process})
+    engine_file.leave_report(2, {"failure": "gone", "process": 2})
     assert engine_file.reports(path) == [
-        {"failure": "gone", "rank": 2},
-        {"failure": "", "rank": 10},
+        {"failure": "gone", "process": 2},
+        {"failure": "", "process": 10},
     ]
     long_ago = time.time() - 6
     os.utime(tmp_path / "report-2", (long_ago, long_ago))
-    assert [report["rank"] for report in engine_file.reports(path)] == [10]
+    assert [report["process"] for report in engine_file.reports(path)] == [10]
     monkeypatch.setenv("LMCACHE_CONFIG_FILE", str(tmp_path / "elsewhere" / path.name))
     with pytest.raises(FileNotFoundError):
         engine_file.leave_report(2, {})

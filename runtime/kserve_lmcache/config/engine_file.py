@@ -35,7 +35,7 @@ _SAME_PROTOCOL = {"valkey": "redis", "valkeys": "rediss"}
 _DISK_KEYS = ("local_disk", "max_local_disk_size", "local_disk_path_sharding")
 
 REPORT_SECONDS = 1.0  # between a worker's reports
-_FRESH_SECONDS = 5.0
+_FRESH_SECONDS = 5.0  # after which a worker has missed several of them
 
 
 def write(
@@ -104,21 +104,21 @@ def scheduler_failure(path: Path) -> str:
     return left.read_text("utf-8") if left.exists() else ""
 
 
-def leave_report(rank: int, report: Mapping[str, Any]) -> None:
+def leave_report(process: int, report: Mapping[str, Any]) -> None:
     """Say, in a worker's process, how its connector is.
 
     Raises:
         FileNotFoundError: the directory is not here: the server has ended, or has another machine.
         OSError: it cannot be written to.
     """
-    path = Path(os.environ[CONFIG_FILE]).with_name(f"report-{rank}")
+    path = Path(os.environ[CONFIG_FILE]).with_name(f"report-{process}")
     new = path.with_name(f"{path.name}-new")
     new.write_text(json.dumps(report), "utf-8")
     new.replace(path)
 
 
 def reports(path: Path) -> list[dict[str, Any]]:
-    """What :func:`leave_report` said in the last seconds, by rank; of workers on this machine."""
+    """What :func:`leave_report` said in the last seconds, in the order in which workers began."""
     oldest = time.time() - _FRESH_SECONDS
     left = [each for each in path.parent.glob("report-*[0-9]") if each.stat().st_mtime > oldest]
     left.sort(key=lambda each: int(each.name.partition("-")[2]))

@@ -7,6 +7,7 @@ once, and from then on leaves its report in a file.
 
 from __future__ import annotations
 
+import os
 import threading
 import time
 from typing import Any
@@ -31,24 +32,23 @@ _STATE = ("failure", "faults", "tiers")
 class OffloadReporter:
     """Mixed into vLLM's worker by ``--worker-extension-cls``; called by collective RPC."""
 
-    rank: int
     kserve_lmcache_thread: threading.Thread | None = None
 
     def kserve_lmcache_report(self) -> dict[str, Any]:
         """The report of this worker's connector; its state is left in a file from now on."""
         if self.kserve_lmcache_thread is None:
             self.kserve_lmcache_thread = threading.Thread(
-                target=_leave_reports, args=(self.rank,), name="offload-report", daemon=True
+                target=_leave_reports, name="offload-report", daemon=True
             )
             self.kserve_lmcache_thread.start()
         return _report()
 
 
-def _leave_reports(rank: int) -> None:
+def _leave_reports() -> None:
     while True:
         report = _report()
         try:
-            engine_file.leave_report(rank, {name: report[name] for name in _STATE})
+            engine_file.leave_report(os.getpid(), {name: report[name] for name in _STATE})
         except FileNotFoundError:
             return  # nobody reads it
         except OSError as error:  # a full disk: the server asks
