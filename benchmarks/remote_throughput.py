@@ -17,8 +17,8 @@ from pathlib import Path
 from statistics import median
 
 import numpy
-from tests.support.remote import until
 from tests.support.stores import Store, redis_process
+from tests.support.waiting import until
 
 from kserve_lmcache.remote.address import Remote
 from kserve_lmcache.remote.envelope import Layout, overhead

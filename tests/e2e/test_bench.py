@@ -12,8 +12,8 @@ import pytest
 
 from tests.support.bench import COMMAND, bench, figures, lines, reported
 from tests.support.models import first_layers
-from tests.support.remote import until
 from tests.support.server import Server, engine_environment, running
+from tests.support.waiting import until
 
 
 @pytest.fixture(scope="module")

@@ -10,7 +10,6 @@ from __future__ import annotations
 import os
 import re
 import signal
-import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -43,6 +42,7 @@ from tests.support.cluster.deployment import (
 from tests.support.metrics import samples
 from tests.support.models import adapter
 from tests.support.server import MODEL, cached_tokens, long_prompt
+from tests.support.waiting import until
 
 # The overlay that everyone tries first: preflight, runtime, Redis, two replicas.
 DEFAULT = "local"
@@ -138,10 +138,7 @@ def _probes_know_its_engines_end(replica: Replica) -> None:
     assert isinstance(replica.process, ContainerProcess)
     family = replica.process.inner.children(recursive=True)
     next(each for each in family if "EngineCore" in each.name()).kill()
-    deadline = time.monotonic() + 20
-    while replica.holds("readinessProbe") or replica.holds("livenessProbe"):
-        assert time.monotonic() < deadline
-        time.sleep(0.1)
+    until(lambda: not any(map(replica.holds, PROBES[1:])), seconds=20, pause=0.1)
     assert replica.process.wait(30) == 1
 
 

@@ -24,6 +24,7 @@ from tests.support.otlp import Collector, collector
 from tests.support.prometheus import prometheus
 from tests.support.server import Server, engine_environment, long_prompt, running
 from tests.support.stores import Store, redis_process
+from tests.support.waiting import until
 
 CHUNK = 256
 TOKEN_BYTES = 3 * 2 * 192 * 2  # of the KV of 3 layers of SmolLM2 in bfloat16
@@ -95,13 +96,6 @@ def status(server: Server) -> dict[str, Any]:
     return document
 
 
-def until(done: Any, seconds: float = 20) -> None:
-    end = time.monotonic() + seconds
-    while not done():
-        assert time.monotonic() < end, "it never happened"
-        time.sleep(0.2)
-
-
 def test_one_scrape_says_where_tokens_came_from(server: Server) -> None:
     found = scrape(server)
     (asked,) = found["vllm:prompt_tokens_total"].values()
@@ -164,14 +158,14 @@ def test_every_query_of_the_dashboard_finds_something(server: Server, tmp_path: 
         queries = [query.replace(variable, value) for query in queries]
     prompts = itertools.cycle((*range(12), 0))  # vLLM's own cache holds the last few
     with prometheus(tmp_path, server.url.removeprefix("http://"), alert_groups()) as scraping:
-        until(lambda: scraping.values("up") == [1])
+        until(lambda: scraping.values("up") == [1], 20, pause=0.2)
 
         def all_find() -> bool:
             """A rate wants samples before and after: requests go on until all are there."""
             server.chat(long_prompt(f"seen {next(prompts)}", words=300), max_tokens=1)
             return all(scraping.values(query) for query in queries)
 
-        until(all_find, seconds=60)
+        until(all_find, 60, pause=0.2)
         (share,) = scraping.values(queries[1])
         assert 0 < share < 1
         rules = [
@@ -216,7 +210,7 @@ def test_the_trace_of_a_request_shows_lookup_load_and_store(
 def test_an_idle_server_leaves_the_cores_to_others(server: Server) -> None:
     """A worker that is asked something, whatever it is, computes for a second."""
     (worker,) = (each for each in server.process.family() if "Worker" in each.name())
-    time.sleep(2)  # as long as it looks for more after the last test's
+    until(lambda: worker.cpu_percent(0.5) < 20)  # after what the last test asked for
     before = worker.cpu_times()
     time.sleep(PERIOD + 1.5)
     after = worker.cpu_times()
@@ -224,7 +218,7 @@ def test_an_idle_server_leaves_the_cores_to_others(server: Server) -> None:
 
 
 def test_the_document_is_true(server: Server, store: Store) -> None:
-    until(lambda: status(server)["state"] == "on")
+    until(lambda: status(server)["state"] == "on", 20, pause=0.2)
     found = status(server)
     assert found["reason"] == ""
     assert [tier["name"] for tier in found["tiers"]] == ["local_cpu", "remote"]
@@ -236,7 +230,7 @@ def test_the_document_is_true(server: Server, store: Store) -> None:
     assert {"version", "vllm", "lmcache", "torch", "kserve"} == set(found["versions"])
     url = next(each for each in found["configuration"] if each["key"] == "remote_url")
     assert url == {"key": "remote_url", "value": store.url, "source": "LMCACHE_REMOTE_URL"}
-    until(lambda: status(server)["prompt_tokens"] != {})
+    until(lambda: status(server)["prompt_tokens"] != {}, 20, pause=0.2)
     metrics = scrape(server)
     for source, count in status(server)["prompt_tokens"].items():
         assert value(metrics, "prompt_tokens_total", source=source) == count
@@ -244,13 +238,15 @@ def test_the_document_is_true(server: Server, store: Store) -> None:
 
 def test_a_store_that_goes_is_seen_and_one_that_comes_back(server: Server, store: Store) -> None:
     store.shut_down()
-    until(lambda: status(server)["state"] == "degraded", 30)  # although nobody asks for anything
+    until(
+        lambda: status(server)["state"] == "degraded", 30, pause=0.2
+    )  # although nobody asks for anything
     found = status(server)
     assert found["reason"].startswith("remote: ")
     assert found["tiers"][1]["breaker"] == "open"
     assert value(scrape(server), "offload_state", state="degraded") == 1
     store.start()
-    until(lambda: status(server)["state"] == "on")
+    until(lambda: status(server)["state"] == "on", 20, pause=0.2)
     texts = [event["text"] for event in status(server)["events"]]
     assert any("is not asked for now" in text for text in texts)
     assert "Offloading is on" in texts

@@ -11,9 +11,9 @@ from tests.support.architectures import random_prompt
 from tests.support.engines import Job, Round
 from tests.support.metrics import samples
 from tests.support.models import first_layers
-from tests.support.remote import until
 from tests.support.server import cached_tokens, engine_environment, long_prompt, running
 from tests.support.stores import Store
+from tests.support.waiting import until
 
 WORKERS, BLOCK, CHUNK, CHUNKS = 3, 32, 64, 4
 FLAGS = (

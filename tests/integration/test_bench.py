@@ -25,10 +25,10 @@ import redis
 from kserve_lmcache.bench.own import StartError, running
 from tests.support.bench import COMMAND, bench, figures, lines, reported
 from tests.support.openai_server import Script, serving
-from tests.support.remote import until
 from tests.support.server import ROOT, engine_environment
 from tests.support.stores import redis_process
 from tests.support.stores.binaries import redis_binary
+from tests.support.waiting import until
 
 STAND_IN = ROOT / "tests" / "support" / "stand_in_replica"
 PNG = b"\x89PNG\r\n\x1a\n"

@@ -16,9 +16,10 @@ from kserve_lmcache.remote.envelope import seal
 from kserve_lmcache.remote.options import DISK_PLUGIN, PLUGIN
 from kserve_lmcache.remote.plugin import DiskTierAdapter, RemoteTierAdapter
 from tests.support.damage import RANDOM_CHANGES
-from tests.support.remote import LAYOUT, chunks, disk_tier, load, store_all, until
+from tests.support.remote import LAYOUT, chunks, disk_tier, load, store_all
 from tests.support.replica import CHUNK, TOKENS, Replica, alike, pages, prompt, replica
 from tests.support.stores import redis_process
+from tests.support.waiting import until
 
 CORRUPTIONS = 1_000
 GIB = 2**30

@@ -25,6 +25,7 @@ from tests.support.commands import run, run_here
 from tests.support.doctor import find, look_at, redis_remote
 from tests.support.server import MODEL
 from tests.support.stores import Store, redis_process, redis_server, sentinel, silent_server
+from tests.support.waiting import until
 
 PASSWORD = "test-password-2b8d"
 KEYS = {"hash_algorithm": "sha256_cbor", "hash_seed": "0", "chunk_size": 256}
@@ -293,13 +294,6 @@ class Records(logging.Handler):
 Log = tuple[logging.Logger, Records]
 
 
-def wait_until(ready: Any, seconds: float = 10) -> None:
-    deadline = time.monotonic() + seconds
-    while not ready():
-        assert time.monotonic() < deadline
-        time.sleep(0.02)
-
-
 @pytest.fixture
 def log() -> Log:
     logger, records = logging.Logger("the test", logging.DEBUG), Records()
@@ -319,14 +313,14 @@ def test_a_server_stays_announced_while_it_offloads(store: Store, content: str, 
 
     own = server("pod-a:8080", content)
     at_start.log_findings(subject_of(store, own), logger, offloads=still, pause=0.05)
-    wait_until(lambda: fields(store, content) == {"pod-a:8080"})
-    wait_until(lambda: any("Check replicas: ok" in line for line in records.lines))
+    until(lambda: fields(store, content) == {"pod-a:8080"})
+    until(lambda: any("Check replicas: ok" in line for line in records.lines))
     with closing(store.client()) as client:
         client.flushall()  # as a full store evicts it
-    wait_until(lambda: fields(store, content) == {"pod-a:8080"})
+    until(lambda: fields(store, content) == {"pod-a:8080"})
     offloads = False
     before = asked
-    wait_until(lambda: asked > before)
+    until(lambda: asked > before)
     with closing(store.client()) as client:
         client.flushall()
     time.sleep(0.3)
@@ -340,8 +334,8 @@ def test_a_store_that_is_away_is_tried_again(tmp_path: Path, content: str, log: 
     with redis_process(tmp_path) as store:
         subject = Subject(remote=redis_remote(store), replica=server("pod-a:8080", content))
         at_start.log_findings(subject, logger, offloads=lambda: not stop, pause=0.05)
-        wait_until(lambda: any("Check replicas: ok" in line for line in records.lines))
-    wait_until(lambda: any("Not announced to other servers: " in line for line in records.lines))
+        until(lambda: any("Check replicas: ok" in line for line in records.lines))
+    until(lambda: any("Not announced to other servers: " in line for line in records.lines))
     stop = True
 
 
@@ -353,7 +347,7 @@ def test_a_store_that_hangs_delays_nobody(content: str, log: Log) -> None:
         start = time.monotonic()
         at_start.log_findings(subject, logger, timeout=1.0, offloads=lambda: False, pause=0.01)
         assert time.monotonic() - start < 0.5
-        wait_until(lambda: any("Check replicas: skipped" in line for line in records.lines), 5)
+        until(lambda: any("Check replicas: skipped" in line for line in records.lines), 5)
     assert any("needs remote login" in line for line in records.lines)
 
 
@@ -381,7 +375,7 @@ def test_a_cluster_keeps_the_hash_on_one_node(tmp_path: Path) -> None:
         two.execute_command("CLUSTER ADDSLOTS", *range(8192, 16384))
         one.execute_command("CLUSTER MEET", second.host, second.port)
         for client in (one, two):
-            wait_until(lambda client=client: client.cluster("INFO")["cluster_state"] == "ok")
+            until(lambda client=client: client.cluster("INFO")["cluster_state"] == "ok")
         remote = redis_remote(first, scheme="redis-cluster")
         contents = [f"{number:x}" * 64 for number in range(16)]
         places = {slot_of(one, content) < 8192: content for content in contents}

@@ -19,8 +19,8 @@ from tests.support.cluster.deployment import (
     preflight,
     start_redis,
 )
-from tests.support.remote import until
 from tests.support.stores import Store
+from tests.support.waiting import until
 
 FAILOVER_SECONDS = 40
 

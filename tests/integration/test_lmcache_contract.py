@@ -39,7 +39,7 @@ from kserve_lmcache.remote.limits import Limits
 from kserve_lmcache.remote.options import DISK_PLUGIN, disk_to_extra_config
 from kserve_lmcache.settings import SETTINGS
 from tests.support.lmcache_engine import BLOCK, CHUNK, HEAD_SIZE, HEADS, LAYERS, an_engine
-from tests.support.remote import until
+from tests.support.waiting import until
 
 
 @pytest.fixture

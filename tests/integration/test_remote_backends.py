@@ -12,7 +12,7 @@ import pytest
 from kserve_lmcache.remote.address import Remote
 from kserve_lmcache.remote.redis_client import PREFIX
 from kserve_lmcache.remote.tier import RemoteTier
-from tests.support.remote import chunks, load, redis_tier, store_all, until
+from tests.support.remote import chunks, load, redis_tier, store_all
 from tests.support.replica import TOKENS, alike, pages, prompt, replica
 from tests.support.stores import (
     VARIANTS,
@@ -24,6 +24,7 @@ from tests.support.stores import (
     servers,
     watched_by_sentinels,
 )
+from tests.support.waiting import until
 
 PASSWORD = "test-password-b2f0"
 RECOVERY = 5.0

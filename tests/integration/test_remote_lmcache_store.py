@@ -27,8 +27,9 @@ from tests.support.lmcache_store import (
     values_of,
 )
 from tests.support.probes import Probes
-from tests.support.remote import LAYOUT, load, store, store_all, threads, until
+from tests.support.remote import LAYOUT, load, store, store_all, threads
 from tests.support.stores import LmStore, Store, lm_store, redis_process, silent_server
+from tests.support.waiting import until
 
 # The usual ones, with some room for a busy machine.
 IMPATIENT = Limits(connect=1, lookup=0.2, load=0.5, write=1)

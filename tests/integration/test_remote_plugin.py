@@ -24,9 +24,9 @@ from kserve_lmcache.remote.envelope import Layout, seal
 from kserve_lmcache.remote.options import PLUGIN
 from kserve_lmcache.remote.redis_client import PREFIX
 from tests.support.lmcache_engine import CHUNK, HEAD_SIZE, HEADS, LAYERS
-from tests.support.remote import until
 from tests.support.replica import CHUNKS, TOKENS, Replica, alike, pages, prompt, replica
 from tests.support.stores import Store, redis_process
+from tests.support.waiting import until
 
 
 @pytest.fixture(scope="module")

@@ -18,9 +18,10 @@ from kserve_lmcache.remote.lmcache_objects import key_of
 from kserve_lmcache.remote.tier import RemoteTier
 from tests.support.lmcache_store import PATIENT, chunks_are_shared, lmcache_tier, values_of
 from tests.support.probes import Probes
-from tests.support.remote import load, store_all, threads, until
+from tests.support.remote import load, store_all, threads
 from tests.support.stores.mooncake import MooncakeStore, client, mooncake_store
 from tests.support.stores.s3 import S3Store, s3_server
+from tests.support.waiting import until
 
 # awscrt says so of every request that was left before its end.
 pytestmark = pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")

@@ -15,8 +15,9 @@ from kserve_lmcache.remote.envelope import seal
 from kserve_lmcache.remote.limits import Limits
 from kserve_lmcache.remote.redis_client import PREFIX
 from tests.support.damage import RANDOM_CHANGES
-from tests.support.remote import LAYOUT, SIZE, chunks, load, redis_tier, store, store_all, until
+from tests.support.remote import LAYOUT, SIZE, chunks, load, redis_tier, store, store_all
 from tests.support.stores import Store, redis_process, valkey_server
+from tests.support.waiting import until
 
 CORRUPTIONS = 10_000
 

@@ -15,7 +15,8 @@ from kserve_lmcache.remote.lmcache_objects import Connectors, value_bytes
 from kserve_lmcache.remote.lmcache_store import LMCacheStore
 from kserve_lmcache.remote.tier import RemoteTier
 from tests.support.lmcache_engine import metadata_of
-from tests.support.remote import LAYOUT, chunks, load, store_all, until
+from tests.support.remote import LAYOUT, chunks, load, store_all
+from tests.support.waiting import until
 
 # As chunks of real models, longer than what the server of lm:// sends at a time: a short value
 # would wait there for an acknowledgement.

@@ -16,10 +16,16 @@ def free_port() -> int:
     outgoing = int(Path("/proc/sys/net/ipv4/ip_local_port_range").read_text().split()[0])
     while True:
         port = random.randrange(_LOWEST, max(outgoing - _LOWEST, _LOWEST + 1000))
-        with socket.socket() as listener:
-            listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-            try:
-                listener.bind(("127.0.0.1", port))
-            except OSError:  # in use
-                continue
+        if may_listen("127.0.0.1", port):
             return port
+
+
+def may_listen(host: str, port: int, reuse: bool = True) -> bool:
+    """Whether a server may listen there, which sets SO_REUSEADDR as most do, or does not."""
+    with socket.socket() as listener:
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, int(reuse))
+        try:
+            listener.bind((host, port))
+        except OSError:  # in use
+            return False
+        return True

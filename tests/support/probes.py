@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from kserve_lmcache.remote.breaker import Breaker
-from tests.support.remote import until
+from tests.support.waiting import until
 
 
 class Probes:

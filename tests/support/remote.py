@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import random
 import threading
-import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,6 +16,7 @@ from kserve_lmcache.remote.envelope import Layout, overhead
 from kserve_lmcache.remote.limits import Limits
 from kserve_lmcache.remote.redis_store import RedisStore
 from kserve_lmcache.remote.tier import RemoteTier
+from tests.support.waiting import until
 
 SIZE = 2 * 3 * 16 * 8 * 2
 LAYOUT = Layout("KV_2LTD", (("bfloat16", (2, 3, 16, 8)),))
@@ -101,12 +101,3 @@ def load(tier: RemoteTier, keys: Sequence[str]) -> list[bytes]:
 def threads(name: str) -> int:
     """How many of that name run."""
     return sum(thread.name == name for thread in threading.enumerate())
-
-
-def until(done: Callable[[], bool], seconds: float = 10) -> float:
-    """Wait until it is so; how long that took."""
-    began = time.monotonic()
-    while not done():
-        assert time.monotonic() - began < seconds, "it never happened"
-        time.sleep(0.01)
-    return time.monotonic() - began

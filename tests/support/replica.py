@@ -23,7 +23,7 @@ from kserve_lmcache.remote.options import (
 from kserve_lmcache.remote.plugin import TierConnector
 from kserve_lmcache.remote.tier import RemoteTier
 from tests.support.lmcache_engine import BLOCK, CHUNK, HEAD_SIZE, HEADS, LAYERS, an_engine
-from tests.support.remote import until
+from tests.support.waiting import until
 
 CHUNKS = 4
 TOKENS = CHUNKS * CHUNK

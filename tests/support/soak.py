@@ -32,8 +32,9 @@ from kserve_lmcache.remote.address import Remote
 from kserve_lmcache.remote.limits import Limits
 from kserve_lmcache.remote.tier import RemoteTier
 from tests.support.faults import FAULTS, Target, target_of
-from tests.support.remote import LAYOUT, load, redis_tier, until
+from tests.support.remote import LAYOUT, load, redis_tier
 from tests.support.stores import redis_process
+from tests.support.waiting import until
 
 _SIZE = 200_000
 _MIB = 2**20

@@ -20,7 +20,8 @@ from kserve_lmcache.remote.disk_store import DiskStore
 from kserve_lmcache.remote.envelope import overhead, seal
 from kserve_lmcache.remote.limits import Limits
 from kserve_lmcache.remote.store import Entry, StoreError, StoreFullError
-from tests.support.remote import LAYOUT, SIZE, chunks, disk_tier, load, store, store_all, until
+from tests.support.remote import LAYOUT, SIZE, chunks, disk_tier, load, store, store_all
+from tests.support.waiting import until
 
 BLOCK = 4096
 KEY = "namespace@1@0@12ab@bfloat16@tag%a/b:c"

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import shutil
 import ssl
-import time
 from pathlib import Path
 
 from cryptography import x509
 
 from tests.support.http import CHAT, serving
 from tests.support.tls import Authority
+from tests.support.waiting import until
 
 
 def serial(port: int) -> int:
@@ -26,8 +26,5 @@ def test_a_renewed_certificate_is_shown_without_a_restart(tmp_path: Path) -> Non
         before = serial(server.port)
         shutil.copy(renewed.key_file, certificate.key_file)
         shutil.copy(renewed.cert_file, certificate.cert_file)
-        deadline = time.monotonic() + 20
-        while serial(server.port) == before:
-            assert time.monotonic() < deadline
-            time.sleep(0.1)
+        until(lambda: serial(server.port) != before, seconds=20, pause=0.1)
         assert server.client.post(CHAT, json=server.chat()).status_code == 200

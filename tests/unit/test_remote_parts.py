@@ -15,7 +15,8 @@ from kserve_lmcache.remote.counters import Counters
 from kserve_lmcache.remote.lane import Lane
 from kserve_lmcache.remote.pace import MIB, Pace
 from kserve_lmcache.remote.store import StoreError, StoreTimeoutError
-from tests.support.remote import threads, until
+from tests.support.remote import threads
+from tests.support.waiting import until
 
 
 class MisbehavingStore:

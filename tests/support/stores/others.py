@@ -5,14 +5,14 @@ from __future__ import annotations
 import signal
 import socket
 import sys
-import time
 from collections.abc import Iterator
 from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from tests.support.ports import free_port
+from tests.support.ports import free_port, may_listen
 from tests.support.processes import Process
+from tests.support.waiting import until
 
 
 @dataclass
@@ -42,10 +42,7 @@ class LmStore:
         It does not set SO_REUSEADDR, so a connection that the killed one closed first keeps the
         port from it: in TIME_WAIT, for 60 seconds (TCP_TIMEWAIT_LEN, linux/include/net/tcp.h).
         """
-        deadline = time.monotonic() + 90
-        while not may_listen((self.host, self.port)):
-            assert time.monotonic() < deadline, f"{self.url} is still taken"
-            time.sleep(0.1)
+        until(lambda: may_listen(self.host, self.port, reuse=False), seconds=90, pause=0.1)
         self.process = self.process.again()
         self.wait_until_it_listens()
 
@@ -78,16 +75,6 @@ def silent_server() -> Iterator[tuple[str, int]]:
     """A port that accepts connections and never answers: its host and port."""
     with closing(socket.create_server(("127.0.0.1", 0))) as listener:
         yield listener.getsockname()
-
-
-def may_listen(address: tuple[str, int]) -> bool:
-    """Whether the address is free for one who does not set SO_REUSEADDR."""
-    with closing(socket.socket()) as listener:
-        try:
-            listener.bind(address)
-        except OSError:
-            return False
-        return True
 
 
 def listens(address: tuple[str, int]) -> bool:
