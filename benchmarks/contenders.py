@@ -63,6 +63,20 @@ def vllm(directory: Path, _store: Store) -> Server:
     return _vllm(directory / "vllm")
 
 
+def stock(directory: Path, store: Store) -> Server:
+    """vLLM's own server with LMCache's in-process connector and the Redis.
+
+    On a CPU LMCache has no copy path: it says so, once it is imported, and caches nothing.
+    """
+    connector = {"kv_connector": "LMCacheConnectorV1", "kv_role": "kv_both"}
+    return _vllm(
+        directory / "stock",
+        f"--kv-transfer-config={json.dumps(connector)}",
+        LMCACHE_REMOTE_URL=store.url,
+        LMCACHE_MAX_LOCAL_CPU_SIZE="1",
+    )
+
+
 def mp(directory: Path, store: Store) -> Server:
     """vLLM's own server with a cache server of LMCache's beside it (MP mode) and the Redis.
 
@@ -96,11 +110,11 @@ def _ours(log: Path, *arguments: str, **environ: str) -> Server:
     return _start(log, [*command, *arguments], "--http_port", OURS, environ)
 
 
-def _vllm(log: Path, *arguments: str) -> Server:
+def _vllm(log: Path, *arguments: str, **environ: str) -> Server:
     # What ``vllm serve`` runs; that command itself wants the distribution to be called vllm.
     command = [sys.executable, "-m", "vllm.entrypoints.openai.api_server", f"--model={MODEL}"]
     command += ["--served-model-name=small", "--host=127.0.0.1", "--enable-prompt-tokens-details"]
-    return _start(log, [*command, *arguments], "--port", VLLM, {})
+    return _start(log, [*command, *arguments], "--port", VLLM, environ)
 
 
 def _start(

@@ -1,4 +1,4 @@
-"""Seconds from the command to ready: this server, with a Redis and without, and vLLM's own.
+"""Seconds from the command to ready: this server and vLLM's own, with a Redis and without.
 
     .venv/bin/python -m benchmarks.start_up [--rounds N]
 
@@ -15,7 +15,7 @@ from statistics import median
 
 from tests.support.stores import redis_process
 
-from benchmarks.contenders import off, ours, vllm
+from benchmarks.contenders import off, ours, stock, vllm
 
 
 def main() -> None:
@@ -25,7 +25,7 @@ def main() -> None:
     seconds: dict[str, list[float]] = {}
     with tempfile.TemporaryDirectory() as name, redis_process(Path(name)) as store:
         for number in range(options.rounds + 1):
-            for start in (vllm, off, ours):
+            for start in (vllm, off, stock, ours):
                 began = time.monotonic()
                 server = start(Path(name), store)
                 server.wait()

@@ -219,6 +219,15 @@ def test_an_idle_server_leaves_the_cores_to_others(server: Server) -> None:
     assert after.user + after.system - before.user - before.system < 0.5
 
 
+def test_only_what_computes_is_bound_to_a_core(server: Server) -> None:
+    """The threads of the tiers do not take turns with it while another core is idle."""
+    (worker,) = (each for each in server.process.family() if "Worker" in each.name())
+    everywhere = os.sched_getaffinity(server.process.pid)
+    assert len(os.sched_getaffinity(worker.pid)) == 1
+    free = [each for each in worker.threads() if os.sched_getaffinity(each.id) == everywhere]
+    assert len(free) >= 8
+
+
 def test_the_document_is_true(server: Server, store: Store) -> None:
     until(lambda: status(server)["state"] == "on", 20, pause=0.2)
     found = status(server)

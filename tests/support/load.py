@@ -44,6 +44,7 @@ class Record:
         ttft: seconds until the first token; ``None`` when there was none.
         seconds: until the last token, or the error.
         text: what was answered, whole or in part.
+        logprobs: of its tokens, where ``logprobs=True`` was asked for.
         cached_tokens: how much of the prompt came from a cache by the server's own account.
         error: type and text, or ``None``.
     """
@@ -56,6 +57,7 @@ class Record:
     text: str
     cached_tokens: int | None = None
     error: str | None = None
+    logprobs: tuple[float, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -176,6 +178,7 @@ def ask(
     options: dict[str, Any] = {"temperature": 0, "seed": 0, "max_tokens": MAX_TOKENS}
     start = time.monotonic()
     ttft, pieces, cached, error = None, [], None, None
+    logprobs: list[float] = []
     finished = False
     try:
         with client.chat.completions.create(
@@ -192,13 +195,16 @@ def ask(
                     if choice.delta.content:
                         ttft = ttft or time.monotonic() - start
                         pieces.append(choice.delta.content)
+                    if choice.logprobs and choice.logprobs.content:
+                        logprobs += [each.logprob for each in choice.logprobs.content]
                     finished = finished or choice.finish_reason is not None
         if not finished:
             error = "the answer ends without a reason"
     except (openai.OpenAIError, httpx.HTTPError, OSError) as caught:
         error = f"{type(caught).__name__}: {caught}"
     seconds = time.monotonic() - start
-    return Record(kind, prompt, start, ttft, seconds, "".join(pieces), cached, error)
+    text = "".join(pieces)
+    return Record(kind, prompt, start, ttft, seconds, text, cached, error, tuple(logprobs))
 
 
 def answers(url: str, model: str, prompts: Iterable[str], **parameters: Any) -> dict[str, str]:

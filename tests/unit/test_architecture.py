@@ -51,6 +51,7 @@ LAYERS = (
     ("connector.lmcache_engine",),
     (
         "connector.accounts",
+        "connector.cores",
         "connector.cpu_copy",
         "connector.isolation",
         "connector.loads",

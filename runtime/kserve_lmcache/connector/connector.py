@@ -11,6 +11,7 @@ from kserve_lmcache import start_up
 from kserve_lmcache.config import engine_file
 from kserve_lmcache.connector import lmcache_engine
 from kserve_lmcache.connector.accounts import Accounts
+from kserve_lmcache.connector.cores import every_core
 from kserve_lmcache.connector.faults import contain_inherited, contained
 from kserve_lmcache.connector.isolation import Isolation
 from kserve_lmcache.connector.kv_groups import check_groups
@@ -92,9 +93,11 @@ class KServeLMCacheConnector(SchedulerSide, WorkerSide):
         try:
             check_groups(kv_cache_config)
             named = _named(vllm_config)
-            if role == KVConnectorRole.WORKER and vllm_config.device_config.device_type == "cpu":
-                lmcache_engine.create_on_cpu(named)
-            super().__init__(named, role, kv_cache_config)
+            device = vllm_config.device_config.device_type
+            with every_core(device):
+                if role == KVConnectorRole.WORKER and device == "cpu":
+                    lmcache_engine.create_on_cpu(named)
+                super().__init__(named, role, kv_cache_config)
             config = lmcache_engine.effective_config(self._lmcache_engine)
             if config["enable_blending"]:
                 raise NotImplementedError("enable_blending is set: it loads what is not exact")

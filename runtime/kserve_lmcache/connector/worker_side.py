@@ -10,6 +10,7 @@ from vllm.logger import init_logger
 from kserve_lmcache import start_up
 from kserve_lmcache.connector import lmcache_engine
 from kserve_lmcache.connector.accounts import Accounts
+from kserve_lmcache.connector.cores import every_core
 from kserve_lmcache.connector.faults import contained
 from kserve_lmcache.connector.side import Side
 from kserve_lmcache.connector.step import Load, Step
@@ -41,7 +42,8 @@ class WorkerSide(Side):
     def register_kv_caches(self, kv_caches: dict[str, torch.Tensor]) -> None:
         """Give LMCache the paged KV cache: one tensor a layer, by the layer's name."""
         try:
-            super().register_kv_caches(kv_caches)
+            with every_core(next(iter(kv_caches.values())).device.type):
+                super().register_kv_caches(kv_caches)
             if not lmcache_engine.failure(self._lmcache_engine):
                 lmcache_engine.check_on_cpu(self._lmcache_engine, list(kv_caches.values()))
                 lmcache_engine.never_wait(self._lmcache_engine)
