@@ -133,7 +133,7 @@ class Bench:
         """The first request of a server makes what was left for it."""
         prompt = self._new()
         for server in (self._tried, self._right):
-            server.chat(prompt, max_tokens=1)
+            _ask(server, prompt)
 
     def fill(self) -> None:
         """Let the store have what is shared."""

@@ -48,7 +48,7 @@ def bit_flipped(value: bytes) -> bytes:
     alone: a bit of all that are stored is next to never one of its own.
     """
     place = len(value) // 2 | 3
-    return _with_bytes(value, slice(place, place + 1), 0x10) if len(value) > SHORT else b""
+    return _with_bytes(value, slice(place, place + 1), 0x40) if len(value) > SHORT else b""
 
 
 def header_changed(value: bytes) -> bytes:
