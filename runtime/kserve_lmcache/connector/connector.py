@@ -80,6 +80,7 @@ class KServeLMCacheConnector(SchedulerSide, WorkerSide):
         if role == KVConnectorRole.WORKER:
             start_up.reached(start_up.LOADED)  # vLLM makes it when it knows how large a cache fits
         self.failure = ""
+        self._device = vllm_config.device_config.device_type
         self._block_size = vllm_config.cache_config.block_size
         self._prefix = {}
         self._excluded = set()
@@ -93,9 +94,8 @@ class KServeLMCacheConnector(SchedulerSide, WorkerSide):
         try:
             check_groups(kv_cache_config)
             named = _named(vllm_config)
-            device = vllm_config.device_config.device_type
-            with every_core(device):
-                if role == KVConnectorRole.WORKER and device == "cpu":
+            with every_core(self._device):
+                if role == KVConnectorRole.WORKER and self._device == "cpu":
                     lmcache_engine.create_on_cpu(named)
                 super().__init__(named, role, kv_cache_config)
             config = lmcache_engine.effective_config(self._lmcache_engine)

@@ -17,7 +17,7 @@ def every_core(device: str) -> Iterator[None]:
     nothing is changed; a worker may be bound to the cores that are next to it.
 
     Args:
-        device: its type, of vLLM's configuration or of a tensor.
+        device: its type, of vLLM's configuration.
     """
     if device != "cpu":
         yield

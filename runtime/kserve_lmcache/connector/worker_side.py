@@ -33,6 +33,7 @@ logger = init_logger(__name__)
 class WorkerSide(Side):
     """Loads what was promised, says what did not come, and saves what was computed."""
 
+    _device: str
     _loads: Loads
     _prefill: Prefill
     _tiers: Mapping[str, RemoteTier]
@@ -42,7 +43,7 @@ class WorkerSide(Side):
     def register_kv_caches(self, kv_caches: dict[str, torch.Tensor]) -> None:
         """Give LMCache the paged KV cache: one tensor a layer, by the layer's name."""
         try:
-            with every_core(next(iter(kv_caches.values())).device.type):
+            with every_core(self._device):
                 super().register_kv_caches(kv_caches)
             if not lmcache_engine.failure(self._lmcache_engine):
                 lmcache_engine.check_on_cpu(self._lmcache_engine, list(kv_caches.values()))
