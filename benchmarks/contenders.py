@@ -50,7 +50,7 @@ Start = Callable[[Path, Store], Server]
 
 def ours(directory: Path, store: Store) -> Server:
     """This package with the Redis."""
-    return _ours(directory / "ours", LMCACHE_REMOTE_URL=store.url, LMCACHE_MAX_LOCAL_CPU_SIZE="1")
+    return _ours(directory / "ours", **_lmcache(store))
 
 
 def off(directory: Path, _store: Store) -> Server:
@@ -69,12 +69,7 @@ def stock(directory: Path, store: Store) -> Server:
     On a CPU LMCache has no copy path: it says so, once it is imported, and caches nothing.
     """
     connector = {"kv_connector": "LMCacheConnectorV1", "kv_role": "kv_both"}
-    return _vllm(
-        directory / "stock",
-        f"--kv-transfer-config={json.dumps(connector)}",
-        LMCACHE_REMOTE_URL=store.url,
-        LMCACHE_MAX_LOCAL_CPU_SIZE="1",
-    )
+    return _vllm(directory / "stock", _transfer(connector), **_lmcache(store))
 
 
 def mp(directory: Path, store: Store) -> Server:
@@ -101,8 +96,16 @@ def mp(directory: Path, store: Store) -> Server:
             "lmcache.mp.port": port,
         },
     }
-    server = _vllm(directory / "mp", f"--kv-transfer-config={json.dumps(connector)}")
+    server = _vllm(directory / "mp", _transfer(connector))
     return replace(server, beside=(cache,))
+
+
+def _lmcache(store: Store) -> dict[str, str]:
+    return {"LMCACHE_REMOTE_URL": store.url, "LMCACHE_MAX_LOCAL_CPU_SIZE": "1"}
+
+
+def _transfer(connector: dict[str, object]) -> str:
+    return f"--kv-transfer-config={json.dumps(connector)}"
 
 
 def _ours(log: Path, *arguments: str, **environ: str) -> Server:

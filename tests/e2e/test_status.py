@@ -225,7 +225,7 @@ def test_only_what_computes_is_bound_to_a_core(server: Server) -> None:
     everywhere = os.sched_getaffinity(server.process.pid)
     assert len(os.sched_getaffinity(worker.pid)) == 1
     free = [each for each in worker.threads() if os.sched_getaffinity(each.id) == everywhere]
-    assert len(free) >= 8
+    assert len(free) >= 8  # 9 with the local tier alone, and none that inherit the binding
 
 
 def test_the_document_is_true(server: Server, store: Store) -> None:
