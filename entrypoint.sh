@@ -1,6 +1,6 @@
 #!/bin/sh
 # Sets what must be in the environment before Python starts, then becomes the server.
-# The same defaults are in runtime/kserve_lmcache/environment.py; a test holds the two alike.
+# The same defaults are in runtime/kserve_lmcache/config/environment.py; a test holds the two alike.
 set -eu
 
 # vLLM seeds the first hash of a prefix chain from it: replicas that differ never share.

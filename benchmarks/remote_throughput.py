@@ -20,11 +20,11 @@ import numpy
 from tests.support.stores import Store, redis_process
 from tests.support.waiting import until
 
-from kserve_lmcache.remote.address import Remote
-from kserve_lmcache.remote.envelope import Layout, overhead
-from kserve_lmcache.remote.limits import Limits
-from kserve_lmcache.remote.redis_store import RedisStore
-from kserve_lmcache.remote.tier import RemoteTier
+from kserve_lmcache.config.stores import Remote
+from kserve_lmcache.config.tier_limits import Limits
+from kserve_lmcache.tiers.guard.codec import Layout, overhead
+from kserve_lmcache.tiers.guard.tier import Tier
+from kserve_lmcache.tiers.redis.store import RedisStore
 
 # One chunk of SmolLM2-135M: 256 tokens of 30 layers, K and V of 3 heads of 64, two bytes each.
 SHAPE = (2, 30, 256, 192)
@@ -67,10 +67,10 @@ class BareSocket:
             view = view[self._socket.recv_into(view) :]
 
 
-class Tier:
+class GuardedTier:
     """Our remote tier, with one buffer a chunk."""
 
-    def __init__(self, tier: RemoteTier, store: Store, chunks: int) -> None:
+    def __init__(self, tier: Tier, store: Store, chunks: int) -> None:
         self._tier = tier
         self._client = store.client()
         self._keys = [f"tier-{number:03d}" for number in range(chunks)]
@@ -98,11 +98,9 @@ class Tier:
 
 
 @contextmanager
-def opened(store: Store) -> Iterator[RemoteTier]:
+def opened(store: Store) -> Iterator[Tier]:
     remote = Remote(store.url, "benchmark")
-    tier = RemoteTier(
-        store.url, lambda lane: RedisStore(remote, LIMITS, 60, lane), LIMITS, 256, SIZE
-    )
+    tier = Tier(store.url, lambda lane: RedisStore(remote, LIMITS, 60, lane), LIMITS, 256, SIZE)
     try:
         until(lambda: bool(tier.report()["up"]))
         yield tier

@@ -31,17 +31,17 @@ class UsageError(KServeLMCacheError):
 
 @dataclass(frozen=True)
 class Problem:
-    """One mistake: what is wrong, where it came from, how to mend it.
+    """One mistake: what is wrong, where it came from, how to fix it.
 
     As a text it shows no password of any URL.
     """
 
     what: str
     where: str
-    mend: str
+    fix: str
 
     def __str__(self) -> str:
-        return hide_in_urls(f"{self.where}: {self.what}. {self.mend}")
+        return hide_in_urls(f"{self.where}: {self.what}. {self.fix}")
 
 
 class ConfigurationError(KServeLMCacheError):
@@ -76,7 +76,7 @@ class OffloadUnavailableError(KServeLMCacheError):
         self.reason = reason
         super().__init__(
             f"KV-cache offloading could not start: {reason}. "
-            "Mend the cause, or serve without offloading by --offload-required=false."
+            "Fix the cause, or serve without offloading by --offload-required=false."
         )
 
 

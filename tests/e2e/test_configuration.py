@@ -12,7 +12,7 @@ from pathlib import Path
 import httpx
 import pytest
 
-from kserve_lmcache.settings import SETTINGS
+from kserve_lmcache.config.settings import SETTINGS
 from tests.support.server import MODEL, Server, engine_environment, long_prompt, running
 from tests.support.stores import Store, redis_server
 

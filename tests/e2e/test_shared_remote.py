@@ -8,7 +8,7 @@ from pathlib import Path
 
 import httpx
 
-from kserve_lmcache.remote.redis_client import PREFIX
+from kserve_lmcache.tiers.redis.client import PREFIX
 from tests.support.processes import last_line, wait_for_end
 from tests.support.server import Server, cached_tokens, engine_environment, long_prompt, running
 from tests.support.stores import Store

@@ -17,7 +17,7 @@ from playwright.sync_api import Page, sync_playwright
 from prometheus_client.parser import text_string_to_metric_families
 
 from kserve_lmcache.metrics.table import PREFIX, TABLE
-from kserve_lmcache.status.history import PERIOD
+from kserve_lmcache.server.status.history import PERIOD
 from tests.packaging.manifests import MONITORING, alert_groups
 from tests.support import models
 from tests.support.otlp import Collector, collector

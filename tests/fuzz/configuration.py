@@ -1,7 +1,7 @@
 """Coverage-guided fuzzing of the configuration: ``python -m tests.fuzz.configuration -runs=10000``.
 
 Any file and any variables give a configuration that LMCache takes, or problems that say where
-and how to mend them; never another exception, and never a value that is silently dropped.
+and how to fix them; never another exception, and never a value that is silently dropped.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ def hold(configuration: Configuration, given: set[str]) -> None:
     for problem in configuration.problems:
         assert problem.what, problem
         assert problem.where, problem
-        assert problem.mend, problem
+        assert problem.fix, problem
     if configuration.problems:
         return
     assert given <= set(configuration.values), given - set(configuration.values)

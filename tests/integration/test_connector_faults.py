@@ -22,8 +22,8 @@ from vllm.v1.core.sched.output import SchedulerOutput
 from vllm.v1.outputs import KVConnectorOutput
 
 from kserve_lmcache.connector import KServeLMCacheConnector, lmcache_engine
-from kserve_lmcache.connector.faults import Faults
-from kserve_lmcache.connector.step import Load, Step
+from kserve_lmcache.connector.error_containment import Faults
+from kserve_lmcache.connector.metadata import Load, Step
 from tests.support.lmcache_faults import Injected, inject
 from tests.support.simulated_engine import BLOCK, CHUNK, SimulatedEngine, continuation, simulated
 

@@ -10,11 +10,11 @@ from pathlib import Path
 import pytest
 
 from kserve_lmcache.config import engine_file
-from kserve_lmcache.remote.address import Disk, Remote
-from kserve_lmcache.remote.disk_directory import name_of
-from kserve_lmcache.remote.envelope import seal
-from kserve_lmcache.remote.options import DISK_PLUGIN, PLUGIN
-from kserve_lmcache.remote.plugin import DiskTierAdapter, RemoteTierAdapter
+from kserve_lmcache.config.stores import Disk, Remote
+from kserve_lmcache.config.tier_plugins import DISK_PLUGIN, PLUGIN
+from kserve_lmcache.tiers.disk.directory import name_of
+from kserve_lmcache.tiers.guard.codec import encode_header
+from kserve_lmcache.tiers.plugin import DiskTierAdapter, RemoteTierAdapter
 from tests.support.damage import RANDOM_CHANGES
 from tests.support.remote import LAYOUT, chunks, disk_tier, load, store_all
 from tests.support.replica import CHUNK, TOKENS, Replica, alike, pages, prompt, replica
@@ -133,12 +133,12 @@ def test_the_threads_of_a_tier_end_with_it(disk: Disk) -> None:
 def test_no_corrupt_file_is_ever_served(tmp_path: Path) -> None:
     chance = random.Random(5)
     payload = chunks("a")["a"]
-    other = seal("other", LAYOUT, payload) + payload
+    other = encode_header("other", LAYOUT, payload) + payload
     with disk_tier(tmp_path, GIB) as tier:
         for number in range(CORRUPTIONS):
             key = f"k{number}"
             change = RANDOM_CHANGES[number % len(RANDOM_CHANGES)]
-            stored = seal(key, LAYOUT, payload) + payload
+            stored = encode_header(key, LAYOUT, payload) + payload
             tier.path(key).write_bytes(change(chance, stored, other))
             while tier.count("chunks_corrupt") == number:
                 assert load(tier.tier, [key]) == []

@@ -8,10 +8,10 @@ from pathlib import Path
 
 import pytest
 
+from kserve_lmcache.config.stores import Remote
 from kserve_lmcache.doctor import lm_server as ours
 from kserve_lmcache.doctor import store
 from kserve_lmcache.doctor.check import Status, Subject
-from kserve_lmcache.remote.address import Remote
 from tests.support.doctor import find, look_at, statuses, unchecked_after
 from tests.support.ports import free_port
 from tests.support.proxy import proxy_before
@@ -56,7 +56,7 @@ def test_a_server_that_never_answers() -> None:
     server = find(findings, "remote server")
     assert server.status is Status.FAILURE
     assert server.evidence.endswith("accepts connections and does not answer within 0.6 s")
-    assert "lmcache_server HOST PORT" in server.mend
+    assert "lmcache_server HOST PORT" in server.fix
 
 
 def test_a_refused_connection() -> None:
@@ -69,7 +69,7 @@ def test_a_url_without_a_port() -> None:
     (address,) = look_at(Remote("lm://cache", "the test"))
     assert address.status is Status.FAILURE
     assert address.evidence == "remote_url names no port for cache"
-    assert address.mend == "Write lm://HOST:PORT in remote_url (the test)."
+    assert address.fix == "Write lm://HOST:PORT in remote_url (the test)."
 
 
 @pytest.mark.parametrize(
@@ -80,7 +80,7 @@ def test_a_store_whose_package_is_missing(url: str, module: str) -> None:
     package = find(findings, "remote package")
     assert package.status is Status.FAILURE
     assert package.evidence == f"the Python package {module} is not installed"
-    assert package.mend.startswith(f"Install {module}")
+    assert package.fix.startswith(f"Install {module}")
     assert find(findings, "remote store").status is Status.SKIPPED
 
 
@@ -129,7 +129,7 @@ def test_a_directory_that_is_missing_or_a_file(tmp_path: Path) -> None:
         found = find(look_at(Remote(f"fs://h:0{tmp_path},{path}", "the test")), "remote directory")
         assert found.status is Status.FAILURE
         assert found.evidence == f"{path} {reason}"
-        assert found.mend == "Mount the volume there, or create it."
+        assert found.fix == "Mount the volume there, or create it."
 
 
 def test_a_directory_that_cannot_be_written() -> None:
@@ -137,7 +137,7 @@ def test_a_directory_that_cannot_be_written() -> None:
     found = find(look_at(Remote("fs://h:0/proc/self", "the test")), "remote directory")
     assert found.status is Status.FAILURE
     assert found.evidence.startswith("/proc/self cannot be written: ")
-    assert "fsGroup" in found.mend
+    assert "fsGroup" in found.fix
 
 
 @pytest.mark.parametrize(
@@ -148,4 +148,4 @@ def test_no_directory_named(url: str, better: str) -> None:
     found = find(look_at(Remote(url, "the test")), "remote directory")
     assert found.status is Status.FAILURE
     assert found.evidence.startswith("remote_url names no directory as LMCache reads it")
-    assert found.mend == f"Write {better}."
+    assert found.fix == f"Write {better}."

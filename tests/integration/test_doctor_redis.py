@@ -58,7 +58,7 @@ def test_a_healthy_redis(healthy: Store) -> None:
     findings = look_at(redis_remote(healthy))
     assert time.monotonic() - start < 3
     assert statuses(findings) == dict.fromkeys(STORE_STAGES, Status.OK)
-    assert all(finding.mend == "" for finding in findings)
+    assert all(finding.fix == "" for finding in findings)
     assert find(findings, "remote connection").evidence == f"{healthy.host}:{healthy.port}"
     assert find(findings, "remote login").evidence == "by password, as the default user"
     with healthy.client() as client:
@@ -88,7 +88,7 @@ def test_a_wrong_password(healthy: Store) -> None:
     login = find(findings, "remote login")
     assert login.status is Status.FAILURE
     assert "refuses the default user with this password" in login.evidence
-    assert "Correct the password" in login.mend
+    assert "Correct the password" in login.fix
     unchecked_after(findings, "remote login")
     assert "another-password-2b" not in report.table(findings, colour=False)
     assert report.exit_code(findings) == 1
@@ -100,14 +100,14 @@ def test_a_missing_password(healthy: Store) -> None:
     assert login.evidence == (
         f"{healthy.host}:{healthy.port} asks for a password, and none is given"
     )
-    assert "LMCACHE_REMOTE_PASSWORD" in login.mend
+    assert "LMCACHE_REMOTE_PASSWORD" in login.fix
 
 
 def test_a_password_where_none_is_wanted(plain: Store) -> None:
     login = find(look_at(redis_remote(plain, password=PASSWORD)), "remote login")
     assert login.status is Status.FAILURE
     assert "has no password, and one is given" in login.evidence
-    assert "Leave the password out" in login.mend
+    assert "Leave the password out" in login.fix
 
 
 def test_users_of_an_acl(healthy: Store) -> None:
@@ -120,7 +120,7 @@ def test_users_of_an_acl(healthy: Store) -> None:
     server = find(findings, "remote server")
     assert server.status is Status.WARNING
     assert "may not run INFO" in server.evidence
-    assert "+info" in server.mend
+    assert "+info" in server.fix
     for name in ("remote topology", "remote memory", "remote persistence"):
         assert find(findings, name).status is Status.SKIPPED
         assert find(findings, name).evidence == "needs INFO, which is refused"
@@ -129,7 +129,7 @@ def test_users_of_an_acl(healthy: Store) -> None:
     remote = redis_remote(healthy, username="other", password="cache-password-9e")
     last = find(look_at(remote), "remote round trip")
     assert last.status is Status.FAILURE
-    assert "ACL SETUSER … ~*" in last.mend
+    assert "ACL SETUSER … ~*" in last.fix
 
 
 def test_no_limit_on_memory(plain: Store) -> None:
@@ -137,7 +137,7 @@ def test_no_limit_on_memory(plain: Store) -> None:
     memory = find(findings, "remote memory")
     assert memory.status is Status.WARNING
     assert "no limit (maxmemory 0)" in memory.evidence
-    assert "Set maxmemory on the server" in memory.mend
+    assert "Set maxmemory on the server" in memory.fix
     assert find(findings, "remote round trip").status is Status.OK
     assert report.exit_code(findings) == 0
 
@@ -156,7 +156,7 @@ def test_a_limit_without_eviction(tmp_path: Path) -> None:
     memory = find(findings, "remote memory")
     assert memory.status is Status.WARNING
     assert "noeviction fills up, and then refuses every write" in memory.evidence
-    assert memory.mend == "Set maxmemory-policy to allkeys-lru or allkeys-lfu on the server."
+    assert memory.fix == "Set maxmemory-policy to allkeys-lru or allkeys-lfu on the server."
     assert find(findings, "remote round trip").status is Status.OK
 
 
@@ -167,7 +167,7 @@ def test_a_server_that_is_full(tmp_path: Path) -> None:
     memory = find(findings, "remote memory")
     assert memory.status is Status.FAILURE
     assert memory.evidence.startswith("full: ")
-    assert memory.mend == "Set maxmemory-policy to allkeys-lru or allkeys-lfu on the server."
+    assert memory.fix == "Set maxmemory-policy to allkeys-lru or allkeys-lfu on the server."
     assert find(findings, "remote round trip").evidence == "needs remote memory"
 
 
@@ -181,7 +181,7 @@ def test_full_of_values_that_never_expire(tmp_path: Path) -> None:
     last = find(findings, "remote round trip")
     assert last.status is Status.FAILURE
     assert last.evidence == "1.0 MiB could not be written: the server is full"
-    assert last.mend.startswith("Raise maxmemory")
+    assert last.fix.startswith("Raise maxmemory")
 
 
 def test_a_value_that_does_not_stay(plain: Store, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -195,7 +195,7 @@ def test_a_value_that_does_not_stay(plain: Store, monkeypatch: pytest.MonkeyPatc
         last = find(look_at(redis_remote(plain, port=port)), "remote round trip")
     assert last.status is Status.FAILURE
     assert last.evidence == "a value of 1.0 MiB was gone when it was read back"
-    assert "Raise maxmemory" in last.mend
+    assert "Raise maxmemory" in last.fix
 
 
 def test_a_value_that_comes_back_changed(plain: Store) -> None:
@@ -206,7 +206,7 @@ def test_a_value_that_comes_back_changed(plain: Store) -> None:
         last = find(look_at(redis_remote(plain, port=port)), "remote round trip")
     assert last.status is Status.FAILURE
     assert last.evidence == "a value of 1.0 MiB came back changed"
-    assert "Do not use this server" in last.mend
+    assert "Do not use this server" in last.fix
 
 
 def test_persistence(tmp_path: Path) -> None:
@@ -214,7 +214,7 @@ def test_persistence(tmp_path: Path) -> None:
         persistence = find(look_at(redis_remote(store)), "remote persistence")
     assert persistence.status is Status.WARNING
     assert persistence.evidence.startswith("an append-only file and snapshots (save 900 1)")
-    assert "appendonly no" in persistence.mend
+    assert "appendonly no" in persistence.fix
 
 
 def test_a_refused_connection() -> None:
@@ -223,7 +223,7 @@ def test_a_refused_connection() -> None:
     connection = find(findings, "remote connection")
     assert connection.status is Status.FAILURE
     assert connection.evidence == f"127.0.0.1:{port} refuses the connection"
-    assert connection.mend.startswith("Start the server, or correct the port (the test)")
+    assert connection.fix.startswith("Start the server, or correct the port (the test)")
     unchecked_after(findings, "remote connection")
 
 
@@ -232,7 +232,7 @@ def test_a_name_that_does_not_resolve() -> None:
     name = find(findings, "remote name")
     assert name.status is Status.FAILURE
     assert name.evidence.startswith("cache.invalid cannot be resolved (")
-    assert "Correct the host in remote_url (the test)" in name.mend
+    assert "Correct the host in remote_url (the test)" in name.fix
     unchecked_after(findings, "remote name")
 
 
@@ -250,7 +250,7 @@ def test_a_server_that_never_answers() -> None:
     login = find(findings, "remote login")
     assert login.status is Status.FAILURE
     assert login.evidence == (f"{host}:{port} accepts connections and does not answer within 0.6 s")
-    assert "Look why the server hangs" in login.mend
+    assert "Look why the server hangs" in login.fix
     unchecked_after(findings, "remote login")
 
 
@@ -274,7 +274,7 @@ def test_a_replica(tmp_path: Path, plain: Store) -> None:
         assert topology.status is Status.FAILURE
         address = f"{plain.host}:{plain.port}"
         assert topology.evidence == f"a read-only replica of {address}: nothing can be stored"
-        assert f"Use the address of the primary, {address}," in topology.mend
+        assert f"Use the address of the primary, {address}," in topology.fix
         assert find(findings, "remote round trip").evidence == "needs remote topology"
         with replica.client() as client:
             client.config_set("replica-read-only", "no")
@@ -293,14 +293,14 @@ def test_a_unix_socket(tmp_path: Path) -> None:
     connection = find(look_at(redis_remote(f"unix://{path}")), "remote connection")
     assert connection.status is Status.FAILURE
     assert connection.evidence == f"{path}: No such file or directory"
-    assert "mount its socket here" in connection.mend
+    assert "mount its socket here" in connection.fix
 
 
 def test_a_database_that_the_server_does_not_have(plain: Store) -> None:
     login = find(look_at(redis_remote(f"{plain.url}/99")), "remote login")
     assert login.status is Status.FAILURE
     assert "DB index is out of range" in login.evidence
-    assert "Use a database that the server has" in login.mend
+    assert "Use a database that the server has" in login.fix
 
 
 def test_a_url_that_cannot_be_used() -> None:
@@ -308,7 +308,7 @@ def test_a_url_that_cannot_be_used() -> None:
     assert address.name == "remote address"
     assert address.status is Status.FAILURE
     assert address.evidence == "remote_url names no number as the port of host"
-    assert address.mend == "Correct remote_url (the test)."
+    assert address.fix == "Correct remote_url (the test)."
 
 
 def test_another_service_on_the_port() -> None:
@@ -323,7 +323,7 @@ def test_another_service_on_the_port() -> None:
         server.shutdown()
     assert login.status is Status.FAILURE
     assert login.evidence.startswith(f"127.0.0.1:{server.server_port} does not let us in: ")
-    assert "another service listens there (the test)" in login.mend
+    assert "another service listens there (the test)" in login.fix
 
 
 def test_a_server_that_repeats_the_password() -> None:
@@ -343,7 +343,7 @@ def test_a_server_that_repeats_the_password() -> None:
         server.shutdown()
     assert login.status is Status.FAILURE
     assert re.search(r"says: .* AUTH .*\*\*\*", login.evidence)
-    assert login.mend == "Look at the configuration and the log of the server."
+    assert login.fix == "Look at the configuration and the log of the server."
 
 
 @pytest.fixture(scope="module")
@@ -358,7 +358,7 @@ def test_a_cluster_without_slots(cluster: Store) -> None:
     topology = _topology(cluster, "redis-cluster")
     assert topology.status is Status.FAILURE
     assert topology.evidence == "the cluster is down: 0 of 16384 slots have a node"
-    assert "give every slot a node" in topology.mend
+    assert "give every slot a node" in topology.fix
 
 
 def test_a_cluster(cluster: Store) -> None:
@@ -368,7 +368,7 @@ def test_a_cluster(cluster: Store) -> None:
     topology = _topology(cluster, "redis")
     assert topology.status is Status.FAILURE
     assert topology.evidence.startswith(f"{cluster.host}:{cluster.port} is part of a cluster")
-    assert f"redis-cluster://{cluster.host}:{cluster.port}" in topology.mend
+    assert f"redis-cluster://{cluster.host}:{cluster.port}" in topology.fix
     findings = look_at(redis_remote(cluster, scheme="redis-cluster"))
     assert statuses(findings) == dict.fromkeys(STORE_STAGES, Status.OK)
     assert find(findings, "remote topology").evidence == "a cluster of 1 primary"
@@ -378,7 +378,7 @@ def test_one_node_taken_for_a_cluster(plain: Store) -> None:
     topology = _topology(plain, "redis-cluster")
     assert topology.status is Status.FAILURE
     assert topology.evidence.endswith("is one node, not part of a cluster")
-    assert f"Write {plain.url} in remote_url" in topology.mend
+    assert f"Write {plain.url} in remote_url" in topology.fix
 
 
 def _topology(store: Store, scheme: str) -> Finding:
@@ -396,11 +396,11 @@ def test_sentinels(tmp_path: Path, plain: Store) -> None:
         unknown = find(look_at(redis_remote(f"{url}/other")), "remote sentinel")
         assert unknown.status is Status.FAILURE
         assert unknown.evidence.endswith("knows no service 'other', but cache")
-        assert "Correct the sentinels or the service" in unknown.mend
+        assert "Correct the sentinels or the service" in unknown.fix
         topology = _topology(watcher, "redis")
         assert topology.status is Status.FAILURE
         assert topology.evidence.endswith("is a sentinel, which stores nothing")
-        assert f"cache is at {primary}" in topology.mend
+        assert f"cache is at {primary}" in topology.fix
     wrong = find(look_at(redis_remote(f"redis-sentinel://{primary}/cache")), "remote sentinel")
     assert wrong.status is Status.FAILURE
     assert f"{primary} is no sentinel" in wrong.evidence

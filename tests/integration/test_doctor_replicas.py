@@ -14,12 +14,12 @@ from typing import Any
 
 import pytest
 
-from kserve_lmcache.doctor import at_start, redis_replicas
+from kserve_lmcache.config.stores import Remote
+from kserve_lmcache.doctor import at_start
 from kserve_lmcache.doctor.check import Finding, Status, Subject
-from kserve_lmcache.doctor.redis_replicas import KEY_PREFIX, announce
-from kserve_lmcache.doctor.replica import Replica
 from kserve_lmcache.identity import fingerprint
-from kserve_lmcache.remote.address import Remote
+from kserve_lmcache.server import announcement
+from kserve_lmcache.server.announcement import KEY_PREFIX, Replica, announce, keep_announced
 from tests.support import models
 from tests.support.commands import run, run_here
 from tests.support.doctor import find, look_at, redis_remote
@@ -97,7 +97,7 @@ def test_the_command_reports_replicas_of_two_hash_seeds(store: Store, content: s
     assert finding.evidence.endswith(
         "s ago): hash seed 1 there and 0 here; 1 of 2 differ in nothing that was compared"
     ), finding.evidence
-    assert "the same PYTHONHASHSEED, " in finding.mend
+    assert "the same PYTHONHASHSEED, " in finding.fix
     assert finding.seconds < 2, "the model's content was not told from a few of its bytes"
     finding = command(store, f"--model_id={MODEL}", run=run, PYTHONHASHSEED="1")
     assert "nothing is shared with pod-a:8080 (" in finding.evidence
@@ -212,7 +212,6 @@ def test_a_private_server_is_not_announced(store: Store, content: str) -> None:
     )
     assert finding.status is Status.SKIPPED
     assert fields(store, content) == set()
-    assert redis_replicas.renewal(subject_of(store, own, model_fingerprint="private")) is None
 
 
 def subject_of(store: Store, own: Replica, **more: Any) -> Subject:
@@ -242,7 +241,7 @@ def test_a_user_who_may_not_use_the_key(
         assert each in finding.evidence
     assert finding.evidence.count("cannot be") == len(said)
     assert "permission" in finding.evidence
-    assert finding.mend == (
+    assert finding.fix == (
         "Allow it: ACL SETUSER … ~kserve-lmcache:replicas:* +hset +hgetall +hdel +expire."
     )
     assert not [each for each in findings if each.status is Status.FAILURE]
@@ -257,8 +256,8 @@ def test_a_user_who_may_only_look_still_hears_of_others(store: Store, content: s
     finding = find(look_at(remote, replica=server("pod-a:8080", content)), "replicas")
     assert "this server cannot be announced to others: " in finding.evidence
     assert "nothing is shared with pod-b:8080 (" in finding.evidence
-    assert "+hset" in finding.mend
-    assert "PYTHONHASHSEED" in finding.mend
+    assert "+hset" in finding.fix
+    assert "PYTHONHASHSEED" in finding.fix
 
 
 def test_a_key_that_is_something_else(store: Store, content: str) -> None:
@@ -295,10 +294,13 @@ Log = tuple[logging.Logger, Records]
 
 
 @pytest.fixture
-def log() -> Log:
-    logger, records = logging.Logger("the test", logging.DEBUG), Records()
+def log() -> Iterator[Log]:
+    logger, records = logging.getLogger(announcement.__name__), Records()
     logger.addHandler(records)
-    return logger, records
+    before, logger.level = logger.level, logging.DEBUG
+    yield logger, records
+    logger.level = before
+    logger.removeHandler(records)
 
 
 def test_a_server_stays_announced_while_it_offloads(store: Store, content: str, log: Log) -> None:
@@ -312,7 +314,8 @@ def test_a_server_stays_announced_while_it_offloads(store: Store, content: str, 
         return offloads
 
     own = server("pod-a:8080", content)
-    at_start.log_findings(subject_of(store, own), logger, offloads=still, pause=0.05)
+    at_start.log_findings(subject_of(store, own), logger)
+    keep_announced(redis_remote(store), own, still, pause=0.05)
     until(lambda: fields(store, content) == {"pod-a:8080"})
     until(lambda: any("Check replicas: ok" in line for line in records.lines))
     with closing(store.client()) as client:
@@ -333,9 +336,14 @@ def test_a_store_that_is_away_is_tried_again(tmp_path: Path, content: str, log: 
     stop = False
     with redis_process(tmp_path) as store:
         subject = Subject(remote=redis_remote(store), replica=server("pod-a:8080", content))
-        at_start.log_findings(subject, logger, offloads=lambda: not stop, pause=0.05)
+        at_start.log_findings(subject, logger)
+        keep_announced(subject.remote, subject.replica, lambda: not stop, pause=0.05)
         until(lambda: any("Check replicas: ok" in line for line in records.lines))
-    until(lambda: any("Not announced to other servers: " in line for line in records.lines))
+    until(
+        lambda: any(
+            "This server is not announced to other servers: " in line for line in records.lines
+        )
+    )
     stop = True
 
 
@@ -345,7 +353,7 @@ def test_a_store_that_hangs_delays_nobody(content: str, log: Log) -> None:
         remote = redis_remote(f"redis://{host}:{port}")
         subject = Subject(remote=remote, replica=server("pod-a:8080", content))
         start = time.monotonic()
-        at_start.log_findings(subject, logger, timeout=1.0, offloads=lambda: False, pause=0.01)
+        at_start.log_findings(subject, logger, timeout=1.0)
         assert time.monotonic() - start < 0.5
         until(lambda: any("Check replicas: skipped" in line for line in records.lines), 5)
     assert any("needs remote login" in line for line in records.lines)
@@ -354,8 +362,8 @@ def test_a_store_that_hangs_delays_nobody(content: str, log: Log) -> None:
 def test_a_store_that_is_not_redis_has_no_announcements(content: str) -> None:
     own = server("pod-a:8080", content)
     lm = Remote("lm://host:1", "the test")
-    assert redis_replicas.renewal(Subject(remote=lm, replica=own)) is None
-    assert redis_replicas.renewal(Subject(replica=own)) is None
+    assert keep_announced(lm, own, lambda: True) is None
+    assert keep_announced(None, own, lambda: True) is None
 
 
 def slot_of(client: Any, content: str) -> int:
@@ -407,7 +415,7 @@ def test_a_store_that_is_full(tmp_path: Path, content: str) -> None:
     assert finding.status is Status.WARNING
     assert "this server cannot be announced to others: " in finding.evidence
     assert "maxmemory" in finding.evidence
-    assert "sharing itself does not depend on it" in finding.mend
+    assert "sharing itself does not depend on it" in finding.fix
 
 
 def test_two_that_start_at_once_do_not_miss_each_other(store: Store, content: str) -> None:

@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 
+from kserve_lmcache.config.stores import Remote
 from kserve_lmcache.doctor.check import Finding, Status
-from kserve_lmcache.remote.address import Remote
 from tests.support.doctor import (
     STORE_STAGES,
     find,
@@ -78,14 +78,14 @@ def test_a_certificate_about_to_expire(store: Store, authority: Authority) -> No
     found = encryption(store, certificate, authority.file)
     assert found.status is Status.WARNING
     assert found.evidence.endswith("13 days left")
-    assert "Renew the server's certificate" in found.mend
+    assert "Renew the server's certificate" in found.fix
 
 
 def test_an_expired_certificate(store: Store, authority: Authority) -> None:
     found = encryption(store, authority.issue("127.0.0.1", days=-2), authority.file)
     assert found.status is Status.FAILURE
     assert re.fullmatch(r"the certificate expired \w{3} +\d+ [\d:]+ \d{4} GMT", found.evidence)
-    assert found.mend == "Renew the server's certificate."
+    assert found.fix == "Renew the server's certificate."
 
 
 def test_a_certificate_for_another_name(store: Store, authority: Authority) -> None:
@@ -93,7 +93,7 @@ def test_a_certificate_for_another_name(store: Store, authority: Authority) -> N
     found = encryption(store, certificate, authority.file)
     assert found.status is Status.FAILURE
     assert found.evidence == "the certificate is for cache.example, 10.0.0.1, not for 127.0.0.1"
-    assert "issue a certificate for this one" in found.mend
+    assert "issue a certificate for this one" in found.fix
     found = encryption(store, certificate, authority.file, host="localhost")
     assert found.evidence == "the certificate is for cache.example, 10.0.0.1, not for localhost"
 
@@ -105,7 +105,7 @@ def test_a_certificate_of_an_unknown_authority(store: Store, authority: Authorit
     assert found.evidence.startswith(
         "the certificate is signed by none of the system's authorities (no remote_ca_file is set)"
     )
-    assert "Set remote_ca_file" in found.mend
+    assert "Set remote_ca_file" in found.fix
 
 
 def test_a_certificate_of_another_authority(
@@ -125,7 +125,7 @@ def test_a_file_of_authorities_that_cannot_be_used(
     found = encryption(store, certificate, missing)
     assert found.status is Status.FAILURE
     assert found.evidence == f"{missing} cannot be used: No such file or directory"
-    assert "Give PEM files" in found.mend
+    assert "Give PEM files" in found.fix
     empty = tmp_path / "empty.pem"
     empty.write_text("nothing")
     assert f"{empty} cannot be used" in encryption(store, certificate, empty).evidence
@@ -141,7 +141,7 @@ def test_a_server_that_demands_a_certificate(store: Store, authority: Authority)
     assert found.status is Status.FAILURE
     # The server's reason is lost when it closes the connection before it has read all of ours.
     assert re.search(r" demands a certificate of ours .*\(none was given\)", found.evidence)
-    assert "Set remote_cert_file and remote_key_file" in found.mend
+    assert "Set remote_cert_file and remote_key_file" in found.fix
     unchecked_after(without, "remote TLS")
     assert find(with_one, "remote round trip").status is Status.OK
 
@@ -151,7 +151,7 @@ def test_a_server_without_tls(store: Store, authority: Authority) -> None:
     found = find(findings, "remote TLS")
     assert found.status is Status.FAILURE
     assert found.evidence == f"{store.host}:{store.port} does not speak TLS"
-    assert found.mend.startswith("Write redis:// in remote_url (the test)")
+    assert found.fix.startswith("Write redis:// in remote_url (the test)")
 
 
 def test_tls_where_none_is_asked_for(store: Store, authority: Authority) -> None:
@@ -160,7 +160,7 @@ def test_tls_where_none_is_asked_for(store: Store, authority: Authority) -> None
     login = find(findings, "remote login")
     assert login.status is Status.FAILURE
     assert login.evidence == f"127.0.0.1:{port} speaks TLS"
-    assert login.mend == "Write rediss:// in remote_url (the test)."
+    assert login.fix == "Write rediss:// in remote_url (the test)."
 
 
 def test_a_server_that_never_shakes_hands(authority: Authority) -> None:
@@ -171,4 +171,4 @@ def test_a_server_that_never_shakes_hands(authority: Authority) -> None:
     assert time.monotonic() - start < 2.5
     assert found.status is Status.FAILURE
     assert found.evidence == f"{host}:{port} does not shake hands within 0.6 s"
-    assert "Look why the server hangs" in found.mend
+    assert "Look why the server hangs" in found.fix

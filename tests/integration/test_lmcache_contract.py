@@ -29,15 +29,15 @@ from lmcache.v1.storage_backend.job_executor.pq_executor import AsyncPQExecutor
 from vllm.distributed.kv_transfer.kv_connector.v1.lmcache_connector import LMCacheConnectorV1
 
 from kserve_lmcache.config import keys
+from kserve_lmcache.config.settings import SETTINGS
+from kserve_lmcache.config.stores import Disk
+from kserve_lmcache.config.tier_limits import Limits
+from kserve_lmcache.config.tier_plugins import DISK_PLUGIN, disk_to_extra_config
 from kserve_lmcache.config.values import parse
 from kserve_lmcache.connector import lmcache_engine
 from kserve_lmcache.connector.lmcache_engine import end_offload_server, leave_unloaded
-from kserve_lmcache.connector.step import Source
-from kserve_lmcache.remote import lmcache_objects, lmcache_store
-from kserve_lmcache.remote.address import Disk
-from kserve_lmcache.remote.limits import Limits
-from kserve_lmcache.remote.options import DISK_PLUGIN, disk_to_extra_config
-from kserve_lmcache.settings import SETTINGS
+from kserve_lmcache.connector.metadata import Source
+from kserve_lmcache.tiers.lmcache import objects, store
 from tests.support.lmcache_engine import BLOCK, CHUNK, HEAD_SIZE, HEADS, LAYERS, an_engine
 from tests.support.waiting import until
 
@@ -376,7 +376,7 @@ def test_connectors_keep_what_the_remote_tier_reaches_for() -> None:
 
 
 def test_a_value_is_read_from_and_written_to_as_lmcaches_own() -> None:
-    values = lmcache_objects.Values(None, None, 4096)
+    values = objects.Values(None, None, 4096)
     value = values.allocate([torch.Size([4096])], [torch.uint8], busy_loop=False)
     assert value.byte_array.nbytes == len(value.byte_array) == value.get_size() == 4096
     assert value.get_physical_size() == 4096
@@ -396,10 +396,10 @@ def test_a_value_is_read_from_and_written_to_as_lmcaches_own() -> None:
 
 
 def test_keys_are_such_as_every_connector_takes() -> None:
-    key = lmcache_objects.key_of("namespace" * 100 + "@1@0@ab@bfloat16@tag%value")
+    key = objects.key_of("namespace" * 100 + "@1@0@ab@bfloat16@tag%value")
     assert len(key.to_string()) <= protocol.MAX_KEY_LENGTH
     assert parse_cache_key(key.to_string()) == key
-    assert key != lmcache_objects.key_of("another")
+    assert key != objects.key_of("another")
     assert isinstance(key.chunk_hash, int)
 
 
@@ -410,7 +410,7 @@ def test_the_executor_of_connectors_ends_without_waiting_for_itself() -> None:
 
     async def end() -> None:
         connector = SimpleNamespace(pq_executor=AsyncPQExecutor(asyncio.get_running_loop()))
-        lmcache_store._unblock_close(connector)
+        store._unblock_close(connector)
         await connector.pq_executor.shutdown(wait=True)
 
     thread = threading.Thread(target=asyncio.run, args=(end(),), daemon=True)
@@ -420,18 +420,18 @@ def test_the_executor_of_connectors_ends_without_waiting_for_itself() -> None:
 
 
 def test_configurations_are_changed_without_changing_lmcaches() -> None:
-    told = {"kserve_lmcache.remote": {"password": "p"}, "kserve_lmcache.disk": {}, "s3_region": "r"}
+    told = {"kserve_lmcache.tiers": {"password": "p"}, "kserve_lmcache.disk": {}, "s3_region": "r"}
     config = LMCacheEngineConfig.from_defaults(
         remote_storage_plugins=["kserve-disk", "theirs", "kserve"],
         extra_config=told,
         save_unfull_chunk=True,
     )
-    seen = lmcache_objects._config(config, "s3://bucket")
+    seen = objects._config(config, "s3://bucket")
     assert seen.remote_storage_plugins == ["theirs"]
     assert seen.extra_config == {"s3_region": "r", "s3_num_io_threads": 8}
     assert seen.save_unfull_chunk is False
     assert config.extra_config == told
     assert config.save_unfull_chunk is True
-    seen = lmcache_objects._config(config, "mooncakestore://master:50051")
+    seen = objects._config(config, "mooncakestore://master:50051")
     assert seen.extra_config["mooncake_master_server_addr"] == "master:50051"
     assert seen.extra_config["save_chunk_meta"] is True

@@ -16,7 +16,7 @@ from vllm.distributed.kv_transfer.kv_connector.v1 import KVConnectorRole
 from vllm.distributed.kv_transfer.kv_connector.v1.lmcache_connector import LMCacheConnectorV1
 
 from kserve_lmcache.connector import KServeLMCacheConnector, lmcache_engine
-from kserve_lmcache.connector.faults import Faults
+from kserve_lmcache.connector.error_containment import Faults
 from kserve_lmcache.metrics.table import COMPUTED, PREFIX_CACHE, TIERS, metric
 from tests.support.lmcache_faults import lose_chunks
 from tests.support.simulated_engine import (

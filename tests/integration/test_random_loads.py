@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 
 from kserve_lmcache.connector import KServeLMCacheConnector
-from kserve_lmcache.connector.faults import Faults
+from kserve_lmcache.connector.error_containment import Faults
 from tests.support.lmcache_faults import inject, lose_chunks
 from tests.support.simulated_engine import CHUNK, SimulatedEngine, continuation, simulated
 

@@ -9,9 +9,9 @@ from pathlib import Path
 
 import pytest
 
-from kserve_lmcache.remote.address import Remote
-from kserve_lmcache.remote.redis_client import PREFIX
-from kserve_lmcache.remote.tier import RemoteTier
+from kserve_lmcache.config.stores import Remote
+from kserve_lmcache.tiers.guard.tier import Tier
+from kserve_lmcache.tiers.redis.client import PREFIX
 from tests.support.remote import chunks, load, redis_tier, store_all
 from tests.support.replica import TOKENS, alike, pages, prompt, replica
 from tests.support.stores import (
@@ -112,7 +112,7 @@ def test_a_directory(tmp_path: Path) -> None:
 
 
 @contextmanager
-def traffic(tier: RemoteTier) -> Iterator[list[str]]:
+def traffic(tier: Tier) -> Iterator[list[str]]:
     """Stores and loads all the while; the list gets what came and was not what was stored."""
     failures: list[str] = []
     over = threading.Event()

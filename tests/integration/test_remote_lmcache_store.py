@@ -12,11 +12,11 @@ from pathlib import Path
 
 import pytest
 
-from kserve_lmcache.remote.envelope import seal
-from kserve_lmcache.remote.limits import Limits
-from kserve_lmcache.remote.lmcache_store import LMCacheStore
-from kserve_lmcache.remote.store import Entry
-from kserve_lmcache.remote.tier import RemoteTier
+from kserve_lmcache.config.tier_limits import Limits
+from kserve_lmcache.tiers.guard.codec import encode_header
+from kserve_lmcache.tiers.guard.store import Entry
+from kserve_lmcache.tiers.guard.tier import Tier
+from kserve_lmcache.tiers.lmcache.store import LMCacheStore
 from tests.support import misbehaving_connectors as misbehaving
 from tests.support.lmcache_store import (
     PATIENT,
@@ -59,7 +59,7 @@ def redis(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Store]:
 @pytest.fixture(params=["lm", "fs", "fs, direct", "fs, spread", "resp"])
 def tiers(
     request: pytest.FixtureRequest, tmp_path: Path, server: LmStore, redis: Store
-) -> Callable[..., RemoteTier]:
+) -> Callable[..., Tier]:
     """Makes tiers of one store."""
     one, other = tmp_path / "one", tmp_path / "other"
     one.mkdir()  # which the connector does not when it is to write directly
@@ -82,7 +82,7 @@ def files(directory: Path) -> list[Path]:
     return sorted(each for each in directory.iterdir() if each.stat().st_size > PAYLOAD)
 
 
-def test_what_one_stores_another_loads(tiers: Callable[..., RemoteTier]) -> None:
+def test_what_one_stores_another_loads(tiers: Callable[..., Tier]) -> None:
     with tiers() as one, tiers() as other:
         chunks_are_shared(one, other)
 
@@ -137,7 +137,7 @@ def test_a_corrupt_file(
 
 def test_a_corrupt_value_that_cannot_be_deleted_is_written_anew(server: LmStore) -> None:
     values = values_of("c", "d")
-    wrong = Entry("c", seal("d", LAYOUT, values["d"]), values["d"])
+    wrong = Entry("c", encode_header("d", LAYOUT, values["d"]), values["d"])
     writer = LMCacheStore(connectors(server.url), PATIENT, "write")
     writer.write([wrong])
     writer.close()
@@ -323,7 +323,7 @@ def test_values_that_were_never_written_are_not_served() -> None:
         assert tier.report()["chunks_read"] == 0
 
 
-def _is_given_up_after_three_deadlines(tier: RemoteTier) -> None:
+def _is_given_up_after_three_deadlines(tier: Tier) -> None:
     for _ in range(3):
         began = time.monotonic()
         assert tier.lookup(["a"]) == 0

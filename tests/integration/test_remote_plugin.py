@@ -18,11 +18,11 @@ import pytest
 import torch
 from lmcache.v1.memory_management import MemoryFormat, MemoryObj
 
+from kserve_lmcache.config.stores import Remote
+from kserve_lmcache.config.tier_plugins import PLUGIN
 from kserve_lmcache.connector.lmcache_engine import tiers
-from kserve_lmcache.remote.address import Remote
-from kserve_lmcache.remote.envelope import Layout, seal
-from kserve_lmcache.remote.options import PLUGIN
-from kserve_lmcache.remote.redis_client import PREFIX
+from kserve_lmcache.tiers.guard.codec import Layout, encode_header
+from kserve_lmcache.tiers.redis.client import PREFIX
 from tests.support.lmcache_engine import CHUNK, HEAD_SIZE, HEADS, LAYERS
 from tests.support.replica import CHUNKS, TOKENS, Replica, alike, pages, prompt, replica
 from tests.support.stores import Store, redis_process
@@ -135,7 +135,7 @@ def test_a_payload_that_does_not_fit_its_layout_holds_no_memory(
         shape = (2, LAYERS, CHUNK, HEADS * HEAD_SIZE)
         payload = bytes(4 * math.prod(shape) - 1)
         layout = Layout("KV_2LTD", (("float32", shape),))
-        server.client().set(PREFIX + key, seal(key, layout, payload) + payload)
+        server.client().set(PREFIX + key, encode_header(key, layout, payload) + payload)
         before = room(one)
         with no_garbage_collection():
             assert one.load(prompt(6))[:2] == (CHUNK, 0)

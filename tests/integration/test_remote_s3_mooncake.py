@@ -12,10 +12,10 @@ from pathlib import Path
 
 import pytest
 
-from kserve_lmcache.remote import lmcache_mooncake
-from kserve_lmcache.remote.limits import Limits
-from kserve_lmcache.remote.lmcache_objects import key_of
-from kserve_lmcache.remote.tier import RemoteTier
+from kserve_lmcache.config.tier_limits import Limits
+from kserve_lmcache.tiers.guard.tier import Tier
+from kserve_lmcache.tiers.lmcache import mooncake as mooncake_connector
+from kserve_lmcache.tiers.lmcache.objects import key_of
 from tests.support.lmcache_store import PATIENT, chunks_are_shared, lmcache_tier, values_of
 from tests.support.probes import Probes
 from tests.support.remote import load, store_all, threads
@@ -57,7 +57,7 @@ def server(request: pytest.FixtureRequest) -> Server:
     return found
 
 
-def tier_of(server: Server, limits: Limits = PATIENT) -> AbstractContextManager[RemoteTier]:
+def tier_of(server: Server, limits: Limits = PATIENT) -> AbstractContextManager[Tier]:
     """Another process lends Mooncake its memory."""
     extra = {**server.extra_config, "mooncake_global_segment_size": "0"}
     return lmcache_tier(server.url, limits, **extra)
@@ -93,7 +93,7 @@ def _corrupt(value: bytes) -> tuple[bytes, bytes]:
     return value[:9999] + bytes([value[9999] ^ 1]) + value[10000:], value[:1000]
 
 
-def _is_missing_until_it_is_written_anew(tier: RemoteTier) -> None:
+def _is_missing_until_it_is_written_anew(tier: Tier) -> None:
     before = tier.report()["chunks_corrupt"]
     assert tier.lookup(["a", "b"]) == 2
     assert load(tier, ["a", "b"]) == []
@@ -141,7 +141,7 @@ def test_a_killed_server_is_missed_and_used_again(server: Server) -> None:
 def test_a_master_that_is_not_there_stops_nobody(
     mooncake: MooncakeStore, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(lmcache_mooncake, "_SECONDS", 6.0)  # which it would take in any case
+    monkeypatch.setattr(mooncake_connector, "_SECONDS", 6.0)  # which it would take in any case
     mooncake.process.signal(signal.SIGKILL)
     mooncake.process.wait(10)
     with (
@@ -152,7 +152,7 @@ def test_a_master_that_is_not_there_stops_nobody(
         assert tier.lookup(["a"]) == 0
 
 
-def _is_given_up(tier: RemoteTier) -> None:
+def _is_given_up(tier: Tier) -> None:
     # What Mooncake's client was asked for just now it still knows.
     number = 0
     while tier.report()["up"]:

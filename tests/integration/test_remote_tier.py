@@ -10,10 +10,10 @@ from pathlib import Path
 
 import pytest
 
-from kserve_lmcache.remote.address import Remote
-from kserve_lmcache.remote.envelope import seal
-from kserve_lmcache.remote.limits import Limits
-from kserve_lmcache.remote.redis_client import PREFIX
+from kserve_lmcache.config.stores import Remote
+from kserve_lmcache.config.tier_limits import Limits
+from kserve_lmcache.tiers.guard.codec import encode_header
+from kserve_lmcache.tiers.redis.client import PREFIX
 from tests.support.damage import RANDOM_CHANGES
 from tests.support.remote import LAYOUT, SIZE, chunks, load, redis_tier, store, store_all
 from tests.support.stores import Store, redis_process, valkey_server
@@ -131,12 +131,12 @@ def test_no_corrupt_value_is_ever_served(server: Store, remote: Remote) -> None:
     chance = random.Random(5)
     client = server.client()
     payload = chunks("a")["a"]
-    other = seal("other", LAYOUT, payload) + payload
+    other = encode_header("other", LAYOUT, payload) + payload
     with redis_tier(remote) as tier:
         for number in range(CORRUPTIONS):
             key = f"k{number}"
             change = RANDOM_CHANGES[number % len(RANDOM_CHANGES)]
-            stored = seal(key, LAYOUT, payload) + payload
+            stored = encode_header(key, LAYOUT, payload) + payload
             client.set(PREFIX + key, change(chance, stored, other))
             # A busy machine may read it too late, and again; nothing comes of it ever.
             while tier.report()["chunks_corrupt"] == number:

@@ -7,9 +7,9 @@ import re
 from kserve_lmcache.bench.workloads import WORKLOADS
 from kserve_lmcache.cli.bench import build_parser as bench_parser
 from kserve_lmcache.config.resolve import DEFAULTS
-from kserve_lmcache.http import routes
+from kserve_lmcache.config.settings import SETTINGS
 from kserve_lmcache.metrics.table import TABLE
-from kserve_lmcache.settings import SETTINGS
+from kserve_lmcache.server.http import routes
 from tests.packaging.manifests import ROOT
 from tests.support.architectures import ARCHITECTURES
 

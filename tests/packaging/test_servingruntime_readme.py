@@ -6,7 +6,7 @@ import re
 
 import pytest
 
-from kserve_lmcache.kv_size import bytes_per_token
+from kserve_lmcache.config.engine_shape import bytes_per_token
 from tests.packaging import schemas
 from tests.packaging.manifests import RUNTIMES, SETS, components, documents, examples
 from tests.packaging.pods import Document

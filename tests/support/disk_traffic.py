@@ -22,8 +22,8 @@ from subprocess import PIPE, Popen
 from typing import Any
 
 from kserve_lmcache.config import engine_file
-from kserve_lmcache.remote.address import Disk
-from kserve_lmcache.remote.limits import Limits
+from kserve_lmcache.config.stores import Disk
+from kserve_lmcache.config.tier_limits import Limits
 
 CHUNKS = 6
 FEW = 8  # prompts that come again and again

@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+from kserve_lmcache.config.stores import Remote
 from kserve_lmcache.doctor import report, store
 from kserve_lmcache.doctor.check import Finding, Status, Subject
-from kserve_lmcache.doctor.replica import Replica
 from kserve_lmcache.doctor.run import examine
-from kserve_lmcache.remote.address import Remote
+from kserve_lmcache.server.announcement import Replica
 from tests.support.stores import Store
 
 STORE_STAGES = (

@@ -135,8 +135,8 @@ def _outcome(job: dict[str, Any]) -> Outcome:
     from vllm.v1.engine.llm_engine import LLMEngine
 
     from kserve_lmcache.cli.arguments import parse_arguments
-    from kserve_lmcache.engine_arguments import resolve_engine_arguments
-    from kserve_lmcache.offload import plan_offload
+    from kserve_lmcache.engine.arguments import resolve_engine_arguments
+    from kserve_lmcache.engine.plan import plan_offload
 
     before, outcome, engine = dict(os.environ), Outcome(), None
     utils._config_instance = None  # LMCache reads its configuration once in a process

@@ -16,12 +16,12 @@ from fastapi.responses import ORJSONResponse
 from kserve.protocol.model_repository_extension import ModelRepositoryExtension
 
 from kserve_lmcache.cli.arguments import parse_arguments
-from kserve_lmcache.data_plane import OffloadDataPlane, Repository
-from kserve_lmcache.http import vllm_app
-from kserve_lmcache.http.limits import Limits
-from kserve_lmcache.lifecycle import Lifecycle
-from kserve_lmcache.model import LMCacheModel
-from kserve_lmcache.rest_server import SurfaceRESTServer
+from kserve_lmcache.engine.model import LMCacheModel
+from kserve_lmcache.server.data_plane import OffloadDataPlane, Repository
+from kserve_lmcache.server.http import vllm_app
+from kserve_lmcache.server.http.limits import Limits
+from kserve_lmcache.server.lifecycle import Lifecycle
+from kserve_lmcache.server.rest_server import SurfaceRESTServer
 from tests.support.ports import free_port
 from tests.support.tls import Certificate
 
@@ -36,10 +36,10 @@ class MockModel(LMCacheModel):
 
     def __init__(self, *groups: str) -> None:
         args = parse_arguments([f"--model_name={NAME}"])
-        offload: Any = SimpleNamespace(configuration={"enable_routes": ",".join(groups)})
-        super().__init__(args, offload, engine_config=None)  # type: ignore[arg-type]
+        offload: Any = SimpleNamespace(configuration={}, identity=None, engine_file=None)
+        super().__init__(args, offload, engine_config=None, build_app=None)  # type: ignore[arg-type]
         self.alive = True
-        self.vllm_app = vllm_app.build(args, ("generate",), None, groups)
+        self.vllm_app = vllm_app.build(args, groups, ("generate",), None)
         self.openai_serving_chat = SimpleNamespace(create_chat_completion=self._chat)
         self.openai_serving_models = SimpleNamespace(
             lora_requests={"adapter": None}, show_available_models=self._listed
@@ -92,6 +92,8 @@ def serving(
         model,
         Limits(**limits),
         lifecycle,
+        dict,
+        groups,
         app=FastAPI(default_response_class=ORJSONResponse),
         data_plane=OffloadDataPlane(repository, lifecycle),
         model_repository_extension=ModelRepositoryExtension(repository),

@@ -115,7 +115,10 @@ class Connection:
     def __init__(self, client: socket.socket, server: socket.socket) -> None:
         self.is_over = False
         self._ends = (client, server)
-        self._lanes = (Lane(self, client, server, False), Lane(self, server, client, True))
+        self._lanes = (
+            Lane(self, client, server, False),
+            Lane(self, server, client, True),
+        )
 
     def run(self, link: Link) -> None:
         """Carry both ways until both are over."""

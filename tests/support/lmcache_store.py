@@ -10,10 +10,10 @@ from typing import Any
 import torch
 from lmcache.v1.config import LMCacheEngineConfig
 
-from kserve_lmcache.remote.limits import Limits
-from kserve_lmcache.remote.lmcache_objects import Connectors, value_bytes
-from kserve_lmcache.remote.lmcache_store import LMCacheStore
-from kserve_lmcache.remote.tier import RemoteTier
+from kserve_lmcache.config.tier_limits import Limits
+from kserve_lmcache.tiers.guard.tier import Tier
+from kserve_lmcache.tiers.lmcache.objects import Connectors, value_bytes
+from kserve_lmcache.tiers.lmcache.store import LMCacheStore
 from tests.support.lmcache_engine import metadata_of
 from tests.support.remote import LAYOUT, chunks, load, store_all
 from tests.support.waiting import until
@@ -40,10 +40,10 @@ def connectors(url: str, limits: Limits = PATIENT, groups: int = 1, **extra: Any
 @contextmanager
 def lmcache_tier(
     url: str, limits: Limits = PATIENT, wait: bool = True, groups: int = 1, **extra: Any
-) -> Iterator[RemoteTier]:
+) -> Iterator[Tier]:
     """A tier of the store at ``url``; by default one that answers."""
     make_store = functools.partial(LMCacheStore, connectors(url, limits, groups, **extra), limits)
-    tier = RemoteTier(url, make_store, limits, 16, _PATIENT_CHUNK_BYTES)
+    tier = Tier(url, make_store, limits, 16, _PATIENT_CHUNK_BYTES)
     try:
         if wait:
             until(lambda: bool(tier.report()["up"]), seconds=60)
@@ -52,7 +52,7 @@ def lmcache_tier(
         tier.close()
 
 
-def chunks_are_shared(one: RemoteTier, other: RemoteTier) -> None:
+def chunks_are_shared(one: Tier, other: Tier) -> None:
     """What one stores another loads, and nothing fails; no other test has these keys."""
     values = values_of(*(f"shared {letter}" for letter in "abcde"))
     a, b, *_ = values

@@ -16,8 +16,8 @@ from kserve.logging import configure_logging
 
 from kserve_lmcache.cli.arguments import parse_arguments
 from kserve_lmcache.errors import EngineDiedError
-from kserve_lmcache.http.limits import Limits
-from kserve_lmcache.server import OffloadModelServer
+from kserve_lmcache.server.http.limits import Limits
+from kserve_lmcache.server.model_server import OffloadModelServer
 from tests.support.http import MockModel
 
 

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from kserve_lmcache.remote.breaker import Breaker
+from kserve_lmcache.tiers.guard.breaker import Breaker
 from tests.support.waiting import until
 
 
@@ -21,7 +21,7 @@ class Probes:
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         self._begun = 0
         self._ended = 0
-        monkeypatch.setattr("kserve_lmcache.remote.tier.Breaker", self._breaker)
+        monkeypatch.setattr("kserve_lmcache.tiers.guard.tier.Breaker", self._breaker)
 
     def wait_for(self, count: int) -> None:
         """Wait until ``count`` that have not begun yet have ended, well or not."""

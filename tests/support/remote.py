@@ -9,13 +9,13 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from kserve_lmcache.remote.address import Remote
-from kserve_lmcache.remote.disk_directory import DiskDirectory, name_of
-from kserve_lmcache.remote.disk_store import DiskStore
-from kserve_lmcache.remote.envelope import Layout, overhead
-from kserve_lmcache.remote.limits import Limits
-from kserve_lmcache.remote.redis_store import RedisStore
-from kserve_lmcache.remote.tier import RemoteTier
+from kserve_lmcache.config.stores import Remote
+from kserve_lmcache.config.tier_limits import Limits
+from kserve_lmcache.tiers.disk.directory import DiskDirectory, name_of
+from kserve_lmcache.tiers.disk.store import DiskStore
+from kserve_lmcache.tiers.guard.codec import Layout, overhead
+from kserve_lmcache.tiers.guard.tier import Tier
+from kserve_lmcache.tiers.redis.store import RedisStore
 from tests.support.waiting import until
 
 SIZE = 2 * 3 * 16 * 8 * 2
@@ -23,16 +23,14 @@ LAYOUT = Layout("KV_2LTD", (("bfloat16", (2, 3, 16, 8)),))
 
 
 @contextmanager
-def redis_tier(
-    remote: Remote, limits: Limits | None = None, wait: bool = True
-) -> Iterator[RemoteTier]:
+def redis_tier(remote: Remote, limits: Limits | None = None, wait: bool = True) -> Iterator[Tier]:
     """A tier of a store of the Redis family; by default one that answers."""
     limits = limits or Limits()
 
     def make_store(lane: str) -> RedisStore:
         return RedisStore(remote, limits, limits.load, lane)
 
-    tier = RemoteTier(remote.url, make_store, limits, 16, SIZE)
+    tier = Tier(remote.url, make_store, limits, 16, SIZE)
     try:
         if wait:
             until(lambda: bool(tier.report()["up"]))
@@ -45,7 +43,7 @@ def redis_tier(
 class DiskTier:
     """A tier on a disk, and the directory below it."""
 
-    tier: RemoteTier
+    tier: Tier
     directory: DiskDirectory
 
     def path(self, key: str) -> Path:
@@ -66,7 +64,7 @@ def disk_tier(
     def make_store(lane: str) -> DiskStore:
         return DiskStore(directory, overhead(LAYOUT) + SIZE, lane)
 
-    tier = RemoteTier(str(path), make_store, limits, 16, SIZE)
+    tier = Tier(str(path), make_store, limits, 16, SIZE)
     try:
         if wait:
             until(lambda: bool(tier.report()["up"]) and directory.is_counted.is_set())
@@ -81,19 +79,19 @@ def chunks(*names: str, size: int = SIZE) -> dict[str, bytes]:
     return {name: random.Random(name).randbytes(size) for name in names}
 
 
-def store(tier: RemoteTier, values: Mapping[str, bytes]) -> None:
+def store(tier: Tier, values: Mapping[str, bytes]) -> None:
     """Hand the chunks to the tier."""
     for key, value in values.items():
         tier.store(key, LAYOUT, value, lambda: None)
 
 
-def store_all(tier: RemoteTier, values: Mapping[str, bytes]) -> None:
+def store_all(tier: Tier, values: Mapping[str, bytes]) -> None:
     """Store the chunks and wait until nothing waits."""
     store(tier, values)
     until(lambda: tier.report()["queue_bytes"] == 0)
 
 
-def load(tier: RemoteTier, keys: Sequence[str]) -> list[bytes]:
+def load(tier: Tier, keys: Sequence[str]) -> list[bytes]:
     """What comes of ``keys``."""
     return tier.load(keys, lambda layout, payload: bytes(payload), lambda value: None)
 

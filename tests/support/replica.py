@@ -11,17 +11,17 @@ import torch
 from lmcache.utils import CacheEngineKey
 from lmcache.v1.cache_engine import LMCacheEngine
 
-from kserve_lmcache.remote.address import Disk, Remote
-from kserve_lmcache.remote.limits import Limits
-from kserve_lmcache.remote.options import (
+from kserve_lmcache.config.stores import Disk, Remote
+from kserve_lmcache.config.tier_limits import Limits
+from kserve_lmcache.config.tier_plugins import (
     DISK_PLUGIN,
     PLUGIN,
     TIERS,
     disk_to_extra_config,
     to_extra_config,
 )
-from kserve_lmcache.remote.plugin import TierConnector
-from kserve_lmcache.remote.tier import RemoteTier
+from kserve_lmcache.tiers.guard.tier import Tier
+from kserve_lmcache.tiers.plugin import TierConnector
 from tests.support.lmcache_engine import BLOCK, CHUNK, HEAD_SIZE, HEADS, LAYERS, an_engine
 from tests.support.waiting import until
 
@@ -50,7 +50,7 @@ class Replica:
         return list(self.connectors.values())[-1]
 
     @property
-    def tier(self) -> RemoteTier:
+    def tier(self) -> Tier:
         """The last one."""
         return self.connector.tier
 

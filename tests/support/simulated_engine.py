@@ -38,8 +38,8 @@ from vllm.v1.structured_output import StructuredOutputManager
 from vllm.v1.worker.kv_connector_model_runner_mixin import KVConnectorModelRunnerMixin
 
 from kserve_lmcache.connector import KServeLMCacheConnector
+from kserve_lmcache.engine.plan import CONNECTOR, CONNECTOR_MODULE
 from kserve_lmcache.identity.namespace import NAMESPACE
-from kserve_lmcache.offload import CONNECTOR, CONNECTOR_MODULE
 from tests.support.ports import free_port
 
 LAYERS, HEADS, HEAD_SIZE = 2, 2, 8

@@ -28,9 +28,9 @@ from typing import Any
 
 import psutil
 
-from kserve_lmcache.remote.address import Remote
-from kserve_lmcache.remote.limits import Limits
-from kserve_lmcache.remote.tier import RemoteTier
+from kserve_lmcache.config.stores import Remote
+from kserve_lmcache.config.tier_limits import Limits
+from kserve_lmcache.tiers.guard.tier import Tier
 from tests.support.faults import FAULTS, Target, target_of
 from tests.support.remote import LAYOUT, load, redis_tier
 from tests.support.stores import redis_process
@@ -60,7 +60,7 @@ def _soak(seconds: float, directory: Path) -> dict[str, Any]:
         }
 
 
-def _all_figures(tier: RemoteTier, target: Target, seconds: float) -> Iterator[dict[str, float]]:
+def _all_figures(tier: Tier, target: Target, seconds: float) -> Iterator[dict[str, float]]:
     traffic = _rounds(tier, random.Random(3))
     end = time.monotonic() + seconds
     for number, fault in enumerate(itertools.cycle(_PASSING), 1):
@@ -74,7 +74,7 @@ def _all_figures(tier: RemoteTier, target: Target, seconds: float) -> Iterator[d
             return
 
 
-def _rounds(tier: RemoteTier, chance: random.Random) -> Iterator[None]:
+def _rounds(tier: Tier, chance: random.Random) -> Iterator[None]:
     """Store new chunks and load old and new ones; each that comes is right."""
     for number in itertools.count():
         keys = [f"k{number}-{index}" for index in range(4)]

@@ -6,8 +6,8 @@ from collections.abc import Sequence
 import pytest
 
 from kserve_lmcache.cli.arguments import build_parser, parse_arguments
+from kserve_lmcache.config.settings import SETTINGS
 from kserve_lmcache.errors import UsageError
-from kserve_lmcache.settings import SETTINGS
 
 CONNECTOR = {"kv_connector": "LMCacheConnectorV1", "kv_role": "kv_both"}
 

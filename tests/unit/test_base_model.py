@@ -11,8 +11,8 @@ from typing import Any
 
 import pytest
 
-from kserve_lmcache import base_model
-from kserve_lmcache.vllm_model import VLLMModel
+from kserve_lmcache.engine import base_model
+from kserve_lmcache.engine.kserve_model import VLLMModel
 
 REQUEST = ["self", "request", "raw_request", "context"]
 # The members of huggingfaceserver.vllm.vllm_model.VLLMModel (KServe 0.21) that are used.
@@ -60,7 +60,10 @@ MOCK_HUGGINGFACESERVER = """\
 class VLLMModel:
     pass
 """
-PROBE = "from kserve_lmcache.base_model import choose_base as c; b, r = c(); print(b.__module__, r)"
+PROBE = (
+    "from kserve_lmcache.engine.base_model import choose_base as c; b, r = c(); "
+    "print(b.__module__, r)"
+)
 
 
 def test_kserves_own_is_taken_where_it_is_installed(tmp_path: Path) -> None:

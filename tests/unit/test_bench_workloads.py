@@ -16,14 +16,7 @@ import pytest
 
 from kserve_lmcache.bench import trace
 from kserve_lmcache.bench.arrivals import Arrivals, poisson
-from kserve_lmcache.bench.prompts import (
-    FIRST_TOKEN,
-    LAST_TOKEN,
-    Prompt,
-    Segment,
-    token_ids,
-    words,
-)
+from kserve_lmcache.bench.prompts import FIRST_TOKEN, LAST_TOKEN, Prompt, Segment, token_ids, words
 from kserve_lmcache.bench.workloads import COLD, REMOTE, WARM, WORKLOADS, Request
 from kserve_lmcache.errors import UsageError
 from tests.support.server import ROOT

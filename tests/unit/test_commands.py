@@ -80,7 +80,7 @@ def test_config_explains_a_key() -> None:
     assert run_here("config", "--explain", "chunk").returncode == 2
 
 
-def test_doctor_says_what_is_wrong_and_how_to_mend_it(tmp_path: Path) -> None:
+def test_doctor_says_what_is_wrong_and_how_to_fix_it(tmp_path: Path) -> None:
     result = run(
         "doctor",
         "--json",
@@ -98,7 +98,7 @@ def test_doctor_says_what_is_wrong_and_how_to_mend_it(tmp_path: Path) -> None:
     assert statuses["remote round trip"] == "skipped"
     assert statuses["versions"] == statuses["model"] == "ok"
     for finding in report["findings"]:
-        assert finding["mend"] or finding["status"] in ("ok", "skipped")
+        assert finding["fix"] or finding["status"] in ("ok", "skipped")
 
 
 def test_doctor_loads_the_connector_in_a_process_of_its_own() -> None:

@@ -7,10 +7,9 @@ from typing import Any
 
 import pytest
 
-from kserve_lmcache import local_tier
-from kserve_lmcache.config import keys
-from kserve_lmcache.engine_shape import EngineShape
-from kserve_lmcache.resources import Limit
+from kserve_lmcache.config import keys, local_tier
+from kserve_lmcache.config.engine_shape import EngineShape
+from kserve_lmcache.config.resources import Limit
 from tests.support.configuration import problems, resolved
 
 GIB = 2**30

@@ -12,11 +12,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from kserve_lmcache.connector.cpu_copy import (
-    CPUPagedMemoryConnector,
-    gather,
-    scatter,
-)
+from kserve_lmcache.connector.cpu_copy import CPUPagedMemoryConnector, gather, scatter
 from kserve_lmcache.connector.lmcache_engine import check_on_cpu
 
 DTYPES = (torch.bfloat16, torch.float16, torch.float32, torch.uint8)

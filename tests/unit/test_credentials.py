@@ -14,9 +14,9 @@ import yaml
 
 from kserve_lmcache.config import engine_file
 from kserve_lmcache.config.credentials import remote_of
-from kserve_lmcache.remote.address import Disk, Remote
-from kserve_lmcache.remote.limits import Limits
-from kserve_lmcache.remote.options import (
+from kserve_lmcache.config.stores import Disk, Remote
+from kserve_lmcache.config.tier_limits import Limits
+from kserve_lmcache.config.tier_plugins import (
     DISK_PLUGIN,
     PLUGIN,
     disk_from_extra_config,

@@ -10,7 +10,7 @@ import time
 
 import pytest
 
-from kserve_lmcache.remote.daemon_threads import DaemonThreads
+from kserve_lmcache.tiers.lmcache.daemon_threads import DaemonThreads
 
 
 def names() -> int:
@@ -55,7 +55,7 @@ def test_one_thread_is_used_again_and_several_work_at_once() -> None:
 def test_a_thread_that_hangs_holds_up_no_exit() -> None:
     script = (
         "import threading\n"
-        "from kserve_lmcache.remote.daemon_threads import DaemonThreads\n"
+        "from kserve_lmcache.tiers.lmcache.daemon_threads import DaemonThreads\n"
         "DaemonThreads('ours', 1).submit(threading.Event().wait)\n"
     )
     subprocess.run([sys.executable, "-c", script], timeout=60, check=True)

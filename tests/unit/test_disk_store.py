@@ -13,13 +13,16 @@ from typing import Any
 
 import pytest
 
-from kserve_lmcache.remote import disk_directory, disk_index, disk_store, writer
-from kserve_lmcache.remote.disk_directory import DiskDirectory, name_of
-from kserve_lmcache.remote.disk_index import DiskIndex, File
-from kserve_lmcache.remote.disk_store import DiskStore
-from kserve_lmcache.remote.envelope import overhead, seal
-from kserve_lmcache.remote.limits import Limits
-from kserve_lmcache.remote.store import Entry, StoreError, StoreFullError
+from kserve_lmcache.config.tier_limits import Limits
+from kserve_lmcache.tiers.disk import directory as disk_directory
+from kserve_lmcache.tiers.disk import index as disk_index
+from kserve_lmcache.tiers.disk import store as disk_store
+from kserve_lmcache.tiers.disk.directory import DiskDirectory, name_of
+from kserve_lmcache.tiers.disk.index import DiskIndex, File
+from kserve_lmcache.tiers.disk.store import DiskStore
+from kserve_lmcache.tiers.guard import writer
+from kserve_lmcache.tiers.guard.codec import encode_header, overhead
+from kserve_lmcache.tiers.guard.store import Entry, StoreError, StoreFullError
 from tests.support.remote import LAYOUT, SIZE, chunks, disk_tier, load, store, store_all
 from tests.support.waiting import until
 
@@ -42,7 +45,7 @@ def lane(directory: DiskDirectory, name: str = "write") -> DiskStore:
 
 def entry(key: str, size: int = SIZE) -> Entry:
     payload = chunks(key, size=size)[key]
-    return Entry(key, seal(key, LAYOUT, payload), payload)
+    return Entry(key, encode_header(key, LAYOUT, payload), payload)
 
 
 def content(value: Entry) -> bytes:

@@ -35,7 +35,7 @@ def only(findings: Iterator[Finding]) -> Finding:
 def test_hash_seed(seed: str | None, status: Status, evidence: str) -> None:
     finding = only(local.hash_seed(Subject({"PYTHONHASHSEED": seed} if seed else {})))
     assert (finding.status, finding.evidence) == (status, evidence)
-    assert ("leave it out" in finding.mend) == (status is Status.FAILURE)
+    assert ("leave it out" in finding.fix) == (status is Status.FAILURE)
 
 
 def versions(**installed: str) -> Finding:
@@ -66,7 +66,7 @@ def test_versions_that_fit(changed: dict[str, str]) -> None:
 
 
 @pytest.mark.parametrize(
-    ("changed", "mend"),
+    ("changed", "fix"),
     [
         ({"vllm": "0.29.0"}, "Tried were vLLM 0.24 to 0.28: install one of these."),
         ({"vllm": "0.23.9"}, "Tried were vLLM 0.24 to 0.28: install one of these."),
@@ -76,18 +76,18 @@ def test_versions_that_fit(changed: dict[str, str]) -> None:
         ({"kserve": "dev"}, "Tried were kserve 0.21: install one of these."),
     ],
 )
-def test_versions_that_were_not_tried(changed: dict[str, str], mend: str) -> None:
+def test_versions_that_were_not_tried(changed: dict[str, str], fix: str) -> None:
     finding = versions(**{**GOOD, **changed})
     assert finding.status is Status.WARNING
     assert finding.evidence.endswith(": not tried together")
-    assert finding.mend == mend
+    assert finding.fix == fix
 
 
 def test_packages_that_are_missing() -> None:
     finding = versions(**{**GOOD, "vllm": "", "torch": ""})
     assert finding.status is Status.FAILURE
     assert finding.evidence == "not installed: vLLM, torch"
-    assert "pip install kserve-lmcache[gpu]" in finding.mend
+    assert "pip install kserve-lmcache[gpu]" in finding.fix
 
 
 def test_the_versions_here() -> None:
@@ -122,7 +122,7 @@ def machine(tmp_path: Path) -> Path:
 def test_memory(machine: Path, gib: float, status: Status, evidence: str) -> None:
     finding = only(local.memory(Subject(local_cpu_bytes=gib * GIB, root=machine)))
     assert (finding.status, finding.evidence) == (status, evidence)
-    assert ("Lower max_local_cpu_size" in finding.mend) == (status is not Status.OK)
+    assert ("Lower max_local_cpu_size" in finding.fix) == (status is not Status.OK)
 
 
 @pytest.mark.parametrize(
@@ -145,7 +145,7 @@ def test_shared_memory(
     )
     if status is Status.WARNING:
         assert finding.evidence.endswith("talk through it")
-        assert "emptyDir with medium: Memory" in finding.mend
+        assert "emptyDir with medium: Memory" in finding.fix
 
 
 def test_no_shared_memory(tmp_path: Path) -> None:
@@ -180,7 +180,7 @@ def test_no_gpu(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     finding = only(accelerator.accelerator(subject))
     assert finding.status is Status.WARNING
     assert finding.evidence == "no NVIDIA GPU, and torch 2.13.0 is not a CPU build"
-    assert "nvidia.com/gpu" in finding.mend
+    assert "nvidia.com/gpu" in finding.fix
 
 
 def test_a_gpu(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -194,7 +194,7 @@ def test_a_gpu(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     finding = only(accelerator.accelerator(subject))
     assert finding.status is Status.WARNING
     assert finding.evidence.endswith("and torch 2.13.0 is built for CUDA 13")
-    assert finding.mend.startswith("Install driver 580 or later")
+    assert finding.fix.startswith("Install driver 580 or later")
     torch_is(monkeypatch, "2.13.0+cpu")
     finding = only(accelerator.accelerator(subject))
     assert finding.status is Status.WARNING

@@ -6,10 +6,10 @@ from types import SimpleNamespace
 
 import pytest
 
+from kserve_lmcache.config.stores import Disk
 from kserve_lmcache.doctor.check import Finding, Status, Subject
 from kserve_lmcache.doctor.local_disk import local_disk
-from kserve_lmcache.remote.address import Disk
-from kserve_lmcache.remote.disk_directory import name_of
+from kserve_lmcache.tiers.disk.directory import name_of
 
 MIB = 2**20
 
@@ -46,7 +46,7 @@ def test_what_is_already_there_needs_no_room(
         f"{tmp_path} holds 512.0 KiB of 1.0 MiB; 512.0 KiB are free there: full, it keeps less "
         "than it may"
     )
-    assert finding.mend == "Lower max_local_disk_size, or mount a larger volume."
+    assert finding.fix == "Lower max_local_disk_size, or mount a larger volume."
 
 
 def test_what_cannot_be_written(tmp_path: Path) -> None:
@@ -54,5 +54,5 @@ def test_what_cannot_be_written(tmp_path: Path) -> None:
     proc, file = found(Path("/proc/cache"), tmp_path / "file")
     assert proc.status is file.status is Status.FAILURE
     assert proc.evidence.startswith("/proc cannot be written: ")
-    assert "fsGroup" in proc.mend
+    assert "fsGroup" in proc.fix
     assert file.evidence == f"{tmp_path / 'file'} is no directory"

@@ -60,7 +60,7 @@ def test_a_directory_that_is_missing(name: str) -> None:
     finding = look_at(name)
     assert finding.status is Status.FAILURE
     assert finding.evidence.endswith("nowhere: No such file or directory")
-    assert "/mnt/models" in finding.mend
+    assert "/mnt/models" in finding.fix
 
 
 def test_a_directory_without_a_configuration(model: Path) -> None:
@@ -70,7 +70,7 @@ def test_a_directory_without_a_configuration(model: Path) -> None:
     assert finding.evidence == (
         f"{model} has no config.json; it holds model.safetensors, other.json"
     )
-    assert finding.mend == "Name the directory that holds config.json itself."
+    assert finding.fix == "Name the directory that holds config.json itself."
 
 
 def test_a_configuration_that_is_cut_off(model: Path) -> None:
@@ -78,7 +78,7 @@ def test_a_configuration_that_is_cut_off(model: Path) -> None:
     finding = look_at(model)
     assert finding.status is Status.FAILURE
     assert finding.evidence.startswith(f"{model / 'config.json'}: Expecting value")
-    assert finding.mend == "Fetch the model once more, all of it."
+    assert finding.fix == "Fetch the model once more, all of it."
 
 
 def test_a_directory_without_weights(model: Path) -> None:
@@ -156,7 +156,7 @@ def test_a_cache_that_cannot_be_written() -> None:
     finding = look_at(HUB_ID, HF_HOME="/proc/self/cache")
     assert finding.status is Status.FAILURE
     assert "is not cached, and /proc/self/cache/hub cannot be written" in finding.evidence
-    assert "Set HF_HOME" in finding.mend
+    assert "Set HF_HOME" in finding.fix
 
 
 @pytest.mark.parametrize(

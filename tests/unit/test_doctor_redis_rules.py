@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import pytest
 
+from kserve_lmcache.config.stores import Remote
 from kserve_lmcache.doctor import redis_memory, redis_store
 from kserve_lmcache.doctor.check import Status, failure, ok
-from kserve_lmcache.remote import redis_client
-from kserve_lmcache.remote.address import Remote
-from kserve_lmcache.remote.redis_client import Location, addresses_of, locate
+from kserve_lmcache.tiers.redis import client as redis_client
+from kserve_lmcache.tiers.redis.client import Location, addresses_of, locate
 
 MIB = 2**20
 
@@ -129,7 +129,7 @@ def test_the_limit_on_memory(
         {"used_memory": used * MIB, "maxmemory": maximum * MIB, "maxmemory_policy": policy}
     )
     assert (finding.status, finding.evidence) == (status, evidence)
-    assert ("allkeys-lru or allkeys-lfu" in finding.mend) == (status is not Status.OK)
+    assert ("allkeys-lru or allkeys-lfu" in finding.fix) == (status is not Status.OK)
 
 
 def test_a_server_that_hides_its_limit() -> None:
@@ -170,9 +170,9 @@ def test_persistence(append_only: bool, points: str | None, status: Status, evid
 
 
 def test_of_several_servers_the_worst_is_named() -> None:
-    findings = {"a:1": ok("memory", "well"), "b:2": failure("memory", "full", "mend")}
+    findings = {"a:1": ok("memory", "well"), "b:2": failure("memory", "full", "fix")}
     worst = redis_memory._worst(findings)
-    assert (worst.status, worst.evidence, worst.mend) == (Status.FAILURE, "b:2: full", "mend")
+    assert (worst.status, worst.evidence, worst.fix) == (Status.FAILURE, "b:2: full", "fix")
     same = {"a:1": ok("memory", "well"), "b:2": ok("memory", "well")}
     assert redis_memory._worst(same).evidence == "well"
 
@@ -189,7 +189,7 @@ def test_of_several_servers_the_worst_is_named() -> None:
 def test_the_clocks(seconds: float, status: Status, evidence: str) -> None:
     finding = redis_store.difference(seconds)
     assert (finding.status, finding.evidence) == (status, evidence)
-    assert ("time service" in finding.mend) == (status is Status.WARNING)
+    assert ("time service" in finding.fix) == (status is Status.WARNING)
 
 
 @pytest.mark.parametrize(

@@ -10,7 +10,7 @@ import pytest
 
 from kserve_lmcache.doctor.check import Status
 from kserve_lmcache.doctor.redis_replicas import judge
-from kserve_lmcache.doctor.replica import INPUTS, Difference, Replica, decode
+from kserve_lmcache.server.announcement import INPUTS, Difference, Replica, decode
 
 NOW = 1_800_000_000.0
 KEYS = {"hash_algorithm": "sha256_cbor", "hash_seed": "0", "chunk_size": 256}
@@ -77,7 +77,7 @@ def test_a_namespace_of_another_version_differs_by_nothing_that_has_a_name() -> 
     )
     finding = judge(HERE, [there], NOW)
     assert finding.status is Status.WARNING
-    assert finding.mend.startswith("Give all of them the same version of kserve-lmcache, ")
+    assert finding.fix.startswith("Give all of them the same version of kserve-lmcache, ")
 
 
 def test_nobody_else() -> None:
@@ -90,7 +90,7 @@ def test_nobody_else() -> None:
 def test_all_alike() -> None:
     others = [server("b:80", ago=7300), server("c:80", ago=119), server("d:80", ago=3600)]
     finding = judge(HERE, others, NOW)
-    assert (finding.status, finding.mend) == (Status.OK, "")
+    assert (finding.status, finding.fix) == (Status.OK, "")
     assert finding.evidence == (
         "3 other servers of this model in the last 24 h, all alike: "
         "c:80 (119 s ago) and d:80 (60 min ago) and b:80 (2 h ago)"
@@ -113,7 +113,7 @@ def test_another_hash_seed() -> None:
         assert finding.evidence == (
             "nothing is shared with pod-b:8080 (3 min ago): hash seed 1 there and 0 here"
         )
-        assert finding.mend == (
+        assert finding.fix == (
             "Give all of them the same PYTHONHASHSEED, unless they are meant to differ."
         )
 
@@ -133,7 +133,7 @@ def test_whatever_differs_is_named_with_its_setting(
     finding = judge(HERE, [server("b:80", **{name: there})], NOW)
     assert finding.status is Status.WARNING
     assert said in finding.evidence
-    assert f"the same {setting}, " in finding.mend
+    assert f"the same {setting}, " in finding.fix
 
 
 def test_the_like_are_counted_and_the_unlike_are_grouped() -> None:
@@ -162,7 +162,7 @@ def test_servers_that_differ_from_each_other_in_what_a_command_does_not_know() -
         "a:80 (9 s ago) shares nothing with b:80 (99 s ago): data type torch.float32 there and "
         "torch.bfloat16 at a:80; 1 of 2 differ in nothing that was compared"
     )
-    assert "--dtype" in finding.mend
+    assert "--dtype" in finding.fix
 
 
 def test_an_input_of_another_version_is_called_by_its_own_name() -> None:

@@ -13,7 +13,7 @@ FINDINGS = [
 ]
 
 
-def test_the_table_is_aligned_and_a_mend_has_its_own_line() -> None:
+def test_the_table_is_aligned_and_a_fix_has_its_own_line() -> None:
     assert table(FINDINGS, colour=False).splitlines() == [
         "ok    name        cache is 10.0.0.1   0.012 s",
         "warn  memory      no limit            1.000 s",
@@ -56,7 +56,7 @@ def test_json_holds_everything() -> None:
         "name": "memory",
         "status": "warning",
         "evidence": "no limit",
-        "mend": "Set one.",
+        "fix": "Set one.",
         "seconds": 1.0,
     }
     assert [finding["status"] for finding in parsed["findings"]] == [

@@ -10,11 +10,11 @@ from collections.abc import Iterator
 
 import pytest
 
+from kserve_lmcache.config.stores import Remote
 from kserve_lmcache.doctor import run
 from kserve_lmcache.doctor.check import Check, Finding, Status, Subject, failure, foreign, ok, size
 from kserve_lmcache.doctor.run import examine
 from kserve_lmcache.doctor.stage import Stage, in_order, within
-from kserve_lmcache.remote.address import Remote
 
 PASSWORD = "geheim/Wort 1"
 
@@ -56,7 +56,7 @@ def test_a_check_that_hangs_is_a_failure_and_holds_nobody() -> None:
     assert [finding.name for finding in findings] == ["first", "disk", "b", "b"]
     assert findings[1].status is Status.FAILURE
     assert findings[1].evidence == "did not answer within 0.3 s"
-    assert findings[1].mend.startswith("Something that it asks hangs")
+    assert findings[1].fix.startswith("Something that it asks hangs")
     assert findings[1].seconds == 0.3
 
 
@@ -84,7 +84,7 @@ def test_a_check_that_raises_is_a_failure_without_the_password() -> None:
     assert finding.status is Status.FAILURE
     assert finding.name == "store"
     assert finding.evidence == "the check failed by RuntimeError: AUTH *** failed"
-    assert "report it" in finding.mend
+    assert "report it" in finding.fix
 
 
 def test_a_short_time_out_makes_checks_impatient() -> None:

@@ -8,23 +8,23 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from kserve_lmcache.remote.envelope import (
+from kserve_lmcache.tiers.guard.codec import (
     CorruptValueError,
     Layout,
+    decode_value,
+    encode_header,
     overhead,
-    seal,
-    unseal,
     without_padding,
 )
 
 LAYOUT = Layout("KV_2LTD", (("bfloat16", (2, 3, 16, 8)),))
 PAYLOAD = random.Random(1).randbytes(1536)
 KEY = "namespace@1@0@ab@bfloat16"
-VALUE = seal(KEY, LAYOUT, PAYLOAD) + PAYLOAD
+VALUE = encode_header(KEY, LAYOUT, PAYLOAD) + PAYLOAD
 
 
 def test_what_was_sealed_is_unsealed_without_a_copy() -> None:
-    layout, payload = unseal(KEY, VALUE)
+    layout, payload = decode_value(KEY, VALUE)
     assert layout == LAYOUT
     assert payload == PAYLOAD
     assert payload.obj is VALUE
@@ -34,12 +34,12 @@ def test_what_was_sealed_is_unsealed_without_a_copy() -> None:
 
 def test_several_tensors() -> None:
     layout = Layout("KV_2LTD", (("float8_e4m3fn", (2, 1, 4, 8)), ("float32", (1, 4))))
-    assert unseal("k", seal("k", layout, b"12") + b"12")[0] == layout
+    assert decode_value("k", encode_header("k", layout, b"12") + b"12")[0] == layout
 
 
 def test_a_layout_that_cannot_be_described() -> None:
     with pytest.raises(ValueError, match="300 tensors is too long"):
-        seal("k", Layout("KV_2LTD", (("bfloat16", (2, 3, 16, 8)),) * 300), b"")
+        encode_header("k", Layout("KV_2LTD", (("bfloat16", (2, 3, 16, 8)),) * 300), b"")
 
 
 @given(st.integers(0, 8 * len(VALUE) - 1))
@@ -47,13 +47,13 @@ def test_every_bit_counts(position: int) -> None:
     changed = bytearray(VALUE)
     changed[position // 8] ^= 1 << position % 8
     with pytest.raises(CorruptValueError):
-        unseal(KEY, changed)
+        decode_value(KEY, changed)
 
 
 @given(st.binary(max_size=2000) | st.integers(0, len(VALUE) - 1).map(lambda end: VALUE[:end]))
 def test_nothing_else_is_taken_for_it(value: bytes) -> None:
     with pytest.raises(CorruptValueError):
-        unseal(KEY, value)
+        decode_value(KEY, value)
 
 
 @pytest.mark.parametrize(
@@ -68,7 +68,7 @@ def test_nothing_else_is_taken_for_it(value: bytes) -> None:
 )
 def test_says_what_is_wrong(key: str, value: bytes, reason: str) -> None:
     with pytest.raises(CorruptValueError, match=reason):
-        unseal(key, value)
+        decode_value(key, value)
 
 
 @pytest.mark.parametrize("padding", [b"", bytes(1), bytes(5000)])

@@ -7,13 +7,13 @@ from pathlib import Path
 
 import pytest
 
-from kserve_lmcache import environment
+from kserve_lmcache.config import environment
 from kserve_lmcache.errors import UsageError
 from tests.support.server import ROOT, engine_environment
 
 PROBE = """\
 import os, runpy, sys
-from kserve_lmcache import environment
+from kserve_lmcache.config import environment
 try:
     environment.ensure()
 except Exception as error:

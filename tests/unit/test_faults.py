@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from kserve_lmcache.connector.faults import Faults, contain_inherited, contained
+from kserve_lmcache.connector.error_containment import Faults, contain_inherited, contained
 
 
 class Clock:

@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from kserve_lmcache import request_rules
+from kserve_lmcache.engine.tenant import TENANT
 from tests.support.http import CHAT, NAME, PREFIX, HTTPServer, serving
 
 TOKENIZE = f"{PREFIX}/tokenize"
@@ -189,11 +189,11 @@ def test_transfer_parameters_are_refused_on_every_route_while_something_is_offlo
 
 def test_the_tenant_of_a_request_is_known_wherever_it_is_handled() -> None:
     async def tell(request: Any, raw_request: Any) -> Any:
-        return {"tenant": request_rules.TENANT.get()}
+        return {"tenant": TENANT.get()}
 
     async def tell_streaming(request: Any, raw_request: Any) -> Any:
         async def events() -> Any:
-            yield request_rules.TENANT.get()
+            yield TENANT.get()
 
         return events()
 

@@ -20,8 +20,9 @@ from vllm.config import ProfilerConfig
 from vllm.entrypoints.openai.api_server import build_app
 
 from kserve_lmcache.cli.arguments import parse_arguments
-from kserve_lmcache.data_plane import Repository
-from kserve_lmcache.http import routes, vllm_app
+from kserve_lmcache.config.settings import ROUTE_GROUPS
+from kserve_lmcache.server.data_plane import Repository
+from kserve_lmcache.server.http import routes, vllm_app
 from tests.support.server import ROOT
 
 # Together all that a model can be, with the model configuration that each needs.
@@ -40,7 +41,7 @@ class MockModelConfig:
 
 @pytest.fixture
 def _all_switches(monkeypatch: pytest.MonkeyPatch) -> None:
-    for name, value in routes.switches(routes.GROUPS).items():
+    for name, value in routes.switches(ROUTE_GROUPS).items():
         monkeypatch.setenv(name, value)
 
 
@@ -73,7 +74,7 @@ def test_every_route_of_kserves_application_is_in_the_table_and_no_other() -> No
 
 def served(*groups: str) -> Iterator[str]:
     for tasks in (*TASKS.values(), SPEECH):
-        app = vllm_app.build(everything(), tasks, MockModelConfig(), groups)
+        app = vllm_app.build(everything(), groups, tasks, MockModelConfig())
         yield from (name for route in app.routes for name in routes.names(route))
 
 
@@ -88,7 +89,7 @@ def test_what_is_off_is_not_served_though_vllm_has_it() -> None:
 
 
 @pytest.mark.usefixtures("_all_switches")
-@pytest.mark.parametrize("group", [group for group in routes.GROUPS if group != "repository"])
+@pytest.mark.parametrize("group", [group for group in ROUTE_GROUPS if group != "repository"])
 def test_a_group_turns_its_own_routes_on_and_no_others(group: str) -> None:
     more = set(served(group)) - set(served())
     assert more == {name for name, row in routes.known(routes.VLLM).items() if row.when == group}
@@ -97,13 +98,13 @@ def test_a_group_turns_its_own_routes_on_and_no_others(group: str) -> None:
 def test_a_route_that_the_table_does_not_know_is_not_served() -> None:
     app = FastAPI()
     app.add_api_route("/v1/new", lambda: None)
-    assert not routes.is_wanted(app.routes[-1], routes.VLLM, routes.GROUPS)
+    assert not routes.is_wanted(app.routes[-1], routes.VLLM, ROUTE_GROUPS)
 
 
 def test_vllm_is_not_asked_for_what_nobody_wants() -> None:
     assert routes.switches(()) == {}
     assert routes.switches(("lora",)) == {"VLLM_ALLOW_RUNTIME_LORA_UPDATING": "1"}
-    assert set(routes.switches(routes.GROUPS)).isdisjoint(os.environ)
+    assert set(routes.switches(ROUTE_GROUPS)).isdisjoint(os.environ)
 
 
 OTHER_PREFIX = """

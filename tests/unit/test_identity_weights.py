@@ -609,7 +609,7 @@ def test_content_replaced_under_the_same_size_mtime_and_inode_is_seen(
 
 
 @pytest.mark.parametrize("content", [b"", b"{", b"[]", b"{}", b'{"digest": "short"}', b"\xff"])
-def test_a_damaged_cache_is_ignored_and_mended(model: Path, cache: Path, content: bytes) -> None:
+def test_a_damaged_cache_is_ignored_and_fixed(model: Path, cache: Path, content: bytes) -> None:
     first = digest(model, cache_directory=cache)
     (entry_file,) = cache.iterdir()
     entry_file.write_bytes(content)

@@ -2,8 +2,7 @@ from __future__ import annotations
 
 import pytest
 
-from kserve_lmcache.engine_shape import EngineShape
-from kserve_lmcache.kv_size import bytes_per_token
+from kserve_lmcache.config.engine_shape import EngineShape, bytes_per_token
 
 
 @pytest.mark.parametrize(

@@ -12,15 +12,15 @@ import pytest
 import torch
 
 from kserve_lmcache.cli.arguments import parse_arguments
-from kserve_lmcache.doctor.replica import INPUTS
-from kserve_lmcache.engine_arguments import create_engine_config, resolve_engine_arguments
+from kserve_lmcache.engine.arguments import create_engine_config, resolve_engine_arguments
+from kserve_lmcache.engine.plan import plan_offload
+from kserve_lmcache.engine.supported_models import unsupported
 from kserve_lmcache.errors import UnsupportedModelError
 from kserve_lmcache.identity import IdentityError
 from kserve_lmcache.identity.engine import EngineIdentity
 from kserve_lmcache.identity.model import model_path
 from kserve_lmcache.identity.namespace import NAMESPACE, namespace, numerics_of, told
-from kserve_lmcache.offload import plan_offload
-from kserve_lmcache.supported_models import unsupported
+from kserve_lmcache.server.announcement import INPUTS
 from tests.support import models
 from tests.support.models import MISTRAL, altered
 from tests.support.server import MODEL, engine_environment

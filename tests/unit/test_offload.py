@@ -8,12 +8,12 @@ import pytest
 
 from kserve_lmcache.cli.arguments import parse_arguments
 from kserve_lmcache.config import engine_file
-from kserve_lmcache.engine_arguments import resolve_engine_arguments
+from kserve_lmcache.config.stores import Disk
+from kserve_lmcache.config.tier_plugins import DISK_PLUGIN, disk_from_extra_config
+from kserve_lmcache.engine.arguments import resolve_engine_arguments
+from kserve_lmcache.engine.plan import Offload, differences, give_up, plan_offload
 from kserve_lmcache.errors import ConfigurationError, OffloadUnavailableError, UsageError
 from kserve_lmcache.identity.namespace import NAMESPACE
-from kserve_lmcache.offload import Offload, differences, give_up, plan_offload
-from kserve_lmcache.remote.address import Disk
-from kserve_lmcache.remote.options import DISK_PLUGIN, disk_from_extra_config
 from tests.support.server import MODEL
 
 

@@ -60,8 +60,8 @@ def test_every_secret_is_found_as_written_and_as_meant() -> None:
 
 
 def test_a_problem_shows_no_password() -> None:
-    problem = Problem("remote_url 'redis://:hunter2@x' is wrong", "here", "Mend redis://a:b@c.")
-    assert str(problem) == "here: remote_url 'redis://:***@x' is wrong. Mend redis://a:***@c."
+    problem = Problem("remote_url 'redis://:hunter2@x' is wrong", "here", "Fix redis://a:b@c.")
+    assert str(problem) == "here: remote_url 'redis://:***@x' is wrong. Fix redis://a:***@c."
 
 
 def test_no_log_record_holds_a_secret(caplog: pytest.LogCaptureFixture) -> None:

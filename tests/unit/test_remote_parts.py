@@ -8,13 +8,13 @@ from collections.abc import Callable
 
 import pytest
 
-from kserve_lmcache.remote import breaker as breaker_module
-from kserve_lmcache.remote import pace as pace_module
-from kserve_lmcache.remote.breaker import Breaker
-from kserve_lmcache.remote.counters import Counters
-from kserve_lmcache.remote.lane import Lane
-from kserve_lmcache.remote.pace import MIB, Pace
-from kserve_lmcache.remote.store import StoreError, StoreTimeoutError
+from kserve_lmcache.tiers.guard import breaker as breaker_module
+from kserve_lmcache.tiers.guard import load_cost as pace_module
+from kserve_lmcache.tiers.guard.breaker import Breaker
+from kserve_lmcache.tiers.guard.counters import Counters
+from kserve_lmcache.tiers.guard.deadline_executor import DeadlineExecutor
+from kserve_lmcache.tiers.guard.load_cost import MIB, Pace
+from kserve_lmcache.tiers.guard.store import StoreError, StoreTimeoutError
 from tests.support.remote import threads
 from tests.support.waiting import until
 
@@ -42,8 +42,8 @@ class Stores:
         return self.made[-1]
 
 
-def lane(stores: Callable[[], MisbehavingStore]) -> Lane:
-    return Lane("test", stores)  # type: ignore[arg-type]
+def lane(stores: Callable[[], MisbehavingStore]) -> DeadlineExecutor:
+    return DeadlineExecutor("test", stores)  # type: ignore[arg-type]
 
 
 def test_a_call_that_hangs_is_abandoned_with_its_client() -> None:

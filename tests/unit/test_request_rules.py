@@ -5,7 +5,8 @@ from typing import Any
 
 import pytest
 
-from kserve_lmcache.request_rules import refusal, salt
+from kserve_lmcache.engine.tenant import salt
+from kserve_lmcache.server.http.request_rules import refusal
 
 
 def asked(**fields: Any) -> bytes:

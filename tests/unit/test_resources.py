@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from kserve_lmcache.resources import Limit, cpu_cores, memory_limit
+from kserve_lmcache.config.resources import Limit, cpu_cores, memory_limit
 from tests.support.limits import limited
 
 GIB = 2**30
@@ -75,7 +75,9 @@ def test_a_quota_cuts_the_cores(root: Path, quota: str, count: int) -> None:
     assert len(cores) == count
 
 
-PROBE = "from kserve_lmcache.resources import memory_limit as m; print(m().value, m().source)"
+PROBE = (
+    "from kserve_lmcache.config.resources import memory_limit as m; print(m().value, m().source)"
+)
 
 
 def test_a_process_under_a_real_limit() -> None:
@@ -95,7 +97,7 @@ def test_a_process_under_a_limit_of_its_own() -> None:
 
 def test_cores_of_a_process_with_an_affinity() -> None:
     core = max(os.sched_getaffinity(0))
-    probe = "from kserve_lmcache.resources import cpu_cores; print(cpu_cores())"
+    probe = "from kserve_lmcache.config.resources import cpu_cores; print(cpu_cores())"
     command = ["taskset", "--cpu-list", str(core), sys.executable, "-c", probe]
     output = subprocess.run(command, capture_output=True, text=True, check=True).stdout
     assert output.strip() == str(([core], "the process's CPU affinity"))

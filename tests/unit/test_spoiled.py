@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import pytest
 
-from kserve_lmcache.remote import spoiled as module
-from kserve_lmcache.remote.spoiled import Spoiled
+from kserve_lmcache.tiers.guard import corrupt_keys as module
+from kserve_lmcache.tiers.guard.corrupt_keys import CorruptKeys
 
 
 def test_is_remembered_until_it_is_written_anew() -> None:
-    spoiled = Spoiled()
+    spoiled = CorruptKeys()
     spoiled.add("a")
     spoiled.add("b")
     assert "a" in spoiled
@@ -21,7 +21,7 @@ def test_is_remembered_until_it_is_written_anew() -> None:
 
 def test_the_oldest_are_forgotten(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "_MOST", 3)
-    spoiled = Spoiled()
+    spoiled = CorruptKeys()
     for key in "abcde":
         spoiled.add(key)
     assert [key for key in "abcde" if key in spoiled] == ["c", "d", "e"]

@@ -6,7 +6,7 @@ import subprocess
 import sys
 import time
 
-from kserve_lmcache.start_up import table
+from kserve_lmcache.metrics.start_up_timing import table
 
 SERVER = {"process": 100.0, "imported": 105.0, "planned": 106.5, "engine": 120.0, "ready": 120.5}
 WORKER = {
@@ -43,7 +43,8 @@ def test_what_was_not_reached_is_told_with_the_next() -> None:
 
 def test_a_process_begins_when_the_kernel_says() -> None:
     probe = (
-        "import time; time.sleep(0.5); from kserve_lmcache import start_up as s; s.reached('a');"
+        "import time; time.sleep(0.5); from kserve_lmcache.metrics import start_up_timing as s;"
+        "s.reached('a');"
         "time.sleep(0.2); s.reached('a'); m = s.moments(); print(m['a'] - m['process'])"
     )
     began = time.monotonic()

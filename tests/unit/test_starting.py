@@ -12,7 +12,7 @@ import httpx
 import pytest
 
 from kserve_lmcache.errors import UsageError
-from kserve_lmcache.starting import listen
+from kserve_lmcache.server.start_up_responder import listen
 from tests.support.ports import free_port
 from tests.support.tls import Authority
 

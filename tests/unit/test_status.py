@@ -16,10 +16,10 @@ from fastapi import FastAPI
 from fastapi.testclient import TestClient
 
 from kserve_lmcache.metrics.table import PREFIX, STATES, TABLE, metric
-from kserve_lmcache.status import routes, samples
-from kserve_lmcache.status.history import History
-from kserve_lmcache.status.samples import Sample, hit_ratio, quantiles, tier_hit_ratio
-from kserve_lmcache.status.watch import Watch
+from kserve_lmcache.server.status import routes, samples
+from kserve_lmcache.server.status.history import History
+from kserve_lmcache.server.status.monitor import Monitor
+from kserve_lmcache.server.status.samples import Sample, hit_ratio, quantiles, tier_hit_ratio
 
 INF = math.inf
 
@@ -88,9 +88,9 @@ class Engine:
             raise self.reports
         return self.reports
 
-    def watch(self, monkeypatch: pytest.MonkeyPatch) -> Watch:
+    def watch(self, monkeypatch: pytest.MonkeyPatch) -> Monitor:
         monkeypatch.setattr(samples, "read", Sample)
-        return Watch(self.report, lambda: self.off)
+        return Monitor(self.report, lambda: self.off)
 
 
 def state_metric() -> list[str]:
@@ -172,7 +172,7 @@ def test_processes_counts_are_added_up(tmp_path: Path) -> None:
         "metric('local_cpu_used_bytes').set(11)\n"
     )
     read = (
-        "from kserve_lmcache.status.samples import read\n"
+        "from kserve_lmcache.server.status.samples import read\n"
         "found = read(1.0)\n"
         "print(dict(found.prompt_tokens), dict(found.hits), found.load_seconds['remote'][0.05],\n"
         "      found.load_seconds['remote'][0.025])\n"

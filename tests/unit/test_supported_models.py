@@ -23,8 +23,8 @@ from vllm.v1.kv_cache_interface import (
 
 from kserve_lmcache.cli.arguments import parse_arguments
 from kserve_lmcache.connector.kv_groups import check_groups
-from kserve_lmcache.engine_arguments import create_engine_config, resolve_engine_arguments
-from kserve_lmcache.supported_models import unsupported
+from kserve_lmcache.engine.arguments import create_engine_config, resolve_engine_arguments
+from kserve_lmcache.engine.supported_models import unsupported
 from tests.support.architectures import ARCHITECTURES, Architecture
 
 SIZES: Mapping[str, Any] = {

@@ -15,12 +15,13 @@ import yaml
 from kserve_lmcache.cli.arguments import parse_arguments
 from kserve_lmcache.config import keys
 from kserve_lmcache.config.configuration import Configuration, Value
-from kserve_lmcache.engine_arguments import create_engine_config, resolve_engine_arguments
-from kserve_lmcache.engine_shape import EngineShape, shape_of
+from kserve_lmcache.config.engine_shape import EngineShape
+from kserve_lmcache.engine.arguments import create_engine_config, resolve_engine_arguments
+from kserve_lmcache.engine.plan import complete, resolve_configuration
+from kserve_lmcache.engine.shape import shape_of
+from kserve_lmcache.engine.supported_models import check_supported
 from kserve_lmcache.errors import UsageError
-from kserve_lmcache.offload import complete, resolve_configuration
 from kserve_lmcache.redaction import hide
-from kserve_lmcache.supported_models import check_supported
 
 
 def run(argv: Sequence[str]) -> str:

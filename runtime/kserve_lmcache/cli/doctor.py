@@ -11,22 +11,21 @@ from dataclasses import replace
 from pathlib import Path
 from typing import NoReturn
 
-from kserve_lmcache import local_tier
-from kserve_lmcache.config import rules
+from kserve_lmcache.config import local_tier, rules
 from kserve_lmcache.config.configuration import Configuration
 from kserve_lmcache.config.credentials import remote_of
 from kserve_lmcache.config.disk_tier import disk_of
 from kserve_lmcache.config.flags import add_own_flags, own_flags
 from kserve_lmcache.config.resolve import resolve
+from kserve_lmcache.config.resources import memory_limit
 from kserve_lmcache.doctor import engine
 from kserve_lmcache.doctor.check import Finding, Subject, failure, ok
-from kserve_lmcache.doctor.replica import Replica
 from kserve_lmcache.doctor.report import as_json, exit_code, table
 from kserve_lmcache.doctor.run import CHECKS, examine
 from kserve_lmcache.errors import UsageError
 from kserve_lmcache.identity.namespace import keys_of
 from kserve_lmcache.redaction import hide_in_urls
-from kserve_lmcache.resources import memory_limit
+from kserve_lmcache.server.announcement import Replica
 
 _CONFIGURATION = "configuration"
 _TIMEOUT = 10.0  # seconds
@@ -61,7 +60,7 @@ def run(argv: Sequence[str]) -> tuple[str, int]:
         model=args.model_id or (args.model_dir if Path(args.model_dir).is_dir() else None),
         revision=args.model_revision,
         model_fingerprint=configuration.get("model_fingerprint"),
-        replica=None if configuration.problems else Replica(keys_of(configuration, os.environ)),
+        replica=None if configuration.problems else Replica(keys_of(configuration.get, os.environ)),
     )
     timeout = args.timeout or (_ENGINE_TIMEOUT if args.engine else _TIMEOUT)
     # A little less for the process, so that it is ended before its check is given up.
@@ -102,7 +101,7 @@ def _parser() -> argparse.ArgumentParser:
 def _judge(configuration: Configuration) -> list[Finding]:
     if configuration.problems:
         return [
-            failure(_CONFIGURATION, hide_in_urls(f"{problem.where}: {problem.what}"), problem.mend)
+            failure(_CONFIGURATION, hide_in_urls(f"{problem.where}: {problem.what}"), problem.fix)
             for problem in configuration.problems
         ]
     count = len(configuration.lmcache())

@@ -8,7 +8,8 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from kserve_lmcache import environment, logs
+from kserve_lmcache import logs
+from kserve_lmcache.config import environment
 from kserve_lmcache.errors import KServeLMCacheError
 
 # A container's own terminationMessagePath.

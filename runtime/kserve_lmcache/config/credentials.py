@@ -6,8 +6,8 @@ from pathlib import Path
 from urllib.parse import unquote, urlsplit
 
 from kserve_lmcache.config.configuration import Configuration
+from kserve_lmcache.config.stores import LARGEST_FILE, Remote, password_of
 from kserve_lmcache.errors import Problem
-from kserve_lmcache.remote.address import LARGEST_FILE, Remote, password_of
 
 _NO_TEXT = ("is not UTF-8", "Write the password as text.")
 
@@ -21,8 +21,8 @@ def remote_of(configuration: Configuration) -> Remote | None:
     bare, username, password = _split(url)
     if password and source.startswith("--"):
         what = "has a password on the command line, where every process sees it"
-        mend = "Use LMCACHE_REMOTE_PASSWORD or LMCACHE_REMOTE_PASSWORD_FILE."
-        _refuse(configuration, "remote_url", what, mend)
+        fix = "Use LMCACHE_REMOTE_PASSWORD or LMCACHE_REMOTE_PASSWORD_FILE."
+        _refuse(configuration, "remote_url", what, fix)
     username = _one(configuration, "remote_username", username)
     password = _one(configuration, "remote_password", password)
     if password and not _is_text(password):
@@ -99,11 +99,11 @@ def _read(configuration: Configuration, name: str) -> bytes | None:
             return file.read(LARGEST_FILE)
     except (OSError, ValueError) as error:
         reason = getattr(error, "strerror", None) or str(error)
-        mend = "Mount it, and let uid 1000 read it."
-        _refuse(configuration, name, f"{path!r} cannot be read ({reason})", mend)
+        fix = "Mount it, and let uid 1000 read it."
+        _refuse(configuration, name, f"{path!r} cannot be read ({reason})", fix)
         return None
 
 
-def _refuse(configuration: Configuration, name: str, what: str, mend: str) -> None:
-    problem = Problem(f"{name} {what}", configuration.source(name), mend)
+def _refuse(configuration: Configuration, name: str, what: str, fix: str) -> None:
+    problem = Problem(f"{name} {what}", configuration.source(name), fix)
     configuration.problems.append(problem)

@@ -7,12 +7,12 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from kserve_lmcache.config.configuration import Configuration
+from kserve_lmcache.config.engine_shape import EngineShape
 from kserve_lmcache.config.remote_tier import GIB, queue_gib
-from kserve_lmcache.engine_shape import EngineShape
+from kserve_lmcache.config.resources import existing, write_error
+from kserve_lmcache.config.stores import Disk
+from kserve_lmcache.config.tier_limits import Limits
 from kserve_lmcache.errors import Problem
-from kserve_lmcache.remote.address import Disk
-from kserve_lmcache.remote.limits import Limits
-from kserve_lmcache.resources import existing, write_error
 
 # Seconds for all chunks of a prompt, and less where computing them takes less. A long prompt's are
 # some gigabytes, for which a common disk takes seconds.

@@ -19,9 +19,9 @@ import yaml
 
 from kserve_lmcache.config import keys
 from kserve_lmcache.config.sources import CONFIG_FILE
-from kserve_lmcache.remote.address import Disk, Remote
-from kserve_lmcache.remote.limits import Limits
-from kserve_lmcache.remote.options import (
+from kserve_lmcache.config.stores import Disk, Remote
+from kserve_lmcache.config.tier_limits import Limits
+from kserve_lmcache.config.tier_plugins import (
     DISK_PLUGIN,
     PLUGIN,
     disk_to_extra_config,

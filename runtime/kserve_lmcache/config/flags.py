@@ -5,8 +5,8 @@ from __future__ import annotations
 import argparse
 
 from kserve_lmcache.config.resolve import Flags
+from kserve_lmcache.config.settings import SETTINGS
 from kserve_lmcache.config.sources import KEY_FLAG
-from kserve_lmcache.settings import SETTINGS
 
 
 def add_own_flags(parser: argparse.ArgumentParser) -> None:

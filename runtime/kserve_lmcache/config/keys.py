@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from kserve_lmcache.settings import SETTINGS
+from kserve_lmcache.config.settings import SETTINGS
 
 PREFIX = "LMCACHE_"
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from kserve_lmcache.config.configuration import Configuration, Value
+from kserve_lmcache.config.tier_limits import Limits
 from kserve_lmcache.errors import Problem
-from kserve_lmcache.remote.limits import Limits
 
 GIB = 2**30
 

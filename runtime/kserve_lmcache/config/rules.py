@@ -17,12 +17,17 @@ from urllib.parse import urlsplit
 
 from kserve_lmcache.config import keys
 from kserve_lmcache.config.configuration import Configuration
+from kserve_lmcache.config.settings import (
+    FINGERPRINTS,
+    LOG_FORMATS,
+    REMOTE_CONNECTORS,
+    ROUTE_GROUPS,
+    parse_route_groups,
+)
+from kserve_lmcache.config.stores import REDIS_SCHEMES, TLS_SCHEMES
 from kserve_lmcache.config.values import is_size
 from kserve_lmcache.errors import Problem
-from kserve_lmcache.http.routes import GROUPS, parse_groups
 from kserve_lmcache.redaction import hide, hide_in_urls
-from kserve_lmcache.remote.address import REDIS_SCHEMES, TLS_SCHEMES
-from kserve_lmcache.settings import FINGERPRINTS, LOG_FORMATS, REMOTE_CONNECTORS
 
 Rule = Callable[[Configuration, str], Iterator[Problem]]
 
@@ -61,8 +66,8 @@ _DANGEROUS = {
 }
 
 
-def _problem(configuration: Configuration, name: str, what: str, mend: str) -> Problem:
-    return Problem(f"{name} {what}", configuration.source(name), mend)
+def _problem(configuration: Configuration, name: str, what: str, fix: str) -> Problem:
+    return Problem(f"{name} {what}", configuration.source(name), fix)
 
 
 def _ranges(configuration: Configuration, device: str) -> Iterator[Problem]:
@@ -71,18 +76,18 @@ def _ranges(configuration: Configuration, device: str) -> Iterator[Problem]:
         if value is None:
             continue
         if name in _POSITIVE and not value > 0:
-            mend = f"Set {name} to more than 0."
-            yield _problem(configuration, name, f"must be positive, got {value}", mend)
+            fix = f"Set {name} to more than 0."
+            yield _problem(configuration, name, f"must be positive, got {value}", fix)
         elif name in _TIMEOUTS and value > _LONGEST_TIMEOUT:
-            mend = f"Set {name} to at most {_LONGEST_TIMEOUT:g}."
-            yield _problem(configuration, name, f"of {value:g} seconds is no deadline", mend)
+            fix = f"Set {name} to at most {_LONGEST_TIMEOUT:g}."
+            yield _problem(configuration, name, f"of {value:g} seconds is no deadline", fix)
         elif name in ("remote_ttl", "drain_timeout") and value < 0:
             what = "no time to live" if name == "remote_ttl" else "none"
-            mend = f"Set {name} to seconds, or to 0 for {what}."
-            yield _problem(configuration, name, f"must not be negative, got {value}", mend)
+            fix = f"Set {name} to seconds, or to 0 for {what}."
+            yield _problem(configuration, name, f"must not be negative, got {value}", fix)
         elif is_size(key) and not (value >= 0 and math.isfinite(value)):
-            mend = f"Set {name} to a size in GB, for example 2.0 or 512Mi."
-            yield _problem(configuration, name, f"must be a size, got {value}", mend)
+            fix = f"Set {name} to a size in GB, for example 2.0 or 512Mi."
+            yield _problem(configuration, name, f"must be a size, got {value}", fix)
 
 
 def _dangerous(configuration: Configuration, device: str) -> Iterator[Problem]:
@@ -98,8 +103,8 @@ def _names(configuration: Configuration, device: str) -> Iterator[Problem]:
     policy = configuration.get("cache_policy")
     if policy.upper() not in POLICY_MAPPING:
         what = f"is {policy!r}, which LMCache does not know"
-        mend = f"Use one of {', '.join(POLICY_MAPPING)}."
-        yield _problem(configuration, "cache_policy", what, mend)
+        fix = f"Use one of {', '.join(POLICY_MAPPING)}."
+        yield _problem(configuration, "cache_policy", what, fix)
     algorithm = configuration.get("pre_caching_hash_algorithm")
     try:
         get_hash_fn_by_name(algorithm)
@@ -125,14 +130,14 @@ def _own(configuration: Configuration, device: str) -> Iterator[Problem]:
     if log_format not in LOG_FORMATS:
         what = f"is {log_format!r}, which is none of {', '.join(LOG_FORMATS)}"
         yield _problem(configuration, "log_format", what, "Use text (the default).")
-    for group in parse_groups(configuration.get("enable_routes")):
-        if group not in GROUPS:
-            what = f"has {group!r}, which is none of {', '.join(GROUPS)}"
+    for group in parse_route_groups(configuration.get("enable_routes")):
+        if group not in ROUTE_GROUPS:
+            what = f"has {group!r}, which is none of {', '.join(ROUTE_GROUPS)}"
             yield _problem(configuration, "enable_routes", what, "Leave it out.")
     if configuration.get("pre_caching_hash_algorithm") == "builtin":
         what = "is builtin, which two texts can easily be made to share: a hit would be wrong"
-        mend = "Use sha256_cbor (the default)."
-        yield _problem(configuration, "pre_caching_hash_algorithm", what, mend)
+        fix = "Use sha256_cbor (the default)."
+        yield _problem(configuration, "pre_caching_hash_algorithm", what, fix)
 
 
 def _tiers(configuration: Configuration, device: str) -> Iterator[Problem]:
@@ -161,8 +166,8 @@ def _disk(configuration: Configuration, device: str) -> Iterator[Problem]:
     sharding = configuration.get("local_disk_path_sharding")
     if sharding != "by_gpu":
         what = f"is {sharding!r}, and by_gpu is all there is"
-        mend = "Leave out local_disk_path_sharding."
-        yield _problem(configuration, "local_disk_path_sharding", what, mend)
+        fix = "Leave out local_disk_path_sharding."
+        yield _problem(configuration, "local_disk_path_sharding", what, fix)
     extra = configuration.get("extra_config") or {}
     for name in _OF_LMCACHES_DISK:
         if name in extra and not configuration.get("gds_path"):
@@ -181,8 +186,8 @@ def _layerwise(configuration: Configuration, device: str) -> Iterator[Problem]:
         for name in ("remote_url", "local_disk"):
             if configuration.get(name):
                 what = f"does not work together with {name}: a layer that fails to load is used"
-                mend = f"Leave out use_layerwise or {name}."
-                yield _problem(configuration, "use_layerwise", what, mend)
+                fix = f"Leave out use_layerwise or {name}."
+                yield _problem(configuration, "use_layerwise", what, fix)
 
 
 def _unfull_chunks(configuration: Configuration, device: str) -> Iterator[Problem]:
@@ -237,8 +242,8 @@ def _scheme(configuration: Configuration, url: str, scheme: str) -> Iterator[Pro
     shown = hide_in_urls(url)
     if configuration.get("remote_connector") == "lmcache" and scheme in _OURS_ALONE:
         what = f"is {shown!r}, which LMCache's own connector cannot use"
-        mend = "Leave out remote_connector, or use redis:// or rediss://."
-        yield _problem(configuration, "remote_url", what, mend)
+        fix = "Leave out remote_connector, or use redis:// or rediss://."
+        yield _problem(configuration, "remote_url", what, fix)
     elif not (
         scheme in REDIS_SCHEMES
         or configuration.get("remote_storage_plugins")

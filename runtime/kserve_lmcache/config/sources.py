@@ -13,9 +13,9 @@ import yaml
 
 from kserve_lmcache.config import keys
 from kserve_lmcache.config.keys import PREFIX, Key
+from kserve_lmcache.config.settings import SETTINGS, VARIABLE_PREFIX
 from kserve_lmcache.config.values import parse, unquote
 from kserve_lmcache.errors import Problem
-from kserve_lmcache.settings import SETTINGS, VARIABLE_PREFIX
 
 CONFIG_FILE = "LMCACHE_CONFIG_FILE"
 MOUNTED_FILE = Path("/lmcache/lmcache_config.yaml")
@@ -68,8 +68,8 @@ class Source:
     def unknown(self, what: str, name: str, where: str, known: Iterable[str]) -> None:
         """Note a name that nothing has, with the nearest that something has."""
         near = get_close_matches(name, known, n=1)
-        mend = f"Did you mean {near[0]}?" if near else "Remove it."
-        self.problems.append(Problem(what, where, mend))
+        fix = f"Did you mean {near[0]}?" if near else "Remove it."
+        self.problems.append(Problem(what, where, fix))
 
 
 def read_flags(
@@ -144,9 +144,9 @@ def read_file(path: Path) -> Source:
     try:
         pairs = _pairs(path)
     except _UnreadableFileError as error:
-        mend = f"Correct the file, or unset {CONFIG_FILE}."
+        fix = f"Correct the file, or unset {CONFIG_FILE}."
         where = f"{path}:{error.line}" if error.line else str(path)
-        source.problems.append(Problem(str(error), where, mend))
+        source.problems.append(Problem(str(error), where, fix))
         return source
     seen: dict[str, int] = {}
     for name, raw, line in pairs:
@@ -161,8 +161,8 @@ def read_file(path: Path) -> Source:
             what = f"{name} is not a key of LMCache"
             source.unknown(what, name, where, keys.table())
         elif key.secret:
-            mend = f"Use {key.variable} or {key.name}_file with a Secret."
-            source.problems.append(Problem(f"{name} may not stand in a file", where, mend))
+            fix = f"Use {key.variable} or {key.name}_file with a Secret."
+            source.problems.append(Problem(f"{name} may not stand in a file", where, fix))
         else:
             if key.name != name:
                 source.notes.append(f"{where}: {name} is the older name of {key.name}")

@@ -7,21 +7,21 @@ from typing import TYPE_CHECKING, Any
 
 from vllm.distributed.kv_transfer.kv_connector.v1.base import KVConnectorBase_V1, KVConnectorRole
 
-from kserve_lmcache import start_up
 from kserve_lmcache.config import engine_file
 from kserve_lmcache.connector import lmcache_engine
-from kserve_lmcache.connector.accounts import Accounts
-from kserve_lmcache.connector.cores import every_core
-from kserve_lmcache.connector.faults import contain_inherited, contained
+from kserve_lmcache.connector.cpu_affinity import every_core
+from kserve_lmcache.connector.error_containment import contain_inherited, contained
 from kserve_lmcache.connector.isolation import Isolation
 from kserve_lmcache.connector.kv_groups import check_groups
-from kserve_lmcache.connector.loads import Loads
-from kserve_lmcache.connector.promises import Promises
-from kserve_lmcache.connector.scheduler_side import SchedulerSide
+from kserve_lmcache.connector.load_results import LoadResults
+from kserve_lmcache.connector.pending_loads import PendingLoads
+from kserve_lmcache.connector.scheduler import SchedulerSide
+from kserve_lmcache.connector.token_metrics import TokenMetrics
 from kserve_lmcache.connector.traces import Traces
-from kserve_lmcache.connector.worker_side import WorkerSide
+from kserve_lmcache.connector.worker import WorkerSide
 from kserve_lmcache.identity.namespace import NAMESPACE
-from kserve_lmcache.remote.pace import Prefill
+from kserve_lmcache.metrics import start_up_timing
+from kserve_lmcache.tiers.guard.load_cost import Prefill
 
 if TYPE_CHECKING:
     from vllm.config import VllmConfig
@@ -78,7 +78,9 @@ class KServeLMCacheConnector(SchedulerSide, WorkerSide):
         kv_cache_config: KVCacheConfig,
     ) -> None:
         if role == KVConnectorRole.WORKER:
-            start_up.reached(start_up.LOADED)  # vLLM makes it when it knows how large a cache fits
+            start_up_timing.reached(
+                start_up_timing.LOADED
+            )  # vLLM makes it when it knows how large a cache fits
         self.failure = ""
         self._device = vllm_config.device_config.device_type
         self._block_size = vllm_config.cache_config.block_size
@@ -86,11 +88,11 @@ class KServeLMCacheConnector(SchedulerSide, WorkerSide):
         self._excluded = set()
         self._dropped = set()
         self._traces = Traces()
-        self._promises = Promises(self._block_size)
-        self._loads = Loads()
+        self._promises = PendingLoads(self._block_size)
+        self._loads = LoadResults()
         self._prefill = Prefill()
         self._tiers = {}
-        self._accounts = Accounts({}, 0, False, self._prefill)
+        self._accounts = TokenMetrics({}, 0, False, self._prefill)
         try:
             check_groups(kv_cache_config)
             named = _named(vllm_config)
@@ -124,7 +126,7 @@ class KServeLMCacheConnector(SchedulerSide, WorkerSide):
             "config": {},
             "faults": self.faults.counts(),
             "tiers": {name: tier.report() for name, tier in self._tiers.items()},
-            "moments": start_up.moments(),
+            "moments": start_up_timing.moments(),
         }
         if not self.failure:
             report["failure"] = lmcache_engine.failure(self._lmcache_engine)

@@ -21,9 +21,9 @@ from lmcache.v1.cache_engine import LMCacheEngineBuilder
 from lmcache.v1.offload_server.message import OffloadMsg
 from lmcache.v1.rpc_utils import get_zmq_rpc_path_lmcache, get_zmq_socket
 
+from kserve_lmcache.config.tier_plugins import TIERS
 from kserve_lmcache.connector.cpu_copy import CPUPagedMemoryConnector
-from kserve_lmcache.connector.step import Source
-from kserve_lmcache.remote.options import TIERS
+from kserve_lmcache.connector.metadata import Source
 
 if TYPE_CHECKING:
     from lmcache.integration.vllm.vllm_v1_adapter import (
@@ -35,7 +35,7 @@ if TYPE_CHECKING:
     from vllm.config import VllmConfig
     from vllm.v1.request import Request
 
-    from kserve_lmcache.remote.tier import RemoteTier
+    from kserve_lmcache.tiers.guard.tier import Tier
 
 
 def create_on_cpu(vllm_config: VllmConfig) -> None:
@@ -289,7 +289,7 @@ def forget(adapter: LMCacheConnectorV1Impl, request_id: str) -> None:
     adapter.lookup_client.clear_lookup_status(request_id)
 
 
-def tiers(adapter: LMCacheConnectorV1Impl) -> dict[str, RemoteTier]:
+def tiers(adapter: LMCacheConnectorV1Impl) -> dict[str, Tier]:
     """This worker's tiers that are ours, by name (``disk``, ``remote``), as they have in metrics.
 
     Raises:

@@ -1,1 +1,4 @@
-"""Checks of everything the server needs before it starts, and the report of them."""
+"""``kserve-lmcache doctor``: checks of a machine, a model and a store, with evidence and fixes.
+
+Imported by ``cli`` alone. May import ``server`` and the folders below it.
+"""

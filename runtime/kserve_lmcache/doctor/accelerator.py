@@ -15,7 +15,7 @@ NAME = "accelerator"
 
 # The oldest driver for all releases of a CUDA major version, by NVIDIA's "CUDA Compatibility".
 _LEAST_DRIVER = {12: 525, 13: 580}
-_MEND_NONE = "Ask for a GPU (resources.limits nvidia.com/gpu), and look at the node's driver."
+_FIX_NONE = "Ask for a GPU (resources.limits nvidia.com/gpu), and look at the node's driver."
 _QUERY = ("--query-gpu=name,memory.total,driver_version", "--format=csv,noheader")
 
 
@@ -51,12 +51,12 @@ def accelerator(subject: Subject) -> Iterator[Finding]:
         yield failure(
             NAME,
             f"nvidia-smi failed: {foreign(result.stdout or result.stderr, None)}",
-            _MEND_NONE,
+            _FIX_NONE,
         )
         return
     devices = [line.split(", ") for line in result.stdout.splitlines() if line.count(", ") >= 2]
     if not devices:
-        yield failure(NAME, f"nvidia-smi names no GPU: {foreign(result.stdout, None)}", _MEND_NONE)
+        yield failure(NAME, f"nvidia-smi names no GPU: {foreign(result.stdout, None)}", _FIX_NONE)
         return
     shown = "; ".join(f"{name}, {memory}" for name, memory, *_ in devices)
     driver_version = devices[0][2]

@@ -8,9 +8,9 @@ from enum import Enum
 from pathlib import Path
 from urllib.parse import quote
 
-from kserve_lmcache.doctor.replica import Replica
+from kserve_lmcache.config.stores import Disk, Remote
 from kserve_lmcache.redaction import HIDDEN, hide_in_urls
-from kserve_lmcache.remote.address import Disk, Remote
+from kserve_lmcache.server.announcement import Replica
 
 MEBI = 2**20
 # A chunk of a model of a billion parameters is about this large.
@@ -34,14 +34,14 @@ class Finding:
         name: what was looked at.
         status: how it is.
         evidence: what was seen there.
-        mend: what to do about it; empty when nothing has to be done.
+        fix: what to do about it; empty when nothing has to be done.
         seconds: how long the look took.
     """
 
     name: str
     status: Status
     evidence: str
-    mend: str = ""
+    fix: str = ""
     seconds: float = 0.0
 
 
@@ -50,14 +50,14 @@ def ok(name: str, evidence: str) -> Finding:
     return Finding(name, Status.OK, evidence)
 
 
-def warning(name: str, evidence: str, mend: str) -> Finding:
+def warning(name: str, evidence: str, fix: str) -> Finding:
     """The server would start and work, yet worse than it could."""
-    return Finding(name, Status.WARNING, evidence, mend)
+    return Finding(name, Status.WARNING, evidence, fix)
 
 
-def failure(name: str, evidence: str, mend: str) -> Finding:
+def failure(name: str, evidence: str, fix: str) -> Finding:
     """The server would not start, or not offload."""
-    return Finding(name, Status.FAILURE, evidence, mend)
+    return Finding(name, Status.FAILURE, evidence, fix)
 
 
 def skipped(name: str, evidence: str) -> Finding:

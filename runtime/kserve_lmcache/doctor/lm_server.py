@@ -11,10 +11,10 @@ import socket
 import struct
 import time
 
+from kserve_lmcache.config.stores import Remote
 from kserve_lmcache.doctor.check import Finding, failure, ok
 from kserve_lmcache.doctor.network import show
-from kserve_lmcache.remote.address import Remote
-from kserve_lmcache.remote.redis_client import Address
+from kserve_lmcache.tiers.redis.client import Address
 
 NAME = "remote server"
 
@@ -38,7 +38,7 @@ def request() -> bytes:
 def lookup(remote: Remote, address: Address, patience: float) -> Finding:
     """Ask for a key as the engine does for every prompt."""
     deadline = time.monotonic() + patience
-    mend = (
+    fix = (
         "Look why the server hangs, or whether another service listens there "
         f"({remote.source}); start LMCache's by lmcache_server HOST PORT."
     )
@@ -50,13 +50,13 @@ def lookup(remote: Remote, address: Address, patience: float) -> Finding:
                 client.settimeout(max(0.001, deadline - time.monotonic()))
                 part = client.recv(_ANSWER.size - len(answer))
                 if not part:
-                    return failure(NAME, f"{show(address)} closes the connection", mend)
+                    return failure(NAME, f"{show(address)} closes the connection", fix)
                 answer += part
     except TimeoutError:
         evidence = f"{show(address)} accepts connections and does not answer within {patience:g} s"
-        return failure(NAME, evidence, mend)
+        return failure(NAME, evidence, fix)
     except OSError as error:
-        return failure(NAME, f"{show(address)}: {error.strerror or error}", mend)
+        return failure(NAME, f"{show(address)}: {error.strerror or error}", fix)
     if _ANSWER.unpack(answer)[0] not in (_FOUND, _NOT_FOUND):
-        return failure(NAME, f"{show(address)} does not answer as LMCache's server does", mend)
+        return failure(NAME, f"{show(address)} does not answer as LMCache's server does", fix)
     return ok(NAME, "LMCache's server answers lookups; it keeps everything, without a limit")

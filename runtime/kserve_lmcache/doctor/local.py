@@ -8,19 +8,10 @@ import re
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
-from kserve_lmcache import environment
-from kserve_lmcache.doctor.check import (
-    MEBI,
-    Check,
-    Finding,
-    Subject,
-    failure,
-    ok,
-    size,
-    warning,
-)
+from kserve_lmcache.config import environment
+from kserve_lmcache.config.resources import memory_limit
+from kserve_lmcache.doctor.check import MEBI, Check, Finding, Subject, failure, ok, size, warning
 from kserve_lmcache.errors import UsageError
-from kserve_lmcache.resources import memory_limit
 
 # Weights on a CPU, the processes of vLLM and the page cache of a model live beside the tier.
 _LARGEST_SHARE = 0.7
@@ -143,11 +134,11 @@ def shared_memory(subject: Subject) -> Iterator[Finding]:
     """A worker that finds no room in it dies of SIGBUS, without a message."""
     name = "shared memory"
     directory = subject.root / _SHARED_MEMORY
-    mend = "Mount an emptyDir with medium: Memory on /dev/shm (docker run --shm-size=1g)."
+    fix = "Mount an emptyDir with medium: Memory on /dev/shm (docker run --shm-size=1g)."
     try:
         state = os.statvfs(directory)
     except OSError as error:
-        yield warning(name, f"/{_SHARED_MEMORY}: {error.strerror}", mend)
+        yield warning(name, f"/{_SHARED_MEMORY}: {error.strerror}", fix)
         return
     total, free = state.f_blocks * state.f_frsize, state.f_bavail * state.f_frsize
     evidence = f"/{_SHARED_MEMORY} has {size(free)} free of {size(total)}"
@@ -156,10 +147,10 @@ def shared_memory(subject: Subject) -> Iterator[Finding]:
             name,
             f"{evidence}; the processes of vLLM, and of LMCache under tensor parallelism, "
             "talk through it",
-            mend,
+            fix,
         )
     elif not os.access(directory, os.W_OK):
-        yield warning(name, f"{evidence}, and this user cannot write there", mend)
+        yield warning(name, f"{evidence}, and this user cannot write there", fix)
     else:
         yield ok(name, evidence)
 

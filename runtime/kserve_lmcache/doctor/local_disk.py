@@ -6,6 +6,7 @@ import os
 from collections.abc import Iterator
 from pathlib import Path
 
+from kserve_lmcache.config.resources import existing, unwritable
 from kserve_lmcache.doctor.check import (
     Check,
     Finding,
@@ -16,7 +17,6 @@ from kserve_lmcache.doctor.check import (
     skipped,
     warning,
 )
-from kserve_lmcache.resources import existing, unwritable
 
 NAME = "local disk"
 

@@ -9,6 +9,7 @@ import shutil
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
+from kserve_lmcache.config.resources import existing, unwritable
 from kserve_lmcache.doctor.check import (
     Check,
     Finding,
@@ -20,7 +21,6 @@ from kserve_lmcache.doctor.check import (
     skipped,
     warning,
 )
-from kserve_lmcache.resources import existing, unwritable
 
 NAME = "model"
 

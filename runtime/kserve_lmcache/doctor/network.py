@@ -8,23 +8,23 @@ import time
 from collections.abc import Sequence
 from functools import partial
 
+from kserve_lmcache.config.stores import Remote
 from kserve_lmcache.doctor.check import Finding, failure, ok, warning
 from kserve_lmcache.doctor.stage import Stage, within
-from kserve_lmcache.remote.address import Remote
-from kserve_lmcache.remote.redis_client import Address
+from kserve_lmcache.tiers.redis.client import Address
 
 NAME = "remote name"
 CONNECTION = "remote connection"
 
-_MEND_NAME = (
+_FIX_NAME = (
     "Correct the host in remote_url ({source}); in Kubernetes a service of another namespace is "
     "SERVICE.NAMESPACE.svc."
 )
-_MEND_REFUSED = (
+_FIX_REFUSED = (
     "Start the server, or correct the port ({source}); a server listens only on the addresses of "
     "its bind setting."
 )
-_MEND_SILENT = "Look for a firewall or a NetworkPolicy on the way, or correct the URL ({source})."
+_FIX_SILENT = "Look for a firewall or a NetworkPolicy on the way, or correct the URL ({source})."
 
 
 class Road:
@@ -65,20 +65,20 @@ class Road:
                 self._resolved[host, port] = found
                 numbers = ", ".join(number for number, _ in found)
                 known.append(f"{host} is {numbers}")
-        mend = _MEND_NAME.format(source=self._remote.source)
-        return _summary(NAME, known, unknown, mend)
+        fix = _FIX_NAME.format(source=self._remote.source)
+        return _summary(NAME, known, unknown, fix)
 
     def connect(self) -> Finding:
         """Open a connection to every server, and close it."""
         open_ones, closed_ones = [], []
-        mend = _MEND_SILENT
+        fix = _FIX_SILENT
         patience = self._patience / len(self._addresses)
         for address, candidates in self._resolved.items():
             try:
                 number = _connect(candidates, patience)
             except ConnectionRefusedError:
                 closed_ones.append(f"{show(address)} refuses the connection")
-                mend = _MEND_REFUSED
+                fix = _FIX_REFUSED
             except TimeoutError:
                 closed_ones.append(f"{show(address)} does not answer within {patience:g} s")
             except OSError as error:
@@ -86,7 +86,7 @@ class Road:
             else:
                 self.reached.append(address)
                 open_ones.append(show(number))
-        return _summary(CONNECTION, open_ones, closed_ones, mend.format(source=self._remote.source))
+        return _summary(CONNECTION, open_ones, closed_ones, fix.format(source=self._remote.source))
 
 
 def connect_unix_socket(remote: Remote, path: str, patience: float) -> Finding:
@@ -111,11 +111,11 @@ def show(address: Address) -> str:
     return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
 
 
-def _summary(name: str, good: Sequence[str], bad: Sequence[str], mend: str) -> Finding:
+def _summary(name: str, good: Sequence[str], bad: Sequence[str], fix: str) -> Finding:
     evidence = ", ".join(dict.fromkeys((*good, *bad)))
     if not bad:
         return ok(name, evidence)
-    return (warning if good else failure)(name, evidence, mend)
+    return (warning if good else failure)(name, evidence, fix)
 
 
 def _is_number(host: str) -> bool:

@@ -12,7 +12,7 @@ from kserve_lmcache.doctor.redis_session import Information, Session
 NAME = "remote memory"
 PERSISTENCE = "remote persistence"
 
-_MEND_POLICY = "Set maxmemory-policy to allkeys-lru or allkeys-lfu on the server."
+_FIX_POLICY = "Set maxmemory-policy to allkeys-lru or allkeys-lfu on the server."
 _WORST_FIRST = (Status.FAILURE, Status.WARNING, Status.SKIPPED, Status.OK)
 
 
@@ -38,10 +38,10 @@ def limit(information: Information) -> Finding:
     evidence = f"{size(used)} of {size(maximum)} used, {policy}"
     if policy == "noeviction":
         if used >= maximum:
-            return failure(NAME, f"full: {evidence} refuses every write", _MEND_POLICY)
-        return warning(NAME, f"{evidence} fills up, and then refuses every write", _MEND_POLICY)
+            return failure(NAME, f"full: {evidence} refuses every write", _FIX_POLICY)
+        return warning(NAME, f"{evidence} fills up, and then refuses every write", _FIX_POLICY)
     if policy.startswith("volatile-"):
-        return warning(NAME, f"{evidence} evicts only what has an expiry time", _MEND_POLICY)
+        return warning(NAME, f"{evidence} evicts only what has an expiry time", _FIX_POLICY)
     return ok(NAME, evidence)
 
 
@@ -83,7 +83,7 @@ def _worst(findings: dict[str, Finding]) -> Finding:
     if len(_distinct(findings.values())) == 1:
         return finding
     evidence = f"{place}: {finding.evidence}"
-    return Finding(finding.name, finding.status, evidence, finding.mend)
+    return Finding(finding.name, finding.status, evidence, finding.fix)
 
 
 def _distinct(findings: Iterable[Finding]) -> set[str]:

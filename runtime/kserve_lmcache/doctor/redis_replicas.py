@@ -18,19 +18,23 @@ from redis.exceptions import NoPermissionError
 from kserve_lmcache.doctor.check import Finding, Status, Subject, foreign, ok, skipped, warning
 from kserve_lmcache.doctor.model_files import files_of
 from kserve_lmcache.doctor.redis_session import Session
-from kserve_lmcache.doctor.replica import INPUTS, Difference, Replica, Scalar, decode
 from kserve_lmcache.doctor.stage import within
 from kserve_lmcache.identity import IdentityError, cache, fingerprint
-from kserve_lmcache.remote import redis_client
+from kserve_lmcache.server.announcement import (
+    INPUTS,
+    KEY_PREFIX,
+    Client,
+    Difference,
+    Replica,
+    Scalar,
+    announce,
+    decode,
+    key_of,
+)
+from kserve_lmcache.tiers.redis import client as redis_client
 
 NAME = "replicas"
-KEY_PREFIX = f"{redis_client.PREFIX}replicas:"
-
-# A store that is full may evict the hash, whatever its expiry time: it is written again.
-RENEWAL_SECONDS = 600.0
 _FRESH_SECONDS = 24 * 3600
-# Should nobody come to delete the last of them.
-_EXPIRY_SECONDS = 48 * 3600
 
 _UNANNOUNCED = "this server cannot be announced to others"
 _UNSEEN = "other servers of this model cannot be seen"
@@ -38,8 +42,6 @@ _UNDELETED = "what is out of date cannot be deleted"
 
 _MOST_NAMED = 3
 _LONGEST_VALUE = 64
-
-Client = redis.Redis | redis.RedisCluster
 
 
 class _NothingToCompareError(Exception):
@@ -91,51 +93,15 @@ def judge(own: Replica, others: Sequence[Replica], now: float) -> Finding:
     return ok(NAME, f"{count}, all alike, here too in {known}: {named}")
 
 
-def renewal(subject: Subject) -> Callable[[], str] | None:
-    """What announces this server once more, and returns why it could not (empty: it could).
-
-    Nothing for what is no server, or one that nobody can share with.
-    """
-    remote, own = subject.remote, subject.replica
-    if remote is None or not remote.speaks_redis or own is None or not own.place:
-        return None
-    if subject.model_fingerprint == "private":
-        return None
-
-    def renew() -> str:
-        try:
-            with redis_client.connect(remote, subject.patience) as client:
-                announce(client, own)
-        except (redis.RedisError, OSError) as error:
-            return foreign(error, remote)
-        return ""
-
-    return renew
-
-
-def announce(client: Client, own: Replica) -> None:
-    """Write the server's field.
-
-    Raises:
-        redis.RedisError: the store does not take it.
-    """
-    client.hset(_key(own), own.place, own.encode(time.time()))
-    client.expire(_key(own), _EXPIRY_SECONDS)
-
-
 def _delete(client: Client, own: Replica, places: Iterable[str]) -> None:
-    client.hdel(_key(own), *places)
+    client.hdel(key_of(own), *places)
 
 
 def _read(client: Client, own: Replica) -> list[Replica]:
     """All that announced themselves with the same content, this server among them."""
-    fields: Any = client.hgetall(_key(own))
+    fields: Any = client.hgetall(key_of(own))
     told = (decode(place, text) for place, text in fields.items())
     return [each for each in told if each is not None]
-
-
-def _key(own: Replica) -> str:
-    return f"{KEY_PREFIX}{own.content[:16]}"
 
 
 def _own(subject: Subject) -> Replica:
@@ -144,10 +110,10 @@ def _own(subject: Subject) -> Replica:
     Raises:
         _NothingToCompareError: it would say nothing.
     """
-    if subject.replica is None:
-        raise _NothingToCompareError("needs configuration")
     if subject.model_fingerprint == "private":
         raise _NothingToCompareError("model_fingerprint is private: nothing is shared")
+    if subject.replica is None:
+        raise _NothingToCompareError("needs configuration")
     if subject.replica.content:
         return subject.replica
     if not subject.model:
@@ -189,18 +155,18 @@ def _attempt(session: Session, what: str, write: Callable[[], None]) -> list[Fin
 def _failed(session: Session, what: str, error: Exception) -> Finding:
     evidence = f"{what}: {session.said(error)}"
     if isinstance(error, NoPermissionError):
-        mend = f"Allow it: ACL SETUSER … ~{KEY_PREFIX}* +hset +hgetall +hdel +expire."
+        fix = f"Allow it: ACL SETUSER … ~{KEY_PREFIX}* +hset +hgetall +hdel +expire."
     else:
-        mend = "Look at the log of the server; sharing itself does not depend on it."
-    return warning(NAME, evidence, mend)
+        fix = "Look at the log of the server; sharing itself does not depend on it."
+    return warning(NAME, evidence, fix)
 
 
 def _together(session: Session, findings: Sequence[Finding]) -> Finding:
     """One finding, whose text may be other servers'."""
-    status = Status.WARNING if any(each.mend for each in findings) else Status.OK
+    status = Status.WARNING if any(each.fix for each in findings) else Status.OK
     evidence = "; ".join(each.evidence for each in findings)
-    mend = " ".join(dict.fromkeys(each.mend for each in findings if each.mend))
-    return Finding(NAME, status, foreign(evidence, session.remote), foreign(mend, session.remote))
+    fix = " ".join(dict.fromkeys(each.fix for each in findings if each.fix))
+    return Finding(NAME, status, foreign(evidence, session.remote), foreign(fix, session.remote))
 
 
 Unlike = dict[tuple[Difference, ...], list[Replica]]

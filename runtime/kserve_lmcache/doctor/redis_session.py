@@ -6,11 +6,11 @@ from typing import Any
 
 import redis
 
+from kserve_lmcache.config.stores import Remote
 from kserve_lmcache.doctor.check import Subject, foreign
 from kserve_lmcache.doctor.network import Road, show
-from kserve_lmcache.remote import redis_client
-from kserve_lmcache.remote.address import Remote
-from kserve_lmcache.remote.redis_client import Address, Location
+from kserve_lmcache.tiers.redis import client as redis_client
+from kserve_lmcache.tiers.redis.client import Address, Location
 
 Information = dict[str, Any]
 

@@ -8,6 +8,7 @@ from collections.abc import Iterator
 import redis
 from redis.exceptions import NoPermissionError
 
+from kserve_lmcache.config.stores import Remote
 from kserve_lmcache.doctor import (
     network,
     redis_memory,
@@ -19,8 +20,7 @@ from kserve_lmcache.doctor import (
 from kserve_lmcache.doctor.check import Finding, Subject, failure, ok, skipped, warning
 from kserve_lmcache.doctor.redis_session import Session
 from kserve_lmcache.doctor.stage import Stage, in_order
-from kserve_lmcache.remote import redis_client
-from kserve_lmcache.remote.address import Remote
+from kserve_lmcache.tiers.redis import client as redis_client
 
 ADDRESS = "remote address"
 LOGIN = "remote login"
@@ -111,7 +111,7 @@ def login(session: Session) -> Finding:
     except redis.BusyLoadingError:
         return failure(LOGIN, f"{session.place} is loading its data", "Wait until it has.")
     except redis.ResponseError as error:
-        return failure(LOGIN, f"{session.place} says: {session.said(error)}", _mend(error, remote))
+        return failure(LOGIN, f"{session.place} says: {session.said(error)}", _fix(error, remote))
     except (redis.RedisError, OSError) as error:
         return _no_answer(session, error)
     if not remote.password:
@@ -190,7 +190,7 @@ def _not_let_in(session: Session, reason: str) -> Finding:
     )
 
 
-def _mend(error: redis.ResponseError, remote: Remote) -> str:
+def _fix(error: redis.ResponseError, remote: Remote) -> str:
     if "index is out of range" in str(error):
         return f"Use a database that the server has, in remote_url ({remote.source}): 0 always is."
     return "Look at the configuration and the log of the server."

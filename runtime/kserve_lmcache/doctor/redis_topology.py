@@ -12,8 +12,8 @@ from redis.exceptions import NoPermissionError
 from kserve_lmcache.doctor.check import Finding, failure, ok, skipped, warning
 from kserve_lmcache.doctor.network import show
 from kserve_lmcache.doctor.redis_session import Session
-from kserve_lmcache.remote import redis_client
-from kserve_lmcache.remote.redis_client import Address
+from kserve_lmcache.tiers.redis import client as redis_client
+from kserve_lmcache.tiers.redis.client import Address
 
 NAME = "remote topology"
 SENTINEL = "remote sentinel"
@@ -122,13 +122,13 @@ def _primaries(client: redis.Redis) -> dict[str, Address]:
 def _is_cluster(session: Session) -> Finding:
     source = session.remote.source
     if session.remote.uses_tls or session.address is None:
-        mend = f"Use a server that is not part of a cluster in remote_url ({source})."
+        fix = f"Use a server that is not part of a cluster in remote_url ({source})."
     else:
-        mend = f"Write redis-cluster://{session.place} in remote_url ({source})."
+        fix = f"Write redis-cluster://{session.place} in remote_url ({source})."
     return failure(
         NAME,
         f"{session.place} is part of a cluster: it refuses the keys of other nodes",
-        mend,
+        fix,
     )
 
 

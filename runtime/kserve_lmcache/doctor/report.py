@@ -28,7 +28,7 @@ _WIDEST_EVIDENCE = 80
 
 
 def table(findings: Sequence[Finding], colour: bool) -> str:
-    """One line a finding (mark, name, evidence, time), and its mend on a line of its own."""
+    """One line a finding (mark, name, evidence, time), and its fix on a line of its own."""
     findings = [replace(each, evidence=_line(each.evidence)) for each in findings]
     names = max((len(finding.name) for finding in findings), default=0)
     evidence = max((len(finding.evidence) for finding in findings), default=0)
@@ -40,8 +40,8 @@ def table(findings: Sequence[Finding], colour: bool) -> str:
             mark = f"{_COLOURS[finding.status]}{mark}{_PLAIN}"
         columns = f"{finding.name:<{names}}  {finding.evidence:<{evidence}}"
         lines.append(f"{mark}  {columns}  {finding.seconds:6.3f} s")
-        if finding.mend:
-            lines.append(" " * (_MARK_WIDTH + names + 4) + _line(finding.mend))
+        if finding.fix:
+            lines.append(" " * (_MARK_WIDTH + names + 4) + _line(finding.fix))
     return "\n".join(lines)
 
 
@@ -51,13 +51,13 @@ def _line(text: str) -> str:
 
 
 def as_json(findings: Sequence[Finding]) -> str:
-    """``{"exit_code": …, "findings": [{"name", "status", "evidence", "mend", "seconds"}, …]}``."""
+    """``{"exit_code": …, "findings": [{"name", "status", "evidence", "fix", "seconds"}, …]}``."""
     listed = [
         {
             "name": finding.name,
             "status": finding.status.value,
             "evidence": finding.evidence,
-            "mend": finding.mend,
+            "fix": finding.fix,
             "seconds": round(finding.seconds, 6),
         }
         for finding in findings

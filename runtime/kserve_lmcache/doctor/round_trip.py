@@ -11,11 +11,11 @@ from redis.exceptions import NoPermissionError, OutOfMemoryError
 
 from kserve_lmcache.doctor.check import Finding, failure, ok, size, warning
 from kserve_lmcache.doctor.redis_session import Session
-from kserve_lmcache.remote import redis_client
+from kserve_lmcache.tiers.redis import client as redis_client
 
 NAME = "remote round trip"
 
-_MEND_LOG = "Look at the log of the server."
+_FIX_LOG = "Look at the log of the server."
 
 KEY_PREFIX = f"{redis_client.PREFIX}doctor:"
 # Should nobody come to delete it.
@@ -32,7 +32,7 @@ def round_trip(session: Session) -> Finding:
     try:
         client = redis_client.connect(session.remote, patience)
     except redis.RedisError as error:
-        return failure(NAME, f"no connection: {session.said(error)}", _MEND_LOG)
+        return failure(NAME, f"no connection: {session.said(error)}", _FIX_LOG)
     with client:
         try:
             client.get(key)  # connects and logs in, which is not to be measured
@@ -89,7 +89,7 @@ def _failed(session: Session, error: redis.RedisError, patience: float) -> Findi
             "allkeys-lfu.",
         )
     said = session.said(error)
-    return failure(NAME, f"{amount} could not be written and read: {said}", _MEND_LOG)
+    return failure(NAME, f"{amount} could not be written and read: {said}", _FIX_LOG)
 
 
 def _delete(client: redis.Redis | redis.RedisCluster, key: str) -> str:

@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from urllib.parse import parse_qs, unquote, urlsplit
 
+from kserve_lmcache.config.resources import unwritable
 from kserve_lmcache.doctor import lm_server, network, redis_store
 from kserve_lmcache.doctor.check import (
     Check,
@@ -21,8 +22,8 @@ from kserve_lmcache.doctor.check import (
     warning,
 )
 from kserve_lmcache.doctor.stage import Stage, in_order
-from kserve_lmcache.remote import rdma, redis_client
-from kserve_lmcache.resources import unwritable
+from kserve_lmcache.tiers.lmcache import rdma
+from kserve_lmcache.tiers.redis import client as redis_client
 
 NAME = "remote store"
 PACKAGE = "remote package"

@@ -7,10 +7,10 @@ import ssl
 import time
 from typing import Any
 
+from kserve_lmcache.config.stores import Remote
 from kserve_lmcache.doctor.check import Finding, failure, foreign, ok, warning
 from kserve_lmcache.doctor.network import show
-from kserve_lmcache.remote.address import Remote
-from kserve_lmcache.remote.redis_client import Address, tls_context
+from kserve_lmcache.tiers.redis.client import Address, tls_context
 
 NAME = "remote TLS"
 

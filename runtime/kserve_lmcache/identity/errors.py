@@ -8,11 +8,11 @@ from kserve_lmcache.errors import KServeLMCacheError
 
 
 class IdentityError(KServeLMCacheError):
-    """A model's files are missing, damaged or unreadable; names the file and the mend."""
+    """A model's files are missing, damaged or unreadable; names the file and the fix."""
 
-    def __init__(self, path: Path, what: str, mend: str) -> None:
+    def __init__(self, path: Path, what: str, fix: str) -> None:
         self.path = path
-        super().__init__(f"{path}: {what}. {mend}")
+        super().__init__(f"{path}: {what}. {fix}")
 
 
 def unreadable(path: Path, error: OSError) -> IdentityError:

@@ -10,19 +10,19 @@ from __future__ import annotations
 import hashlib
 import json
 import platform
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
-from kserve_lmcache.environment import DEFAULTS
 from kserve_lmcache.identity.files import without
 
 if TYPE_CHECKING:
     from vllm.config import VllmConfig
 
-    from kserve_lmcache.config.configuration import Configuration
 
 # Where the server leaves the namespace for the connector: in its extra configuration.
 NAMESPACE = "kserve_lmcache.namespace"
+# The hash seed of a process whose environment names none; every replica has the same one.
+DEFAULT_HASH_SEED = "0"
 # Raise it when what is stored under a key changes: entries of two layouts never meet.
 LAYOUT = 2
 # What names a model, or the program that wrote its configuration, and is not computed with.
@@ -45,12 +45,17 @@ def namespace(content: str, numerics: Mapping[str, Any], keys: Mapping[str, Any]
     return f"kv{LAYOUT}-{hashlib.sha256(_canonical(parts).encode()).hexdigest()[:32]}"
 
 
-def keys_of(configuration: Configuration, environ: Mapping[str, str]) -> dict[str, Any]:
-    """How tokens become keys: hash algorithm, hash seed (as text), chunk size."""
+def keys_of(setting: Callable[[str], Any], environ: Mapping[str, str]) -> dict[str, Any]:
+    """How tokens become keys: hash algorithm, hash seed (as text), chunk size.
+
+    Args:
+        setting: returns the value of a configuration key.
+        environ: the environment of the engine's processes.
+    """
     return {
-        "hash_algorithm": configuration.get("pre_caching_hash_algorithm"),
-        "hash_seed": environ.get("PYTHONHASHSEED") or DEFAULTS["PYTHONHASHSEED"],
-        "chunk_size": configuration.get("chunk_size"),
+        "hash_algorithm": setting("pre_caching_hash_algorithm"),
+        "hash_seed": environ.get("PYTHONHASHSEED") or DEFAULT_HASH_SEED,
+        "chunk_size": setting("chunk_size"),
     }
 
 

@@ -1,1 +1,4 @@
-"""What is counted, in every process of the server."""
+"""The one table of metrics, and the times of a server's start.
+
+May import ``compat`` and the modules of the root.
+"""

@@ -1,0 +1,205 @@
+"""The model that KServe's server serves: vLLM's engine with KV-cache offloading."""
+
+from __future__ import annotations
+
+import asyncio
+from argparse import Namespace
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+from fastapi import FastAPI, Request
+from kserve.logging import logger
+from kserve.protocol.rest.openai.types import ErrorResponse
+from vllm.config import VllmConfig
+from vllm.entrypoints.openai.api_server import init_app_state
+from vllm.usage.usage_lib import UsageContext
+from vllm.v1.engine.async_llm import AsyncLLM
+
+from kserve_lmcache.config import engine_file
+from kserve_lmcache.engine.base_model import choose_base
+from kserve_lmcache.engine.client import TenantAsyncLLM
+from kserve_lmcache.engine.errors import RefusedError
+from kserve_lmcache.engine.plan import Offload, differences, give_up
+from kserve_lmcache.errors import KServeLMCacheError
+from kserve_lmcache.metrics import start_up_timing
+from kserve_lmcache.redaction import hide
+
+_Base, BASE_REASON = choose_base()
+
+
+class LMCacheModel(_Base):  # type: ignore[misc, valid-type]
+    """Started by KServe's server beside its HTTP port (:meth:`start_engine`).
+
+    Args:
+        args: the flags of the server.
+        offload: whether and how the KV cache is offloaded.
+        engine_config: vLLM's configuration.
+        build_app: makes vLLM's application from the engine's tasks and its model configuration.
+    """
+
+    def __init__(
+        self,
+        args: Namespace,
+        offload: Offload,
+        engine_config: VllmConfig,
+        build_app: Callable[[Any, Any], FastAPI],
+    ) -> None:
+        super().__init__(args.model_name, args)
+        # KServe refuses to start without a model that calls itself ready; healthy() is the gate.
+        self.ready = True
+        self.offload = offload
+        self.engine_config = engine_config
+        self.started = False
+        self.workers = 0
+        self.worker_moments: start_up_timing.Moments = {}
+        self.vllm_app: Any = None
+        self._build_app = build_app
+        logger.info("Model base class %s: %s", _Base.__module__, BASE_REASON)
+
+    async def start_engine(self) -> None:
+        """Start vLLM's engine, see that LMCache works in it, build the OpenAI handlers.
+
+        Raises:
+            OffloadUnavailableError: LMCache does not work in a worker, and it is required.
+            KServeLMCacheError: vLLM's engine did not start.
+        """
+        self.engine_client = self._create_engine()
+        path = self.offload.engine_file
+        if path is not None and (failure := await self._offload_failure(path)):
+            self.engine_client.shutdown()
+            self.engine_client = None
+            self.offload, self.engine_config = give_up(self.args, self.offload, failure)
+            self.engine_client = self._create_engine()
+        start_up_timing.reached(start_up_timing.ENGINE)
+        await self._create_handlers()
+        self.started = True
+        logger.info("KV-cache offloading is %s", self.offload_state())
+
+    async def create_completion(
+        self, request: Any, raw_request: Request | None = None, context: Any = None
+    ) -> Any:
+        """``/v1/completions``."""
+        return _answer(await super().create_completion(request, raw_request, context))
+
+    async def create_chat_completion(
+        self, request: Any, raw_request: Request | None = None, context: Any = None
+    ) -> Any:
+        """``/v1/chat/completions``."""
+        return _answer(await super().create_chat_completion(request, raw_request, context))
+
+    async def create_embedding(
+        self, request: Any, raw_request: Request | None = None, context: Any = None
+    ) -> Any:
+        """``/v1/embeddings``."""
+        return _answer(await super().create_embedding(request, raw_request, context))
+
+    async def create_rerank(
+        self, request: Any, raw_request: Request | None = None, context: Any = None
+    ) -> Any:
+        """``/v1/rerank``."""
+        return _answer(await super().create_rerank(request, raw_request, context))
+
+    async def reports(self) -> list[dict[str, Any]]:
+        """Of every worker's connector: what they left, or, with workers elsewhere, answer."""
+        path = self.offload.engine_file
+        found = await asyncio.to_thread(engine_file.reports, path) if path else []
+        return found if len(found) >= self.workers else await self._ask_workers()
+
+    async def _ask_workers(self) -> list[dict[str, Any]]:
+        reports: list[dict[str, Any]] = await self.engine_client.collective_rpc(
+            "kserve_lmcache_report"
+        )
+        return reports
+
+    def off_reason(self) -> str | None:
+        """Why offloading is off; ``None`` while the engine starts."""
+        return self.offload.reason if self.started else None
+
+    def offload_state(self) -> str:
+        """One line for the log: on with its sizes, or off with the reason."""
+        if not self.offload.enabled:
+            return f"off: {self.offload.reason}"
+        values = self.offload.configuration.shown()
+        size = values["max_local_cpu_size"]
+        tiers = []
+        if values["local_cpu"].value:
+            tiers.append(f"local CPU tier of {size.value:g} GiB ({size.source})")
+        for name in ("local_disk", "remote_url"):
+            if name in values and values[name].value:
+                tiers.append(f"{name} {values[name].value} ({values[name].source})")
+        return "on: " + ", ".join(tiers)
+
+    async def healthy(self) -> bool:
+        """True once a generation can succeed, until the engine dies."""
+        if not self.started:
+            return False
+        return not self.engine_client.errored
+
+    def stop_engine(self) -> None:
+        """End the engine's processes."""
+        self.started = False
+        if self.engine_client is not None:
+            self.engine_client.shutdown()
+
+    def _create_engine(self) -> AsyncLLM:
+        try:
+            return TenantAsyncLLM.from_vllm_config(
+                vllm_config=self.engine_config,
+                usage_context=UsageContext.OPENAI_API_SERVER,
+                enable_log_requests=self.args.enable_log_requests,
+                disable_log_stats=self.args.disable_log_stats,
+            )
+        except Exception as error:
+            logger.exception("vLLM's engine did not start")
+            raise KServeLMCacheError(f"vLLM's engine did not start: {error}") from error
+
+    async def _offload_failure(self, path: Path) -> str:
+        """Why offloading does not work as configured, in any of the engine's processes."""
+        reports = await self._ask_workers()
+        self.workers = len(reports)
+        self.worker_moments = reports[0]["moments"]
+        failures = {engine_file.scheduler_failure(path)}
+        for report in reports:
+            failures.add(report["failure"] or "; ".join(differences(path, report["config"])))
+        if failures == {""}:
+            self._log_configuration(reports[0]["config"], engine_file.read(path))
+        return "; ".join(sorted(failures - {""}))
+
+    def _log_configuration(self, used: Mapping[str, Any], told: Mapping[str, Any]) -> None:
+        """The values that a worker's LMCache uses, as read back from it, and their sources.
+
+        What it was told in other words, as of the remote store, was compared in those words.
+        """
+        configuration = self.offload.configuration
+        for name, asked in configuration.lmcache().items():
+            logger.info(
+                "LMCache uses %s = %s (%s)",
+                name,
+                hide(used[name] if told.get(name) == asked else asked, name),
+                configuration.source(name),
+            )
+
+    async def _create_handlers(self) -> None:
+        client = self.engine_client
+        tasks = await client.get_supported_tasks()
+        self.vllm_app = self._build_app(tasks, client.model_config)
+        await init_app_state(client, self.vllm_app.state, self.args, tasks)
+        handlers = vars(self.vllm_app.state)["_state"]
+        self.openai_serving_models = handlers["openai_serving_models"]
+        self.openai_serving_chat = handlers.get("openai_serving_chat")
+        self.openai_serving_completion = handlers.get("openai_serving_completion")
+        self.openai_serving_embedding = handlers.get("serving_embedding")
+        self.serving_reranking = handlers.get("serving_scores")
+
+
+def _answer(response: Any) -> Any:
+    """A handler's answer; its errors look as those of all other routes do.
+
+    Raises:
+        RefusedError: it is one.
+    """
+    if not isinstance(response, ErrorResponse):
+        return response
+    error = response.error
+    raise RefusedError(int(error.code), error.message, error.type, error.param or None)

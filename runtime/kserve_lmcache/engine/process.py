@@ -1,0 +1,69 @@
+"""What the engine's processes need before anything else runs in them.
+
+vLLM loads this module in its engine and worker processes (entry point
+``vllm.general_plugins``). It does nothing unless this package's server is their ancestor.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import logging
+import multiprocessing
+import os
+import signal
+import sys
+from collections.abc import MutableMapping
+from pathlib import Path
+
+from kserve_lmcache import logs
+from kserve_lmcache.metrics import start_up_timing
+
+SERVER = "_KSERVE_LMCACHE_SERVER_PID"
+ENGINE_FILE = "_KSERVE_LMCACHE_ENGINE_FILE"
+
+_PR_SET_PDEATHSIG = 1  # prctl(2)
+
+
+def mark_server(environ: MutableMapping[str, str], engine_file: Path | None) -> None:
+    """Make this process the server of those that it starts.
+
+    Args:
+        environ: inherited by them.
+        engine_file: what LMCache reads; its secrets are kept out of their logs.
+    """
+    environ[SERVER] = str(os.getpid())
+    if engine_file is not None:
+        environ[ENGINE_FILE] = str(engine_file)
+
+
+def prepare() -> None:
+    """Follow the server into death, show our log, and keep secrets out of all logs."""
+    if SERVER not in os.environ or multiprocessing.parent_process() is None:
+        return
+    start_up_timing.reached(start_up_timing.IMPORTED)
+    _follow_parent()
+    _show_log()
+    logs.follow(os.environ)
+    if path := os.environ.get(ENGINE_FILE):
+        from kserve_lmcache import redaction
+        from kserve_lmcache.config import engine_file
+
+        redaction.guard_logs(redaction.find(engine_file.read(Path(path))))
+
+
+def _show_log() -> None:
+    """Let this package's records go where vLLM's go, which shows no others below warnings."""
+    ours, vllms = logging.getLogger(__package__), logging.getLogger("vllm")
+    ours.handlers = list(vllms.handlers)
+    ours.setLevel(vllms.level)
+    ours.propagate = False
+
+
+def _follow_parent() -> None:
+    """Ask the kernel to kill this process when its parent dies (Linux only)."""
+    parent = multiprocessing.parent_process()
+    if sys.platform != "linux" or parent is None:
+        return
+    ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+    if os.getppid() != parent.pid:  # it died before the kernel was asked
+        os._exit(1)

@@ -1,0 +1,55 @@
+"""vLLM's own application, less the routes that nobody asked for."""
+
+from __future__ import annotations
+
+import inspect
+from argparse import Namespace
+from collections.abc import Collection
+from typing import Any
+
+from fastapi import FastAPI
+from fastapi.middleware.cors import CORSMiddleware
+from fastapi.routing import APIRoute
+from kserve.logging import logger
+from vllm.entrypoints.openai.api_server import build_app
+from vllm.entrypoints.serve.utils.server_utils import AuthenticationMiddleware, XRequestIdMiddleware
+
+from kserve_lmcache.server.http import errors, routes
+
+# The whole server has its own, in front of KServe's routes too.
+_IN_FRONT = (CORSMiddleware, AuthenticationMiddleware, XRequestIdMiddleware)
+
+
+def build(args: Namespace, groups: Collection[str], tasks: Any, model_config: Any) -> FastAPI:
+    """The application whose state ``init_app_state`` completes.
+
+    Args:
+        args: the server's arguments.
+        groups: the groups of routes to add (setting ``enable_routes``).
+        tasks: the tasks of the model, as the engine lists them.
+        model_config: vLLM's, which decides about routes of pooling models.
+    """
+    if "model_config" in inspect.signature(build_app).parameters:
+        app: FastAPI = build_app(args, tasks, model_config)
+    else:
+        app = build_app(args, tasks)
+    app.user_middleware = [entry for entry in app.user_middleware if entry.cls not in _IN_FRONT]
+    rows = routes.known(routes.VLLM)
+    unknown = {name for route in app.routes for name in routes.names(route)} - set(rows)
+    if unknown:
+        logger.warning("Routes of this vLLM that are not served: %s", ", ".join(sorted(unknown)))
+    kept = [route for route in app.routes if routes.is_wanted(route, routes.VLLM, groups)]
+    app.router.routes[:] = kept
+    for route in kept:
+        if isinstance(route, APIRoute) and all(rows[name].also_v1 for name in routes.names(route)):
+            app.router.add_api_route(
+                f"/v1{route.path}",
+                route.endpoint,
+                methods=list(route.methods),
+                dependencies=route.dependencies,
+                responses=route.responses,
+            )
+    errors.register(app)
+    # What SageMaker's standards add has built it already, with the handlers of before.
+    app.middleware_stack = app.build_middleware_stack()
+    return app

@@ -1,0 +1,285 @@
+"""KServe's model server around one model."""
+
+from __future__ import annotations
+
+import asyncio
+import functools
+import json
+import logging
+import os
+import signal
+import sys
+from argparse import Namespace
+from collections.abc import Collection
+from types import FrameType
+from typing import Any
+
+from kserve import model_server
+from kserve.logging import logger
+from kserve.protocol.grpc.server import GRPCServer
+from vllm.config import VllmConfig
+
+from kserve_lmcache.config.configuration import Configuration
+from kserve_lmcache.config.settings import parse_route_groups
+from kserve_lmcache.engine import process
+from kserve_lmcache.engine.model import LMCacheModel
+from kserve_lmcache.engine.plan import Offload
+from kserve_lmcache.errors import EngineDiedError
+from kserve_lmcache.metrics import start_up_timing
+from kserve_lmcache.metrics.table import metric
+from kserve_lmcache.server import announcement
+from kserve_lmcache.server.data_plane import NoRepositoryExtension, OffloadDataPlane, Repository
+from kserve_lmcache.server.http import routes, vllm_app
+from kserve_lmcache.server.http.error_responses import PREFIX
+from kserve_lmcache.server.http.limits import Limits, limits_of
+from kserve_lmcache.server.lifecycle import Lifecycle, State
+from kserve_lmcache.server.rest_server import SurfaceRESTServer
+from kserve_lmcache.server.start_up_responder import StartUpResponder
+from kserve_lmcache.server.status.monitor import Monitor
+from kserve_lmcache.server.status.report import status, versions
+
+
+class OffloadModelServer(model_server.ModelServer):  # type: ignore[misc]
+    """KServe's server, which serves once the engine is up, and not before.
+
+    KServe starts both at the same time: it would say that it is ready while the model is still
+    loading, and an engine that fails would be reported as a failed HTTP server.
+
+    Args:
+        args: the flags of the server.
+        model: the one model.
+        limits: what requests are held against.
+        drain_seconds: how long running requests may take after SIGTERM.
+        exit_on_engine_death: whether to end when the engine has died.
+        responder: answers on the port until the engine is up.
+        route_groups: the groups of routes that are on (setting ``enable_routes``).
+        others: what KServe's server takes.
+    """
+
+    def __init__(
+        self,
+        args: Namespace,
+        model: LMCacheModel,
+        limits: Limits,
+        drain_seconds: float,
+        exit_on_engine_death: bool,
+        responder: StartUpResponder | None = None,
+        route_groups: Collection[str] = (),
+        **others: Any,
+    ) -> None:
+        super().__init__(registered_models=Repository(), **others)
+        self.args = args
+        self.model = model
+        self.limits = limits
+        self.drain_seconds = drain_seconds
+        self.exit_on_engine_death = exit_on_engine_death
+        self.responder = responder
+        self.route_groups = route_groups
+        self.monitor = Monitor(model.reports, model.off_reason)
+        self.lifecycle = Lifecycle()
+        self.dataplane = OffloadDataPlane(self.registered_models, self.lifecycle)
+        if "repository" not in route_groups:
+            self.model_repository_extension = NoRepositoryExtension(self.registered_models)
+
+    def start(self, models: list[Any]) -> None:
+        """Serve until a signal or the engine's death ends it.
+
+        Raises:
+            EngineDiedError: the engine died.
+            KServeLMCacheError: it did not start.
+        """
+        self._register_and_check_atleast_one_model_is_ready(models)
+        asyncio.run(self._serve())
+        if self.lifecycle.state is State.FAILED:
+            raise EngineDiedError(self.lifecycle.reason)
+
+    async def _serve(self) -> None:
+        self.setup_event_loop()
+        for number in _STOP_SIGNALS:
+            signal.signal(number, _end_start)
+        (engine,) = self.servers
+        await engine
+        self._publish_versions()
+        rest = self._create_rest_server()
+        loop = asyncio.get_running_loop()
+        stop = asyncio.Event()
+        for number in _STOP_SIGNALS:
+            loop.add_signal_handler(number, self._on_signal, stop)
+        start_up_timing.reached(start_up_timing.READY)
+        times = start_up_timing.table(start_up_timing.moments(), self.model.worker_moments)
+        logger.info("The start, phase by phase:\n%s", times)
+        logger.info("Ready. Try: %s", _curl(self.args))
+        self.lifecycle.ready()
+        async with self.model.vllm_app.router.lifespan_context(self.model.vllm_app):
+            await self._run(rest, stop)
+
+    def _publish_versions(self) -> None:
+        metric("build_info", **versions()).set(1)
+        identity = self.model.offload.identity
+        if identity is not None:
+            metric("namespace_info", namespace=identity.namespace).set(1)
+
+    async def _run(self, rest: SurfaceRESTServer, stop: asyncio.Event) -> None:
+        """Serve until the port fails, a signal comes, or the engine dies."""
+        serving = asyncio.ensure_future(rest.start())
+        if self.enable_grpc:
+            self._grpc_server = GRPCServer(
+                self.grpc_port,
+                self.dataplane,
+                self.model_repository_extension,
+                kwargs=vars(self.args),
+                grace_period=_GRPC_GRACE_SECONDS,
+            )
+            grpc = asyncio.ensure_future(self._grpc_server.start(self.max_threads))
+        watching = asyncio.ensure_future(self.monitor.run())
+        stopping = asyncio.ensure_future(stop.wait())
+        dying = asyncio.ensure_future(self._engine_death())
+        await asyncio.wait({serving, stopping, dying}, return_when=asyncio.FIRST_COMPLETED)
+        if stopping.done():
+            await self._drain()
+        elif dying.done():
+            # Who waits for an answer gets its error first, and a probe sees what happened.
+            await asyncio.sleep(_DEATH_SECONDS)
+            await self.lifecycle.idle(_DEATH_SECONDS)
+        rest.close()
+        if self.enable_grpc:
+            await self._grpc_server.stop()
+            await grpc
+        await serving
+        for task in (watching, stopping, dying):
+            task.cancel()
+
+    def _on_signal(self, stop: asyncio.Event) -> None:
+        if stop.is_set():
+            _exit_at_once("A second signal came")
+        # Before anything else is done: a probe between now and then must not send requests.
+        self.lifecycle.drain()
+        stop.set()
+
+    async def _drain(self) -> None:
+        logger.info("Stopping: %s requests are being answered", self.lifecycle.active)
+        if not await self.lifecycle.idle(self.drain_seconds):
+            _exit_at_once(
+                f"{self.lifecycle.active} requests did not finish in {self.drain_seconds:g} s"
+            )
+
+    async def _engine_death(self) -> None:
+        """Wait until the engine has died, and for ever if that is not to end the server."""
+        while not self.model.engine_client.errored:
+            await asyncio.sleep(_WATCH_SECONDS)
+        self.lifecycle.fail("vLLM's engine has died")
+        logger.error("vLLM's engine has died")
+        if not self.exit_on_engine_death:
+            await asyncio.Event().wait()
+
+    def _create_rest_server(self) -> SurfaceRESTServer:
+        return SurfaceRESTServer(
+            self.args,
+            self.model,
+            self.limits,
+            self.lifecycle,
+            lambda: status(self.monitor, self.model.offload, self.model.model_name),
+            self.route_groups,
+            self.responder,
+            data_plane=self.dataplane,
+            model_repository_extension=self.model_repository_extension,
+            http_port=self.http_port,
+            access_log_format=self.access_log_format,
+            event_loop=self.event_loop,
+            timeout_keep_alive=self.timeout_keep_alive,
+            ssl_certfile=self.ssl_certfile,
+            ssl_keyfile=self.ssl_keyfile,
+        )
+
+
+_STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT)
+_WATCH_SECONDS = 0.2
+_DEATH_SECONDS = 1.0
+_GRPC_GRACE_SECONDS = 1  # it answers nothing that takes longer
+
+
+def _end_start(number: int, frame: FrameType | None) -> None:
+    """Nothing is being answered yet, so there is nothing to drain."""
+    sys.exit(128 + number)
+
+
+def _exit_at_once(reason: str) -> None:
+    """The engine's processes die with this one (:mod:`.engine_process`)."""
+    logger.error("%s: ending at once", reason)
+    logging.shutdown()
+    os._exit(128 + signal.SIGTERM)
+
+
+def serve(
+    args: Namespace, offload: Offload, engine_config: VllmConfig, responder: StartUpResponder
+) -> None:
+    """Serve until SIGTERM or SIGINT, which let running requests finish.
+
+    Args:
+        args: the flags of the server.
+        offload: whether and how the KV cache is offloaded.
+        engine_config: vLLM's configuration.
+        responder: answers on the port until the engine is up.
+
+    Raises:
+        KServeLMCacheError: the engine or offloading could not start.
+    """
+    process.mark_server(os.environ, offload.engine_file)
+    groups = parse_route_groups(offload.configuration.get("enable_routes"))
+    os.environ.update(routes.switches(groups))
+    model = LMCacheModel(
+        args, offload, engine_config, functools.partial(vllm_app.build, args, groups)
+    )
+    server = _create_server(args, model, offload.configuration, responder, groups)
+    announcement.keep_announced(
+        offload.remote,
+        announcement.replica_of(args, offload),
+        offloads=lambda: model.offload.enabled,
+    )
+    model.load()
+    for alias in (*args.served_model_name[1:], *(lora.name for lora in args.lora_modules or ())):
+        server.register_model(model, alias)
+    try:
+        server.start([model])
+    finally:
+        # Also after an error in start_engine: nothing may stay behind.
+        model.stop_engine()
+        logger.info("The server has stopped")
+
+
+def _create_server(
+    args: Namespace,
+    model: LMCacheModel,
+    configuration: Configuration,
+    responder: StartUpResponder,
+    groups: Collection[str],
+) -> OffloadModelServer:
+    return OffloadModelServer(
+        args,
+        model,
+        limits_of(args, configuration, offloads=lambda: model.offload.enabled),
+        drain_seconds=configuration.get("drain_timeout"),
+        exit_on_engine_death=configuration.get("exit_on_engine_death"),
+        responder=responder,
+        route_groups=groups,
+        http_port=args.http_port,
+        grpc_port=args.grpc_port,
+        max_threads=args.max_threads,
+        max_asyncio_workers=args.max_asyncio_workers,
+        enable_grpc=args.enable_grpc,
+        enable_latency_logging=args.enable_latency_logging,
+        access_log_format=args.access_log_format,
+        event_loop=args.event_loop,
+        timeout_keep_alive=args.timeout_keep_alive,
+        ssl_certfile=args.ssl_certfile,
+        ssl_keyfile=args.ssl_keyfile,
+    )
+
+
+def _curl(args: Namespace) -> str:
+    scheme = "https" if args.ssl_certfile else "http"
+    body = {"model": args.model_name, "messages": [{"role": "user", "content": "Hello!"}]}
+    return (
+        f"curl {scheme}://localhost:{args.http_port}{PREFIX}/v1/chat/completions "
+        f"-H 'Content-Type: application/json' -d '{json.dumps(body)}'"
+    )

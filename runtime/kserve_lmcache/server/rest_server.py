@@ -1,0 +1,97 @@
+"""KServe's HTTP server with our routes, our middleware, and signals left to :mod:`.server`."""
+
+from __future__ import annotations
+
+import contextlib
+from argparse import Namespace
+from collections.abc import Callable, Collection, Iterator
+from typing import Any
+
+import fastapi
+from kserve.model_server import app as kserve_app
+from kserve.protocol.rest.server import RESTServer, _RefreshingServer
+
+from kserve_lmcache.server.http import errors, middleware
+from kserve_lmcache.server.http.limits import Limits
+from kserve_lmcache.server.http.register import register_after_kserves, register_before_kserves
+from kserve_lmcache.server.lifecycle import Lifecycle
+from kserve_lmcache.server.start_up_responder import ANY_HOST, StartUpResponder
+
+_CLOSE_SECONDS = 2  # for connections whose answers are written already
+
+
+class _Server(_RefreshingServer):  # type: ignore[misc]
+    @contextlib.contextmanager
+    def capture_signals(self) -> Iterator[None]:
+        """Signals are the model server's: uvicorn would close the port at the first one."""
+        yield
+
+
+class SurfaceRESTServer(RESTServer):  # type: ignore[misc]
+    """One server around one application.
+
+    Args:
+        app: KServe's application; FastAPI's, by default KServe's only one.
+        model: the model, whose engine is up.
+        status: returns what ``GET /offload`` shows.
+        route_groups: the groups of routes that are on (setting ``enable_routes``).
+        responder: has the port until now; without it the server opens the port itself.
+        others: what KServe's server takes.
+    """
+
+    def __init__(
+        self,
+        args: Namespace,
+        model: Any,
+        limits: Limits,
+        lifecycle: Lifecycle,
+        status: Callable[[], dict[str, Any]],
+        route_groups: Collection[str] = (),
+        responder: StartUpResponder | None = None,
+        app: fastapi.FastAPI = kserve_app,
+        **others: Any,
+    ) -> None:
+        super().__init__(app, **others)
+        self.app = app
+        self.model = model
+        self.limits = limits
+        self.lifecycle = lifecycle
+        self.status = status
+        self.route_groups = route_groups
+        self.responder = responder
+        self.config.host = args.host or ANY_HOST
+        self.config.timeout_graceful_shutdown = _CLOSE_SECONDS
+        self.config.ssl_ca_certs = args.ssl_ca_certs
+        self.config.ssl_cert_reqs = args.ssl_cert_reqs
+        if args.ssl_ciphers:
+            self.config.ssl_ciphers = args.ssl_ciphers
+        self._server = _Server(self.config)
+
+    async def start(self) -> None:
+        """Serve until :meth:`close`."""
+        self.create_application()
+        sockets = [self.responder.hand_over()] if self.responder is not None else None
+        await self._server.serve(sockets=sockets)
+
+    def close(self) -> None:
+        """Close the port and what is open; returns at once."""
+        self._server.should_exit = True
+
+    def create_application(self) -> None:
+        """Complete the application, as KServe's server does by its name."""
+        self._add_middlewares(self.app)
+        self._register_endpoints(self.app)
+        self._add_exception_handlers(self.app)
+
+    def _add_middlewares(self, app: fastapi.FastAPI) -> None:
+        super()._add_middlewares(app)
+        middleware.install(app, self.limits, self.lifecycle)
+
+    def _register_endpoints(self, app: fastapi.FastAPI) -> None:
+        register_before_kserves(app, self.dataplane.model_registry, self.model, self.status)
+        super()._register_endpoints(app)
+        register_after_kserves(app, self.model.vllm_app, self.route_groups)
+
+    def _add_exception_handlers(self, app: fastapi.FastAPI) -> None:
+        super()._add_exception_handlers(app)
+        errors.register(app)

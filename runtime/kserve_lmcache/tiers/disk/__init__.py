@@ -1,0 +1,1 @@
+"""A store on a disk of this machine, with a bound on its size."""

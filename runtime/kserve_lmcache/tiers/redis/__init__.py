@@ -1,0 +1,1 @@
+"""Stores that speak Redis: a node, a cluster, sentinels, TLS."""
