@@ -14,7 +14,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from kserve_lmcache.redaction import hide_in_urls
+from kserve_lmcache.redaction import redact_urls
 
 
 class KServeLMCacheError(Exception):
@@ -36,12 +36,12 @@ class Problem:
     As a text it shows no password of any URL.
     """
 
-    what: str
-    where: str
+    message: str
+    source: str
     fix: str
 
     def __str__(self) -> str:
-        return hide_in_urls(f"{self.where}: {self.what}. {self.fix}")
+        return redact_urls(f"{self.source}: {self.message}. {self.fix}")
 
 
 class ConfigurationError(KServeLMCacheError):

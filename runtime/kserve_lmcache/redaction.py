@@ -8,7 +8,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 from urllib.parse import unquote
 
-HIDDEN = "***"
+REDACTED = "***"
 
 _SECRET_NAME = re.compile(
     r"(^|_)pass(word|wd|phrase)?($|_)|secret|token($|_)(?!s)|credential|(api|access|private|account)_?key"
@@ -26,37 +26,37 @@ def is_secret_name(name: str) -> bool:
     return _SECRET_NAME.search(name) is not None
 
 
-def hide(value: Any, name: str = "") -> Any:
+def redact(value: Any, name: str = "") -> Any:
     """``value`` as it may be shown: passwords in URLs and values of secret names as ``***``."""
     if isinstance(value, Mapping):
-        return {key: hide(inner, str(key)) for key, inner in value.items()}
+        return {key: redact(inner, str(key)) for key, inner in value.items()}
     if isinstance(value, list):
-        return [hide(inner, name) for inner in value]
+        return [redact(inner, name) for inner in value]
     if value is None or isinstance(value, bool):
         return value
     if is_secret_name(name) and value != "":
-        return HIDDEN
-    return hide_in_urls(value) if isinstance(value, str) else value
+        return REDACTED
+    return redact_urls(value) if isinstance(value, str) else value
 
 
-def hide_in_urls(text: str) -> str:
+def redact_urls(text: str) -> str:
     """``text`` with the password, or the lone user, of every URL in it hidden."""
 
     def replace(match: re.Match[str]) -> str:
         user, colon, _ = match["who"].partition(":")
-        return f"{match['scheme']}{user + ':' if colon else ''}{HIDDEN}@"
+        return f"{match['scheme']}{user + ':' if colon else ''}{REDACTED}@"
 
     return _URL_CREDENTIALS.sub(replace, text)
 
 
-def find(value: Any, name: str = "") -> Iterator[str]:
+def secrets_in(value: Any, name: str = "") -> Iterator[str]:
     """Every secret in ``value``, as it is written and as it is meant."""
     if isinstance(value, Mapping):
         for key, inner in value.items():
-            yield from find(inner, str(key))
+            yield from secrets_in(inner, str(key))
     elif isinstance(value, list):
         for inner in value:
-            yield from find(inner, name)
+            yield from secrets_in(inner, name)
     elif is_secret_name(name) and isinstance(value, int | float) and not isinstance(value, bool):
         yield str(value)
     elif isinstance(value, str) and value:
@@ -67,7 +67,7 @@ def find(value: Any, name: str = "") -> Iterator[str]:
             yield from {password, unquote(password)} - {""}
 
 
-def guard_logs(secrets: Iterable[str]) -> None:
+def redact_logs(secrets: Iterable[str]) -> None:
     """Keep secrets out of every log record of this process, whichever library writes it.
 
     LMCache logs the URLs that it is given, passwords included.
@@ -85,11 +85,11 @@ def guard_logs(secrets: Iterable[str]) -> None:
         except (TypeError, ValueError):  # the caller's mistake; logging reports it itself
             return record
         if pattern.search(message):
-            record.msg, record.args = pattern.sub(HIDDEN, message), ()
+            record.msg, record.args = pattern.sub(REDACTED, message), ()
         if record.exc_info:
             # Formatters take this text where it is there already.
             text = logging.Formatter().formatException(record.exc_info)
-            record.exc_text = pattern.sub(HIDDEN, text)
+            record.exc_text = pattern.sub(REDACTED, text)
         return record
 
     logging.setLogRecordFactory(make_without_secrets)

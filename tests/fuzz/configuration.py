@@ -32,17 +32,17 @@ def hold(configuration: Configuration, given: set[str]) -> None:
     from lmcache.v1.config import LMCacheEngineConfig
 
     for problem in configuration.problems:
-        assert problem.what, problem
-        assert problem.where, problem
+        assert problem.message, problem
+        assert problem.source, problem
         assert problem.fix, problem
     if configuration.problems:
         return
     assert given <= set(configuration.values), given - set(configuration.values)
-    told = configuration.lmcache()
+    told = configuration.lmcache_values()
     used = LMCacheEngineConfig.from_defaults(**told).validate().to_dict()
     for name, value in told.items():
         assert used[name] == value, f"{name}: LMCache makes {used[name]!r} of {value!r}"
-    configuration.shown()
+    configuration.redacted()
 
 
 def known_names(variables: dict[str, str]) -> set[str]:

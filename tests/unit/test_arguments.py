@@ -27,7 +27,7 @@ def test_flags_of_all_three_servers() -> None:
     )
     assert (args.model_name, args.model_id, args.model_revision) == ("llama3", "org/model", "main")
     assert (args.http_port, args.max_model_len, args.enable_chunked_prefill) == (9000, 10000, True)
-    assert (args.own_offload_required, args.own_offload) == ("false", None)
+    assert (args.setting_offload_required, args.setting_offload) == ("false", None)
 
 
 def test_every_long_flag_works_with_dashes_and_with_underscores() -> None:

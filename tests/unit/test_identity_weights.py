@@ -298,7 +298,7 @@ def test_formats_without_a_readable_header_are_sampled(
         file.seek(place)
         file.write(b"\1" * 4)
     assert digest(tmp_path) != before.digest
-    assert "2,129,920 of 10,485,760 bytes" in before.detail
+    assert "2,129,920 of 10,485,760 bytes" in before.summary
 
 
 @pytest.mark.parametrize("full", [False, True])
@@ -378,7 +378,7 @@ def test_no_blob_of_a_snapshot_is_read(tmp_path: Path) -> None:
     """These are neither safetensors nor JSON: reading either would raise."""
     directory = snapshot(tmp_path)
     sparse(directory / "model.safetensors", 140 * 2**30)
-    assert "none read" in fingerprint(directory).detail
+    assert "none read" in fingerprint(directory).summary
     with pytest.raises(IdentityError, match="is not JSON"):
         fingerprint(directory, full=True)
 
@@ -550,8 +550,8 @@ def test_the_second_call_reads_no_file(model: Path, cache: Path) -> None:
     assert bytes_read_by_this_process() - before < 4096
     assert second.digest == first.digest
     assert second.method == first.method == "sampled"
-    assert "none read" in second.detail
-    assert "none read" not in first.detail
+    assert "none read" in second.summary
+    assert "none read" not in first.summary
 
 
 def test_the_cache_is_one_private_file_and_the_model_stays_as_it_was(
@@ -660,7 +660,7 @@ def test_of_a_140_gb_model_a_thousandth_is_read(tmp_path: Path) -> None:
         names = [f"layer.{shard}.{number}" for number in range(24)]
         sparse_safetensors(tmp_path / f"model-{shard:05}-of-00030.safetensors", names, size)
     result = fingerprint(tmp_path)
-    read, _, total = result.detail.split(", ", 1)[1].split(" ")[:3]
+    read, _, total = result.summary.split(", ", 1)[1].split(" ")[:3]
     assert int(total.replace(",", "")) > 139_000_000_000
     assert int(read.replace(",", "")) < 140_000_000
 
@@ -671,7 +671,7 @@ def test_a_fingerprint_is_plain_and_says_what_was_done(model: Path) -> None:
     assert len(result.digest) == 64
     int(result.digest, 16)
     assert result.method == "sampled"
-    assert result.detail.startswith("2 files, ")
+    assert result.summary.startswith("2 files, ")
     assert result.seconds > 0
     json.dumps(asdict(result))
     one = fingerprint(model / "model.safetensors", full=True)

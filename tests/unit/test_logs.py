@@ -14,7 +14,7 @@ early.propagate = False
 early.addHandler(logging.StreamHandler())
 from kserve_lmcache import logs, redaction
 logs.follow({"KSERVE_LMCACHE_LOG_FORMAT": "json"})
-redaction.guard_logs(["pass-word-1"])
+redaction.redact_logs(["pass-word-1"])
 early.info("one\\ntwo %s", "pass-word-1")
 late = logging.getLogger("late")
 late.propagate = False

@@ -19,7 +19,7 @@ from kserve_lmcache.errors import UnsupportedModelError
 from kserve_lmcache.identity import IdentityError
 from kserve_lmcache.identity.engine import EngineIdentity
 from kserve_lmcache.identity.model import model_path
-from kserve_lmcache.identity.namespace import NAMESPACE, namespace, numerics_of, told
+from kserve_lmcache.identity.namespace import NAMESPACE, namespace, numerics_of, summarize
 from kserve_lmcache.server.announcement import INPUTS
 from tests.support import models
 from tests.support.models import MISTRAL, altered
@@ -113,11 +113,11 @@ def test_what_other_servers_are_told_has_a_name_for_people() -> None:
 
 def test_what_other_servers_are_told_holds_no_path() -> None:
     parts = {"draft": ["eagle", "s3://user:word@store/draft"], "hf_config": {"a": 1}, "dtype": "x"}
-    shown = told(parts)
+    shown = summarize(parts)
     assert shown["dtype"] == "x"
     for name in ("draft", "hf_config"):
         assert set(str(shown[name])) <= set("0123456789abcdef")
-        assert shown[name] != told({name: [parts[name]]})[name]
+        assert shown[name] != summarize({name: [parts[name]]})[name]
 
 
 def test_the_weights_are_in_it(plain: str, tmp_path: Path) -> None:

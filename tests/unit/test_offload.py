@@ -46,7 +46,7 @@ def test_nothing_and_the_guides_json_give_our_connector(argv: tuple[str, ...]) -
     assert configuration.get("pre_caching_hash_algorithm") == "sha256_cbor"
     assert "default: 15% of" in configuration.source("max_local_cpu_size")
     assert Path(environ["LMCACHE_CONFIG_FILE"]) == offload.engine_file
-    assert engine_file.read(offload.engine_file) == configuration.lmcache()
+    assert engine_file.read(offload.engine_file) == configuration.lmcache_values()
 
 
 def test_what_the_user_put_into_the_json_stays() -> None:
@@ -111,7 +111,7 @@ def test_mistakes_of_all_kinds_come_together() -> None:
             LMCACHE_REMOTE_PASSWORD_FILE="/nonexistent",
             LMCACHE_REMOTE_URL="redis://redis:6379",
         )
-    assert [problem.where for problem in error.value.problems] == [
+    assert [problem.source for problem in error.value.problems] == [
         "LMCACHE_LOCAL_CPUS",
         "LMCACHE_MAX_LOCAL_CPU_SIZE",
         "--lmcache chunk_size",
@@ -128,7 +128,7 @@ def test_a_disk_tier_is_ours_and_must_be_possible_here(tmp_path: Path) -> None:
     assert told["remote_storage_plugins"] == [DISK_PLUGIN]
     assert "local_disk" not in told
     assert disk_from_extra_config(told["extra_config"])[0] == Disk((f"{cache}/",), 5 * 2**30)
-    assert offload.configuration.shown()["local_disk"].value == f"{cache}/"
+    assert offload.configuration.redacted()["local_disk"].value == f"{cache}/"
     assert not cache.exists()
     for change, message in (
         ({"LMCACHE_LOCAL_DISK": "/proc/cache"}, "LMCACHE_LOCAL_DISK: local_disk /proc/cache can"),

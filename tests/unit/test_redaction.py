@@ -5,7 +5,7 @@ import logging
 import pytest
 
 from kserve_lmcache.errors import Problem
-from kserve_lmcache.redaction import find, guard_logs, hide, hide_in_urls, is_secret_name
+from kserve_lmcache.redaction import is_secret_name, redact, redact_logs, redact_urls, secrets_in
 
 
 @pytest.mark.parametrize(
@@ -22,8 +22,8 @@ from kserve_lmcache.redaction import find, guard_logs, hide, hide_in_urls, is_se
     ],
 )
 def test_passwords_in_urls(text: str, expected: str) -> None:
-    assert hide_in_urls(text) == expected
-    assert hide({"a": [text]}) == {"a": [expected]}
+    assert redact_urls(text) == expected
+    assert redact({"a": [text]}) == {"a": [expected]}
 
 
 @pytest.mark.parametrize(
@@ -43,20 +43,20 @@ def test_passwords_in_urls(text: str, expected: str) -> None:
 )
 def test_secret_names(name: str) -> None:
     assert is_secret_name(name)
-    assert hide({name: "hunter2"}) == {name: "***"}
-    assert list(find({name: "hunter2"})) == ["hunter2"]
+    assert redact({name: "hunter2"}) == {name: "***"}
+    assert list(secrets_in({name: "hunter2"})) == ["hunter2"]
 
 
 @pytest.mark.parametrize("name", ["min_retrieve_tokens", "chunk_size", "bypass", "bypass_x"])
 def test_names_of_no_secrets(name: str) -> None:
     assert not is_secret_name(name)
-    assert hide({name: 5}) == {name: 5}
+    assert redact({name: 5}) == {name: 5}
 
 
 def test_every_secret_is_found_as_written_and_as_meant() -> None:
     values = {"remote_url": "redis://u:p%40ss@redis", "extra_config": {"a_token": "t0", "b": "c"}}
-    assert set(find(values)) == {"p%40ss", "p@ss", "t0"}
-    assert list(find({"pin_token": 271828, "secret_on": True})) == ["271828"]
+    assert set(secrets_in(values)) == {"p%40ss", "p@ss", "t0"}
+    assert list(secrets_in({"pin_token": 271828, "secret_on": True})) == ["271828"]
 
 
 def test_a_problem_shows_no_password() -> None:
@@ -68,7 +68,7 @@ def test_no_log_record_holds_a_secret(caplog: pytest.LogCaptureFixture) -> None:
     factory = logging.getLogRecordFactory()
     logger = logging.getLogger("some.library")
     try:
-        guard_logs(["hunter2", "p@ss"])
+        redact_logs(["hunter2", "p@ss"])
         logger.error("Creating connector for %s with %d", "redis://:hunter2@x", 3)
         logger.error("p@ss and hunter2")
         logger.error({"password": "hunter2"})

@@ -16,7 +16,7 @@ import aiohttp
 from kserve_lmcache.bench import prompts
 from kserve_lmcache.bench.prompts import Prompt, Segment
 from kserve_lmcache.errors import KServeLMCacheError
-from kserve_lmcache.redaction import hide_in_urls
+from kserve_lmcache.redaction import redact_urls
 
 COMPLETIONS, CHAT = "completions", "chat"
 _ROUTES = {COMPLETIONS: "/completions", CHAT: "/chat/completions"}
@@ -167,14 +167,14 @@ class Client:
         for tokens in (64, 192):
             probe = await self.ask(self.body([Segment("probe", tokens)], "probe", 1))
             if probe.error is not None:
-                raise EndpointError(f"{hide_in_urls(self.url)} refuses a request: {probe.error}")
+                raise EndpointError(f"{redact_urls(self.url)} refuses a request: {probe.error}")
             counts.append(probe.usage.get("prompt_tokens") or 0)
         if counts[1] > counts[0] > 0:
             # Two lengths, so that what a chat template adds does not count.
             self.words_per_token = (192 - 64) / (counts[1] - counts[0])
 
     def _failed(self, start: float, error: str, times: list[float]) -> Answer:
-        line = " ".join(hide_in_urls(error).split())[:_ERROR_LENGTH]
+        line = " ".join(redact_urls(error).split())[:_ERROR_LENGTH]
         return Answer(time.perf_counter() - start, times[0] if times else None, error=line)
 
 
@@ -238,7 +238,7 @@ async def find_api(session: aiohttp.ClientSession, url: str) -> tuple[str, list[
             tried.append(f"{candidate}/models: {error or type(error).__name__}")
         except (ValueError, KeyError, TypeError) as error:
             tried.append(f"{candidate}/models is no list of models: {error!r}")
-    raise EndpointError(hide_in_urls(f"{url} cannot be measured. " + "; ".join(tried)))
+    raise EndpointError(redact_urls(f"{url} cannot be measured. " + "; ".join(tried)))
 
 
 def metrics_url(url: str) -> str:

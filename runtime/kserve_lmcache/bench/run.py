@@ -25,7 +25,7 @@ from kserve_lmcache.bench.records import Record, Writer
 from kserve_lmcache.bench.store import BareStore
 from kserve_lmcache.bench.targets import Target
 from kserve_lmcache.bench.workloads import WORKLOADS, Request, Shape
-from kserve_lmcache.redaction import hide_in_urls
+from kserve_lmcache.redaction import redact_urls
 
 _CONNECT_SECONDS = 30.0
 
@@ -174,7 +174,7 @@ async def _connected(plan: Plan, target: Target, session: aiohttp.ClientSession)
         api, models = await find_api(session, url)
         if plan.model and models and plan.model not in models:
             raise EndpointError(
-                f"{hide_in_urls(api)} has no model {plan.model}; it has {', '.join(models)}"
+                f"{redact_urls(api)} has no model {plan.model}; it has {', '.join(models)}"
             )
         model = plan.model or next(iter(models), "")
         client = Client(session, api, model, plan.api, plan.stream, plan.timeout, plan.extra)
@@ -190,7 +190,7 @@ def _write_head(
     log.run(
         version=__version__,
         started=datetime.now(timezone.utc).isoformat(timespec="seconds"),
-        command=hide_in_urls(shlex.join(plan.command)),
+        command=redact_urls(shlex.join(plan.command)),
         workload=plan.workload,
         shape=asdict(plan.shape),
         arrivals=[str(arrivals) for arrivals in plan.arrivals],

@@ -13,7 +13,7 @@ from types import TracebackType
 from urllib.parse import unquote, urlsplit
 
 from kserve_lmcache.errors import KServeLMCacheError, UsageError
-from kserve_lmcache.redaction import hide_in_urls
+from kserve_lmcache.redaction import redact_urls
 
 _KEY = b"kserve-lmcache-bench:%d"
 _PART = 4 * 2**20  # bytes of one value, about those of a chunk
@@ -38,7 +38,7 @@ class BareStore:
     def __init__(self, url: str) -> None:
         parts = urlsplit(url)
         if parts.scheme not in ("redis", "valkey") or not parts.hostname:
-            raise UsageError(f"--redis={hide_in_urls(url)} is not redis://HOST:PORT")
+            raise UsageError(f"--redis={redact_urls(url)} is not redis://HOST:PORT")
         self._stored = 0
         self._received = 0
         self._place = f"{parts.hostname}:{parts.port or 6379}"

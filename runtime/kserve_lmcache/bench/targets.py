@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from kserve_lmcache.errors import UsageError
-from kserve_lmcache.redaction import hide_in_urls
+from kserve_lmcache.redaction import redact_urls
 
 
 @dataclass(frozen=True)
@@ -22,7 +22,7 @@ class Target:
 
     def shown(self) -> dict[str, object]:
         """As the log has it, without secrets."""
-        return {"label": self.label, "urls": [hide_in_urls(url) for url in self.urls]}
+        return {"label": self.label, "urls": [redact_urls(url) for url in self.urls]}
 
 
 def parse(text: str) -> Target:
@@ -36,8 +36,8 @@ def parse(text: str) -> Target:
         label, rest = "", text
     urls = tuple(url.strip() for url in rest.split(",") if url.strip())
     if not urls or not all(url.startswith(("http://", "https://")) for url in urls):
-        raise UsageError(f"{hide_in_urls(text)!r} is not [LABEL=]http://HOST:PORT[,http://…]")
-    return Target(label or hide_in_urls(urls[0].partition("://")[2]), urls)
+        raise UsageError(f"{redact_urls(text)!r} is not [LABEL=]http://HOST:PORT[,http://…]")
+    return Target(label or redact_urls(urls[0].partition("://")[2]), urls)
 
 
 def parse_all(texts: list[str]) -> list[Target]:

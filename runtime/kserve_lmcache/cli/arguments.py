@@ -18,7 +18,7 @@ from typing import NoReturn
 from vllm.entrypoints.openai.cli_args import make_arg_parser
 from vllm.utils.argparse_utils import FlexibleArgumentParser
 
-from kserve_lmcache.config.flags import add_own_flags
+from kserve_lmcache.config.flags import add_setting_flags
 from kserve_lmcache.errors import UsageError
 
 # Flags of vLLM's own HTTP server. KServe's server answers here, so they would be dropped.
@@ -66,7 +66,7 @@ def build_parser() -> argparse.ArgumentParser:
     _add_hugging_face_flags(parser)
     _add_dashed_spellings(parser)
     make_arg_parser(parser)
-    add_own_flags(parser)
+    add_setting_flags(parser)
     parser.set_defaults(
         # None means that the user said nothing, so that nothing said is overridden.
         model=None,

@@ -21,7 +21,7 @@ from kserve_lmcache.engine.plan import complete, resolve_configuration
 from kserve_lmcache.engine.shape import shape_of
 from kserve_lmcache.engine.supported_models import check_supported
 from kserve_lmcache.errors import UsageError
-from kserve_lmcache.redaction import hide
+from kserve_lmcache.redaction import redact
 
 
 def run(argv: Sequence[str]) -> str:
@@ -44,7 +44,7 @@ def run(argv: Sequence[str]) -> str:
     configuration = resolve_configuration(args, os.environ)
     shape = _shape(args) if configuration.get("offload") else None
     complete(configuration, shape)
-    configuration.check()
+    configuration.raise_problems()
     if shape:
         configuration.notes.append(shape.holds(configuration.get("max_local_cpu_size") * 2**30))
     if own.explain:
@@ -59,16 +59,16 @@ def as_json(configuration: Configuration) -> dict[str, Any]:
     return {
         "values": {
             name: {"value": shown.value, "source": shown.source}
-            for name, shown in configuration.shown().items()
+            for name, shown in configuration.redacted().items()
         },
-        "notes": [hide(note) for note in configuration.notes],
+        "notes": [redact(note) for note in configuration.notes],
     }
 
 
 def as_yaml(configuration: Configuration) -> str:
     """A YAML mapping that the server would take for its file, sources in comments."""
-    lines = [f"# {hide(note)}" for note in configuration.notes]
-    for name, shown in configuration.shown().items():
+    lines = [f"# {redact(note)}" for note in configuration.notes]
+    for name, shown in configuration.redacted().items():
         first, *more = yaml.safe_dump({name: shown.value}).splitlines()
         lines += [f"{first}  # {shown.source}", *more]
     return "\n".join(lines)
@@ -84,14 +84,14 @@ def explain(configuration: Configuration, name: str) -> str:
     key = keys.table().get(name)
     if key is None:
         raise UsageError(f"{name} is not a key; `kserve-lmcache config` lists those in force")
-    shown = configuration.shown().get(name) or Value(key.default, configuration.source(name))
+    shown = configuration.redacted().get(name) or Value(key.default, configuration.source(name))
     kind = key.type.__name__ if isinstance(key.type, type) else str(key.type)
     return "\n".join(
         [
             f"{name}: {key.help or 'LMCache has no description of it.'}",
             f"  value    {shown.value} ({shown.source})",
             f"  type     {kind.replace('typing.', '')}",
-            f"  default  {key.default}" + ("" if key.own else " (LMCache's)"),
+            f"  default  {key.default}" + ("" if key.is_setting else " (LMCache's)"),
             f"  variable {key.variable}",
         ]
     )

@@ -15,7 +15,7 @@ from kserve_lmcache.config import local_tier, rules
 from kserve_lmcache.config.configuration import Configuration
 from kserve_lmcache.config.credentials import remote_of
 from kserve_lmcache.config.disk_tier import disk_of
-from kserve_lmcache.config.flags import add_own_flags, own_flags
+from kserve_lmcache.config.flags import add_setting_flags, flags_of
 from kserve_lmcache.config.resolve import resolve
 from kserve_lmcache.config.resources import memory_limit
 from kserve_lmcache.doctor import engine
@@ -23,8 +23,8 @@ from kserve_lmcache.doctor.check import Finding, Subject, failure, ok
 from kserve_lmcache.doctor.report import as_json, exit_code, table
 from kserve_lmcache.doctor.run import CHECKS, examine
 from kserve_lmcache.errors import UsageError
-from kserve_lmcache.identity.namespace import keys_of
-from kserve_lmcache.redaction import hide_in_urls
+from kserve_lmcache.identity.namespace import hashing_of
+from kserve_lmcache.redaction import redact_urls
 from kserve_lmcache.server.announcement import Replica
 
 _CONFIGURATION = "configuration"
@@ -44,7 +44,7 @@ def run(argv: Sequence[str]) -> tuple[str, int]:
     args = _parser().parse_args(argv)
     start = time.monotonic()
     device = "cuda" if Path("/proc/driver/nvidia/version").exists() else "cpu"
-    configuration = resolve(own_flags(args), os.environ, device, applied=rules.LIGHT)
+    configuration = resolve(flags_of(args), os.environ, device, applied=rules.FAST)
     configuration.values.setdefault(
         "max_local_cpu_size", local_tier.default_size(memory_limit(), device, workers=1)
     )
@@ -60,7 +60,9 @@ def run(argv: Sequence[str]) -> tuple[str, int]:
         model=args.model_id or (args.model_dir if Path(args.model_dir).is_dir() else None),
         revision=args.model_revision,
         model_fingerprint=configuration.get("model_fingerprint"),
-        replica=None if configuration.problems else Replica(keys_of(configuration.get, os.environ)),
+        replica=None
+        if configuration.problems
+        else Replica(hashing_of(configuration.get, os.environ)),
     )
     timeout = args.timeout or (_ENGINE_TIMEOUT if args.engine else _TIMEOUT)
     # A little less for the process, so that it is ended before its check is given up.
@@ -94,18 +96,20 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--model_id", "--model-id", help="hub id or directory of the model")
     parser.add_argument("--model_dir", "--model-dir", default="/mnt/models")
     parser.add_argument("--model_revision", "--model-revision")
-    add_own_flags(parser)
+    add_setting_flags(parser)
     return parser
 
 
 def _judge(configuration: Configuration) -> list[Finding]:
     if configuration.problems:
         return [
-            failure(_CONFIGURATION, hide_in_urls(f"{problem.where}: {problem.what}"), problem.fix)
+            failure(
+                _CONFIGURATION, redact_urls(f"{problem.source}: {problem.message}"), problem.fix
+            )
             for problem in configuration.problems
         ]
-    count = len(configuration.lmcache())
-    notes = "".join(f"; {hide_in_urls(note)}" for note in configuration.notes)
+    count = len(configuration.lmcache_values())
+    notes = "".join(f"; {redact_urls(note)}" for note in configuration.notes)
     return [ok(_CONFIGURATION, f"{count} keys of LMCache are set or defaulted{notes}")]
 
 

@@ -7,7 +7,7 @@ from typing import Any
 
 from kserve_lmcache.config import keys
 from kserve_lmcache.errors import ConfigurationError, Problem
-from kserve_lmcache.redaction import hide
+from kserve_lmcache.redaction import redact
 
 
 @dataclass(frozen=True)
@@ -40,24 +40,25 @@ class Configuration:
         """Where the value in force came from."""
         return self.values[name].source if name in self.values else "LMCache's default"
 
-    def lmcache(self) -> dict[str, Any]:
+    def lmcache_values(self) -> dict[str, Any]:
         """What LMCache has to be told; nothing where its own default is nothing too."""
         table = keys.table()
         return {
             name: value.value
             for name, value in self.values.items()
-            if not table[name].own and (value.value is not None or table[name].default is not None)
+            if not table[name].is_setting
+            and (value.value is not None or table[name].default is not None)
         }
 
-    def shown(self) -> dict[str, Value]:
+    def redacted(self) -> dict[str, Value]:
         """All values as they may be shown, those of LMCache's table first."""
-        names = sorted(self.values, key=lambda name: keys.table()[name].own)
+        names = sorted(self.values, key=lambda name: keys.table()[name].is_setting)
         return {
-            name: Value(hide(self.values[name].value, name), self.values[name].source)
+            name: Value(redact(self.values[name].value, name), self.values[name].source)
             for name in names
         }
 
-    def check(self) -> None:
+    def raise_problems(self) -> None:
         """Refuse it when it has problems.
 
         Raises:

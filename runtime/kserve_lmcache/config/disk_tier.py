@@ -9,7 +9,7 @@ from pathlib import Path
 from kserve_lmcache.config.configuration import Configuration
 from kserve_lmcache.config.engine_shape import EngineShape
 from kserve_lmcache.config.remote_tier import GIB, queue_gib
-from kserve_lmcache.config.resources import existing, write_error
+from kserve_lmcache.config.resources import nearest_existing, write_error
 from kserve_lmcache.config.stores import Disk
 from kserve_lmcache.config.tier_limits import Limits
 from kserve_lmcache.errors import Problem
@@ -55,7 +55,7 @@ def _problems(
     configuration: Configuration, disk: Disk, shape: EngineShape | None
 ) -> Iterator[Problem]:
     for directory in disk.directories:
-        error = write_error(existing(Path(directory)))
+        error = write_error(nearest_existing(Path(directory)))
         if error is not None and error.errno not in _FULL:
             yield Problem(
                 f"local_disk {directory} cannot be written: {error.strerror}",

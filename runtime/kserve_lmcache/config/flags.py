@@ -9,14 +9,14 @@ from kserve_lmcache.config.settings import SETTINGS
 from kserve_lmcache.config.sources import KEY_FLAG
 
 
-def add_own_flags(parser: argparse.ArgumentParser) -> None:
+def add_setting_flags(parser: argparse.ArgumentParser) -> None:
     """Their values are texts here: they are parsed where those of the other sources are."""
     group = parser.add_argument_group("KV-cache offloading")
     for setting in SETTINGS:
         if not setting.secret:
             group.add_argument(
                 setting.flag,
-                dest=f"own_{setting.name}",
+                dest=f"setting_{setting.name}",
                 metavar="VALUE",
                 help=f"{setting.help} Also {setting.environment_variable}.",
             )
@@ -30,11 +30,13 @@ def add_own_flags(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def own_flags(args: argparse.Namespace) -> Flags:
+def flags_of(args: argparse.Namespace) -> Flags:
     """What they and the connector's JSON say."""
     wanted = getattr(args, "kv_transfer_config", None)
     return Flags(
-        own={setting.name: getattr(args, f"own_{setting.name}", None) for setting in SETTINGS},
+        settings={
+            setting.name: getattr(args, f"setting_{setting.name}", None) for setting in SETTINGS
+        },
         assignments=args.lmcache,
         connector=(wanted.kv_connector_extra_config or {}) if wanted is not None else {},
     )

@@ -42,7 +42,7 @@ class Key:
         default: LMCache's or ours.
         variable: its environment variable.
         help: what it does; empty where LMCache does not say.
-        own: one of ours, not LMCache's.
+        is_setting: one of ours, not LMCache's.
         secret: its value is never shown, and only a variable may hold it.
         normalize: LMCache's own conversion, run last, so that what is shown is what it uses.
     """
@@ -52,7 +52,7 @@ class Key:
     default: Any
     variable: str
     help: str = ""
-    own: bool = False
+    is_setting: bool = False
     secret: bool = False
     normalize: Callable[[Any], Any] | None = None
 
@@ -80,7 +80,7 @@ def table() -> Mapping[str, Key]:
             default=setting.default,
             variable=setting.environment_variable,
             help=setting.help,
-            own=True,
+            is_setting=True,
             secret=setting.secret,
         )
     return keys

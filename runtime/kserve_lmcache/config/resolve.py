@@ -25,7 +25,7 @@ from kserve_lmcache.errors import Problem
 class Flags:
     """What the command line says about the configuration (see :func:`.sources.read_flags`)."""
 
-    own: Mapping[str, str | None] = field(default_factory=dict)
+    settings: Mapping[str, str | None] = field(default_factory=dict)
     assignments: Iterable[str] = ()
     connector: Mapping[str, Any] = field(default_factory=dict)
 
@@ -46,7 +46,7 @@ def resolve(
     mounted_file: Path = MOUNTED_FILE,
     applied: Iterable[rules.Rule] = rules.ALL,
 ) -> Configuration:
-    """The configuration from all sources; nothing is raised, see :meth:`Configuration.check`.
+    """Merge all sources. Problems are collected in the configuration, not raised.
 
     Args:
         flags: what the command line says.
@@ -60,14 +60,14 @@ def resolve(
             **{
                 key.name: Value(key.default, "default")
                 for key in keys.table().values()
-                if key.own and key.default is not None
+                if key.is_setting and key.default is not None
             },
             **DEFAULTS,
         }
     )
     path = Path(environ[CONFIG_FILE]) if environ.get(CONFIG_FILE) else mounted_file
     sources = [
-        read_flags(flags.own, flags.assignments, flags.connector),
+        read_flags(flags.settings, flags.assignments, flags.connector),
         read_file(path) if environ.get(CONFIG_FILE) or path.exists() else Source(),
         read_environment(environ),
     ]

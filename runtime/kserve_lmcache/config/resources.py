@@ -66,13 +66,13 @@ def write_error(directory: Path) -> OSError | None:
     return None
 
 
-def existing(directory: Path) -> Path:
+def nearest_existing(directory: Path) -> Path:
     """The directory, or else the one in which it would be made."""
     directory = directory.absolute()
     return next(each for each in (directory, *directory.parents) if each.exists())
 
 
-def unwritable(directory: Path) -> str | None:
+def why_unwritable(directory: Path) -> str | None:
     """In words, what keeps a file from being written there."""
     error = write_error(directory)
     return None if error is None else error.strerror or str(error)

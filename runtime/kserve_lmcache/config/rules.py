@@ -27,7 +27,7 @@ from kserve_lmcache.config.settings import (
 from kserve_lmcache.config.stores import REDIS_SCHEMES, TLS_SCHEMES
 from kserve_lmcache.config.values import is_size
 from kserve_lmcache.errors import Problem
-from kserve_lmcache.redaction import hide, hide_in_urls
+from kserve_lmcache.redaction import redact, redact_urls
 
 Rule = Callable[[Configuration, str], Iterator[Problem]]
 
@@ -215,7 +215,7 @@ def _remote(configuration: Configuration, device: str) -> Iterator[Problem]:
             split = urlsplit(url)
             scheme, _ = split.scheme, split.port if "," not in split.netloc else None
         except ValueError as error:
-            what = f"is {hide_in_urls(url)!r}, which is no URL ({error})"
+            what = f"is {redact_urls(url)!r}, which is no URL ({error})"
             yield _problem(configuration, "remote_url", what, "Write SCHEME://HOST:PORT.")
             return
         yield from _scheme(configuration, url, scheme)
@@ -239,7 +239,7 @@ def _remote(configuration: Configuration, device: str) -> Iterator[Problem]:
 
 
 def _scheme(configuration: Configuration, url: str, scheme: str) -> Iterator[Problem]:
-    shown = hide_in_urls(url)
+    shown = redact_urls(url)
     if configuration.get("remote_connector") == "lmcache" and scheme in _OURS_ALONE:
         what = f"is {shown!r}, which LMCache's own connector cannot use"
         fix = "Leave out remote_connector, or use redis:// or rediss://."
@@ -277,12 +277,12 @@ def _lmcache(configuration: Configuration, device: str) -> Iterator[Problem]:
     """LMCache's own check of features that need each other."""
     from lmcache.v1.config import LMCacheEngineConfig
 
-    values = configuration.lmcache()
+    values = configuration.lmcache_values()
     try:
         used = LMCacheEngineConfig.from_defaults(**values).validate().to_dict()
     except (ValueError, AssertionError) as error:
         source = traceback.extract_tb(error.__traceback__)[-1].line or ""
-        what = f"LMCache refuses it: {hide(str(error)) or source}"
+        what = f"LMCache refuses it: {redact(str(error)) or source}"
         where = ", ".join(
             sorted({configuration.source(n) for n in values if n.startswith("enable_")})
         )
@@ -290,13 +290,13 @@ def _lmcache(configuration: Configuration, device: str) -> Iterator[Problem]:
         return
     for name, value in values.items():
         if used[name] != value:
-            shown = hide(used[name], name)
-            what = f"is {hide(value, name)!r}, and LMCache makes it {shown!r} for another setting"
+            shown = redact(used[name], name)
+            what = f"is {redact(value, name)!r}, and LMCache makes it {shown!r} for another setting"
             yield _problem(configuration, name, what, f"Leave {name} out.")
 
 
 # Without those that import parts of the engine, which takes seconds.
-LIGHT: tuple[Rule, ...] = (
+FAST: tuple[Rule, ...] = (
     _ranges,
     _dangerous,
     _own,
@@ -309,4 +309,4 @@ LIGHT: tuple[Rule, ...] = (
     _remote,
     _lmcache,
 )
-ALL: tuple[Rule, ...] = (*LIGHT, _names)
+ALL: tuple[Rule, ...] = (*FAST, _names)

@@ -73,19 +73,19 @@ class Source:
 
 
 def read_flags(
-    own: Mapping[str, str | None], assignments: Iterable[str], connector: Mapping[str, Any]
+    settings: Mapping[str, str | None], assignments: Iterable[str], connector: Mapping[str, Any]
 ) -> Source:
     """Our flags, ``--lmcache KEY=VALUE``, and ``lmcache.KEY`` of the connector's extra config.
 
     Args:
-        own: text of each of our settings' flags; ``None`` where it was not given.
+        settings: text of each of our settings' flags; ``None`` where it was not given.
         assignments: the values of ``--lmcache``.
         connector: ``kv_connector_extra_config`` of ``--kv-transfer-config``.
     """
     source = Source()
     known = keys.table()
     for setting in SETTINGS:
-        if (text := own.get(setting.name)) is not None:
+        if (text := settings.get(setting.name)) is not None:
             source.take(known[setting.name], text, setting.flag)
     for assignment in assignments:
         name, separator, text = assignment.partition("=")
@@ -103,8 +103,8 @@ def read_flags(
 def _take_flag(source: Source, name: str, raw: Any, where: str) -> None:
     name = keys.aliases().get(name, name)
     key = keys.table().get(name)
-    if key is None or key.own:
-        lmcache = [known.name for known in keys.table().values() if not known.own]
+    if key is None or key.is_setting:
+        lmcache = [known.name for known in keys.table().values() if not known.is_setting]
         source.unknown(f"{name} is not a key of LMCache", name, where, lmcache)
     else:
         source.take(key, raw, where)

@@ -107,7 +107,7 @@ def _examine(lora: LoRARequest) -> _Adapter | None:
     except (IdentityError, OSError, ValueError) as error:
         logger.warning("Requests of adapter %s are not offloaded: %s", lora.lora_name, error)
         return None
-    logger.info("Adapter %s: content %s (%s)", lora.lora_name, content.digest[:16], content.detail)
+    logger.info("Adapter %s: content %s (%s)", lora.lora_name, content.digest[:16], content.summary)
     return _Adapter(path, content, stamps)
 
 

@@ -9,7 +9,7 @@ from pathlib import Path
 from urllib.parse import quote
 
 from kserve_lmcache.config.stores import Disk, Remote
-from kserve_lmcache.redaction import HIDDEN, hide_in_urls
+from kserve_lmcache.redaction import REDACTED, redact_urls
 from kserve_lmcache.server.announcement import Replica
 
 MEBI = 2**20
@@ -128,8 +128,8 @@ def foreign(text: object, remote: Remote | None) -> str:
     password = remote.password if remote is not None else None
     if password:
         for form in {password, repr(password)[1:-1], quote(password), quote(password, safe="")}:
-            words = words.replace(form, HIDDEN)
-    words = hide_in_urls(words)
+            words = words.replace(form, REDACTED)
+    words = redact_urls(words)
     return " ".join("".join(c if c.isprintable() else " " for c in words).split())
 
 

@@ -6,7 +6,7 @@ import os
 from collections.abc import Iterator
 from pathlib import Path
 
-from kserve_lmcache.config.resources import existing, unwritable
+from kserve_lmcache.config.resources import nearest_existing, why_unwritable
 from kserve_lmcache.doctor.check import (
     Check,
     Finding,
@@ -32,10 +32,10 @@ def local_disk(subject: Subject) -> Iterator[Finding]:
 
 
 def _directory(directory: Path, most_bytes: int) -> Finding:
-    there = existing(directory)
+    there = nearest_existing(directory)
     if not there.is_dir():
         return failure(NAME, f"{there} is no directory", "Name another one in local_disk.")
-    if reason := unwritable(there):
+    if reason := why_unwritable(there):
         return failure(
             NAME,
             f"{there} cannot be written: {reason}",

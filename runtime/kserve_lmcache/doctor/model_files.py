@@ -9,7 +9,7 @@ import shutil
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
-from kserve_lmcache.config.resources import existing, unwritable
+from kserve_lmcache.config.resources import nearest_existing, why_unwritable
 from kserve_lmcache.doctor.check import (
     Check,
     Finding,
@@ -140,8 +140,8 @@ def _hub(name: str, revision: str, environ: Mapping[str, str]) -> Finding:
             f"{name} ({revision}) is not in {cache}, and HF_HUB_OFFLINE is set",
             "Fetch it beforehand, set HF_HOME to where it is, or unset HF_HUB_OFFLINE.",
         )
-    there = existing(cache)
-    if reason := unwritable(there):
+    there = nearest_existing(cache)
+    if reason := why_unwritable(there):
         return failure(
             NAME,
             f"{name} is not cached, and {cache} cannot be written ({reason})",

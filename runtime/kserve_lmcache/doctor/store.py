@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from urllib.parse import parse_qs, unquote, urlsplit
 
-from kserve_lmcache.config.resources import unwritable
+from kserve_lmcache.config.resources import why_unwritable
 from kserve_lmcache.doctor import lm_server, network, redis_store
 from kserve_lmcache.doctor.check import (
     Check,
@@ -145,7 +145,7 @@ def directories(netloc: str, paths: str) -> Finding:
         if not path.is_dir():
             what = "is no directory" if path.exists() else "does not exist"
             return failure(DIRECTORY, f"{path} {what}", "Mount the volume there, or create it.")
-        if reason := unwritable(path):
+        if reason := why_unwritable(path):
             return failure(
                 DIRECTORY,
                 f"{path} cannot be written: {reason}",

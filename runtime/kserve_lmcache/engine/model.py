@@ -23,7 +23,7 @@ from kserve_lmcache.engine.errors import RefusedError
 from kserve_lmcache.engine.plan import Offload, differences, give_up
 from kserve_lmcache.errors import KServeLMCacheError
 from kserve_lmcache.metrics import start_up_timing
-from kserve_lmcache.redaction import hide
+from kserve_lmcache.redaction import redact
 
 _Base, BASE_REASON = choose_base()
 
@@ -120,7 +120,7 @@ class LMCacheModel(_Base):  # type: ignore[misc, valid-type]
         """One line for the log: on with its sizes, or off with the reason."""
         if not self.offload.enabled:
             return f"off: {self.offload.reason}"
-        values = self.offload.configuration.shown()
+        values = self.offload.configuration.redacted()
         size = values["max_local_cpu_size"]
         tiers = []
         if values["local_cpu"].value:
@@ -172,11 +172,11 @@ class LMCacheModel(_Base):  # type: ignore[misc, valid-type]
         What it was told in other words, as of the remote store, was compared in those words.
         """
         configuration = self.offload.configuration
-        for name, asked in configuration.lmcache().items():
+        for name, asked in configuration.lmcache_values().items():
             logger.info(
                 "LMCache uses %s = %s (%s)",
                 name,
-                hide(used[name] if told.get(name) == asked else asked, name),
+                redact(used[name] if told.get(name) == asked else asked, name),
                 configuration.source(name),
             )
 

@@ -19,7 +19,7 @@ from kserve_lmcache.config import disk_tier, engine_file, local_tier, remote_tie
 from kserve_lmcache.config.configuration import Configuration
 from kserve_lmcache.config.credentials import remote_of
 from kserve_lmcache.config.engine_shape import EngineShape
-from kserve_lmcache.config.flags import own_flags
+from kserve_lmcache.config.flags import flags_of
 from kserve_lmcache.config.resolve import resolve
 from kserve_lmcache.config.resources import memory_limit
 from kserve_lmcache.config.settings import VARIABLE_PREFIX
@@ -36,7 +36,7 @@ from kserve_lmcache.errors import (
 )
 from kserve_lmcache.identity import IdentityError
 from kserve_lmcache.identity.engine import EngineIdentity, identify
-from kserve_lmcache.identity.namespace import NAMESPACE, keys_of
+from kserve_lmcache.identity.namespace import NAMESPACE, hashing_of
 
 CONNECTOR = "KServeLMCacheConnector"
 CONNECTOR_MODULE = "kserve_lmcache.connector"
@@ -114,7 +114,7 @@ def plan_offload(args: Namespace, environ: MutableMapping[str, str]) -> tuple[Of
         check_supported(engine_config)
         shape = shape_of(engine_config)
         remote = complete(configuration, shape)
-        configuration.check()
+        configuration.raise_problems()
         identity = _name_entries(engine_config, configuration, environ)
     except (ConfigurationError, IdentityError, UnsupportedModelError) as error:
         if configuration.get("offload_required"):
@@ -136,13 +136,13 @@ def _check_own_variables(configuration: Configuration) -> None:
     Raises:
         ConfigurationError: one of our own variables is unknown, or has no such value.
     """
-    if any(problem.where.startswith(VARIABLE_PREFIX) for problem in configuration.problems):
-        configuration.check()
+    if any(problem.source.startswith(VARIABLE_PREFIX) for problem in configuration.problems):
+        configuration.raise_problems()
 
 
 def resolve_configuration(args: Namespace, environ: Mapping[str, str]) -> Configuration:
     """The configuration as flags, file, variables and our defaults give it; not yet complete."""
-    return resolve(own_flags(args), environ, device())
+    return resolve(flags_of(args), environ, device())
 
 
 def complete(configuration: Configuration, shape: EngineShape | None) -> Remote | None:
@@ -194,10 +194,10 @@ def _name_entries(
         IdentityError: the model's content cannot be told.
     """
     how = configuration.get("model_fingerprint")
-    identity = identify(engine_config, how, keys_of(configuration.get, environ), environ)
+    identity = identify(engine_config, how, hashing_of(configuration.get, environ), environ)
     extra = engine_config.kv_transfer_config.kv_connector_extra_config
     extra[NAMESPACE] = identity.namespace
-    logger.info("Entries of this model are named %s (%s)", identity.namespace, identity.detail)
+    logger.info("Entries of this model are named %s (%s)", identity.namespace, identity.summary)
     return identity
 
 
@@ -225,7 +225,7 @@ def _configure_engine(args: Namespace, configuration: Configuration) -> VllmConf
     try:
         return create_engine_config(args)
     except KServeLMCacheError:
-        configuration.check()
+        configuration.raise_problems()
         raise
 
 
@@ -236,8 +236,8 @@ def _write(configuration: Configuration, remote: Remote | None) -> Path:
     limits = remote_tier.limits_of(configuration)
     disk = disk_tier.disk_of(configuration)
     told_of_disk = None if disk is None else (disk, disk_tier.limits_of(configuration))
-    engine_file.write(configuration.lmcache(), remote, path, limits, told_of_disk)
-    redaction.guard_logs(redaction.find(engine_file.read(path)))
+    engine_file.write(configuration.lmcache_values(), remote, path, limits, told_of_disk)
+    redaction.redact_logs(redaction.secrets_in(engine_file.read(path)))
     return path
 
 
@@ -249,8 +249,8 @@ def differences(path: Path, used: Mapping[str, Any]) -> list[str]:
         used: its own configuration, read back from a worker.
     """
     return [
-        f"{name} is {redaction.hide(used.get(name), name)!r} where "
-        f"{redaction.hide(value, name)!r} was asked for"
+        f"{name} is {redaction.redact(used.get(name), name)!r} where "
+        f"{redaction.redact(value, name)!r} was asked for"
         for name, value in engine_file.read(path).items()
         if used.get(name) != value
     ]

@@ -48,7 +48,7 @@ def prepare() -> None:
         from kserve_lmcache import redaction
         from kserve_lmcache.config import engine_file
 
-        redaction.guard_logs(redaction.find(engine_file.read(Path(path))))
+        redaction.redact_logs(redaction.secrets_in(engine_file.read(Path(path))))
 
 
 def _show_log() -> None:

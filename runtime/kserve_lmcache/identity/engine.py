@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from kserve_lmcache.identity import cache
 from kserve_lmcache.identity.model import model_path
-from kserve_lmcache.identity.namespace import namespace, numerics_of, told
+from kserve_lmcache.identity.namespace import namespace, numerics_of, summarize
 from kserve_lmcache.identity.weights import fingerprint
 
 if TYPE_CHECKING:
@@ -24,13 +24,13 @@ class EngineIdentity:
         namespace: the part of every key that says so.
         content: digest of the model's files.
         inputs: what else decides whether two engines share, by name; nothing of it is secret.
-        detail: a line for the log about how the content was told.
+        summary: a line for the log about how the content was told.
     """
 
     namespace: str
     content: str
     inputs: Mapping[str, str | int | float | None]
-    detail: str
+    summary: str
 
 
 def identify(
@@ -48,12 +48,12 @@ def identify(
         IdentityError: the model's content cannot be told.
     """
     if how == "private":
-        content, detail = uuid.uuid4().hex, "private, nothing is shared with other servers"
+        content, summary = uuid.uuid4().hex, "private, nothing is shared with other servers"
     else:
         found = fingerprint(
             model_path(config), full=how == "full", cache_directory=cache.directory(environ)
         )
-        content, detail = found.digest, f"{found.method}, {found.detail}, {found.seconds:.2f} s"
+        content, summary = found.digest, f"{found.method}, {found.summary}, {found.seconds:.2f} s"
     numerics = numerics_of(config)
     # The number of workers is in every key, put there by LMCache; those of a model with one latent
     # vector a token hold the same KV, of which one copy is kept.
@@ -61,6 +61,6 @@ def identify(
     return EngineIdentity(
         namespace(content, numerics, keys),
         content,
-        told({**keys, **numerics, "workers": workers}),
-        f"content {content[:16]}: {detail}",
+        summarize({**keys, **numerics, "workers": workers}),
+        f"content {content[:16]}: {summary}",
     )

@@ -35,7 +35,7 @@ def namespace(content: str, numerics: Mapping[str, Any], keys: Mapping[str, Any]
     Args:
         content: digest of the model's files (:func:`kserve_lmcache.identity.fingerprint`).
         numerics: what else changes the KV of given tokens (:func:`numerics_of`).
-        keys: how tokens become keys (:func:`keys_of`).
+        keys: how tokens become keys (:func:`hashing_of`).
 
     Returns:
         ``kv`` with the layout's number, and 128 bits in hexadecimal; no character of it means
@@ -45,7 +45,7 @@ def namespace(content: str, numerics: Mapping[str, Any], keys: Mapping[str, Any]
     return f"kv{LAYOUT}-{hashlib.sha256(_canonical(parts).encode()).hexdigest()[:32]}"
 
 
-def keys_of(setting: Callable[[str], Any], environ: Mapping[str, str]) -> dict[str, Any]:
+def hashing_of(setting: Callable[[str], Any], environ: Mapping[str, str]) -> dict[str, Any]:
     """How tokens become keys: hash algorithm, hash seed (as text), chunk size.
 
     Args:
@@ -85,7 +85,7 @@ def numerics_of(config: VllmConfig) -> dict[str, Any]:
     }
 
 
-def told(parts: Mapping[str, Any]) -> dict[str, str | int | float | None]:
+def summarize(parts: Mapping[str, Any]) -> dict[str, str | int | float | None]:
     """``parts`` as other servers may know them: a digest for what is long or may hold a path."""
     return {
         name: value

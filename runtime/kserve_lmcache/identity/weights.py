@@ -31,13 +31,13 @@ class Fingerprint:
         digest: 64 hexadecimal digits; alike for the same content at any path. Digests of
             different methods differ even for the same content.
         method: ``hub`` (names of the hub's blobs), ``sampled`` or ``full``.
-        detail: a line for the log: how many files, and how much of them was read.
+        summary: a line for the log: how many files, and how much of them was read.
         seconds: how long it took.
     """
 
     digest: str
     method: str
-    detail: str
+    summary: str
     seconds: float
 
 
@@ -82,8 +82,8 @@ def fingerprint(
     """
     start = time.perf_counter()
     files = model_files(model)
-    method, digest, detail = _identify(model, files, full, cache_directory)
-    return Fingerprint(digest, method, detail, time.perf_counter() - start)
+    method, digest, summary = _identify(model, files, full, cache_directory)
+    return Fingerprint(digest, method, summary, time.perf_counter() - start)
 
 
 def _identify(

@@ -36,7 +36,7 @@ def status(monitor: Monitor, offload: Offload, model: str) -> dict[str, Any]:
         "model": {"name": model, **_identity(offload)},
         "configuration": [
             {"key": key, "value": shown.value, "source": shown.source}
-            for key, shown in sorted(offload.configuration.shown().items())
+            for key, shown in sorted(offload.configuration.redacted().items())
         ],
         "versions": versions(),
         "events": history.events(),
