@@ -53,7 +53,7 @@ def prepare() -> None:
 
 def _show_log() -> None:
     """Let this package's records go where vLLM's go, which shows no others below warnings."""
-    ours, vllms = logging.getLogger(__package__), logging.getLogger("vllm")
+    ours, vllms = logging.getLogger("kserve_lmcache"), logging.getLogger("vllm")
     ours.handlers = list(vllms.handlers)
     ours.setLevel(vllms.level)
     ours.propagate = False
