@@ -218,6 +218,11 @@ def test_refused(tmp_path: Path, file: str, device: str, message: str) -> None:
             "Use text (the default).",
         ),
         (
+            "log_level: loud\n",
+            "/lmcache.yaml:1: log_level is 'loud', which is none of debug, info, warning, error. "
+            "Use info (the default).",
+        ),
+        (
             "remote_url: redis://redis\nremote_ttl: -1\n",
             "/lmcache.yaml:2: remote_ttl must not be negative, got -1. "
             "Set remote_ttl to seconds, or to 0 for no time to live.",

@@ -20,6 +20,7 @@ from kserve_lmcache.config.configuration import Configuration
 from kserve_lmcache.config.settings import (
     FINGERPRINTS,
     LOG_FORMATS,
+    LOG_LEVELS,
     REMOTE_CONNECTORS,
     ROUTE_GROUPS,
     parse_route_groups,
@@ -130,6 +131,10 @@ def _own(configuration: Configuration, device: str) -> Iterator[Problem]:
     if log_format not in LOG_FORMATS:
         what = f"is {log_format!r}, which is none of {', '.join(LOG_FORMATS)}"
         yield _problem(configuration, "log_format", what, "Use text (the default).")
+    log_level = configuration.get("log_level")
+    if log_level not in LOG_LEVELS:
+        what = f"is {log_level!r}, which is none of {', '.join(LOG_LEVELS)}"
+        yield _problem(configuration, "log_level", what, "Use info (the default).")
     for group in parse_route_groups(configuration.get("enable_routes")):
         if group not in ROUTE_GROUPS:
             what = f"has {group!r}, which is none of {', '.join(ROUTE_GROUPS)}"

@@ -13,6 +13,7 @@ VARIABLE_PREFIX = "KSERVE_LMCACHE_"
 FINGERPRINTS = ("sampled", "full", "private")
 REMOTE_CONNECTORS = ("kserve", "lmcache")
 LOG_FORMATS = ("text", "json")
+LOG_LEVELS = ("debug", "info", "warning", "error")
 # Groups of routes that are off until they are asked for; server/http/routes.py lists the routes.
 ROUTE_GROUPS = (
     "docs",
@@ -124,6 +125,13 @@ SETTINGS = (
         "End the server when its engine has died; false leaves that to the liveness probe.",
     ),
     Setting("log_format", str, "text", "How log records are written: text, or json, one a line."),
+    Setting(
+        "log_level",
+        str,
+        "info",
+        "Lowest level that is logged: debug (this server and its libraries), info (libraries log "
+        "warnings and errors only), warning or error.",
+    ),
     Setting(
         "remote_connector",
         str,
