@@ -1,24 +1,25 @@
-"""What can go wrong, as the user is told it.
+"""The errors that a user sees without a traceback.
 
-KServeLMCacheError             every error of this package; ``exit_code`` is the process's
-├── UsageError                 a flag is unknown or its value cannot be used
-├── ConfigurationError         the LMCache configuration has mistakes (all of them, at once)
-├── IdentityError              the model's content cannot be told (identity/errors.py)
-├── UnsupportedModelError      LMCache would get the model's KV wrong
-├── OffloadUnavailableError    offloading was required and could not be started
-└── EngineDiedError            the engine died while it was serving
+KServeLMCacheError             base; ``exit_code`` is the exit code of the process
+├── UsageError                 a flag or a variable of the process is unknown or cannot be used
+├── ConfigurationError         the configuration of LMCache has problems; lists all of them
+├── IdentityError              a file of the model is missing, damaged or unreadable
+├── UnsupportedModelError      the KV cache of the model cannot be offloaded; lists all reasons
+├── OffloadUnavailableError    offloading is required and could not start
+└── EngineDiedError            the engine died while the server was running
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 from kserve_lmcache.redaction import redact_urls
 
 
 class KServeLMCacheError(Exception):
-    """Base of every error that is shown to the user without a traceback."""
+    """Base of every error that the user sees without a traceback."""
 
     exit_code = 1
 
@@ -31,9 +32,12 @@ class UsageError(KServeLMCacheError):
 
 @dataclass(frozen=True)
 class Problem:
-    """One mistake: what is wrong, where it came from, how to fix it.
+    """A problem of the configuration. Its text hides the password of every URL.
 
-    As a text it shows no password of any URL.
+    Attributes:
+        message: what is wrong; names the key and the value.
+        source: where the value came from: ``file:line``, a variable or a flag.
+        fix: what the user has to do, as a sentence.
     """
 
     message: str
@@ -45,7 +49,7 @@ class Problem:
 
 
 class ConfigurationError(KServeLMCacheError):
-    """The LMCache configuration cannot be used; carries every problem that was found."""
+    """The configuration of LMCache has problems. ``problems`` has all of them."""
 
     exit_code = 2
 
@@ -56,8 +60,16 @@ class ConfigurationError(KServeLMCacheError):
         super().__init__("\n".join([heading, *(f"  - {problem}" for problem in self.problems)]))
 
 
+class IdentityError(KServeLMCacheError):
+    """A model's file is missing, damaged or unreadable. ``path`` is the file."""
+
+    def __init__(self, path: Path, message: str, fix: str) -> None:
+        self.path = path
+        super().__init__(f"{path}: {message}. {fix}")
+
+
 class UnsupportedModelError(KServeLMCacheError):
-    """The model's KV must not be offloaded; carries every reason."""
+    """The KV cache of the model cannot be offloaded. ``reasons`` has all reasons."""
 
     exit_code = 2
 
@@ -70,7 +82,7 @@ class UnsupportedModelError(KServeLMCacheError):
 
 
 class OffloadUnavailableError(KServeLMCacheError):
-    """Offloading is required (the default) but LMCache did not start in the engine."""
+    """Offloading is required, which is the default, and LMCache did not start in the engine."""
 
     def __init__(self, reason: str) -> None:
         self.reason = reason
@@ -81,4 +93,4 @@ class OffloadUnavailableError(KServeLMCacheError):
 
 
 class EngineDiedError(KServeLMCacheError):
-    """vLLM's engine died under a running server (``exit_on_engine_death``)."""
+    """vLLM's engine died while the server was running, and ``exit_on_engine_death`` is on."""

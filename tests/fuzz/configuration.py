@@ -14,6 +14,8 @@ from typing import Any
 
 import atheris
 
+from kserve_lmcache.compat.lmcache.configuration import effective_values
+
 with atheris.instrument_imports(include=["kserve_lmcache.config", "yaml"]):
     from kserve_lmcache.config import keys
     from kserve_lmcache.config.configuration import Configuration
@@ -29,8 +31,6 @@ def hold(configuration: Configuration, given: set[str]) -> None:
         configuration: the result.
         given: names of the keys that some source gave, known ones only.
     """
-    from lmcache.v1.config import LMCacheEngineConfig
-
     for problem in configuration.problems:
         assert problem.message, problem
         assert problem.source, problem
@@ -39,7 +39,7 @@ def hold(configuration: Configuration, given: set[str]) -> None:
         return
     assert given <= set(configuration.values), given - set(configuration.values)
     told = configuration.lmcache_values()
-    used = LMCacheEngineConfig.from_defaults(**told).validate().to_dict()
+    used = effective_values(told)
     for name, value in told.items():
         assert used[name] == value, f"{name}: LMCache makes {used[name]!r} of {value!r}"
     configuration.redacted()

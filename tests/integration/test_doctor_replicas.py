@@ -17,7 +17,7 @@ import pytest
 from kserve_lmcache.config.stores import Remote
 from kserve_lmcache.doctor import at_start
 from kserve_lmcache.doctor.check import Finding, Status, Subject
-from kserve_lmcache.identity import fingerprint
+from kserve_lmcache.identity.fingerprint import fingerprint
 from kserve_lmcache.server import announcement
 from kserve_lmcache.server.announcement import KEY_PREFIX, Replica, announce, keep_announced
 from tests.support import models

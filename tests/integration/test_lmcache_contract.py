@@ -28,6 +28,7 @@ from lmcache.v1.storage_backend.connector.base_connector import RemoteConnector
 from lmcache.v1.storage_backend.job_executor.pq_executor import AsyncPQExecutor
 from vllm.distributed.kv_transfer.kv_connector.v1.lmcache_connector import LMCacheConnectorV1
 
+from kserve_lmcache.compat.lmcache import configuration
 from kserve_lmcache.config import keys
 from kserve_lmcache.config.settings import SETTINGS
 from kserve_lmcache.config.stores import Disk
@@ -321,7 +322,7 @@ def test_no_setting_of_ours_has_the_name_of_one_of_lmcaches() -> None:
 
 
 def test_what_lmcache_reads_outside_its_table_is_found_in_its_source() -> None:
-    assert {"LMCACHE_LOG_LEVEL", "LMCACHE_TRACK_USAGE"} <= keys.other_variables()
+    assert {"LMCACHE_LOG_LEVEL", "LMCACHE_TRACK_USAGE"} <= configuration.variables_in_source()
 
 
 def test_connectors_are_made_as_lmcache_makes_them() -> None:

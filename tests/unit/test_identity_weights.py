@@ -16,10 +16,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors.numpy import save_file
 
-from kserve_lmcache.errors import KServeLMCacheError
-from kserve_lmcache.identity import Fingerprint, IdentityError, fingerprint
-from kserve_lmcache.identity.cache import entry_path
+from kserve_lmcache.errors import IdentityError, KServeLMCacheError
 from kserve_lmcache.identity.files import ModelFile
+from kserve_lmcache.identity.fingerprint import Fingerprint, fingerprint
+from kserve_lmcache.identity.fingerprint_cache import entry_path
 
 Tensors = dict[str, np.ndarray[Any, Any]]
 

@@ -15,10 +15,8 @@ from kserve_lmcache.cli.arguments import parse_arguments
 from kserve_lmcache.engine.arguments import create_engine_config, resolve_engine_arguments
 from kserve_lmcache.engine.plan import plan_offload
 from kserve_lmcache.engine.supported_models import unsupported
-from kserve_lmcache.errors import UnsupportedModelError
-from kserve_lmcache.identity import IdentityError
-from kserve_lmcache.identity.engine import EngineIdentity
-from kserve_lmcache.identity.model import model_path
+from kserve_lmcache.errors import IdentityError, UnsupportedModelError
+from kserve_lmcache.identity.engine import EngineIdentity, model_path
 from kserve_lmcache.identity.namespace import NAMESPACE, namespace, numerics_of, summarize
 from kserve_lmcache.server.announcement import INPUTS
 from tests.support import models

@@ -3,18 +3,17 @@
 from __future__ import annotations
 
 import functools
-import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
+from kserve_lmcache.compat.lmcache import configuration as lmcache
 from kserve_lmcache.config.settings import SETTINGS
 
 PREFIX = "LMCACHE_"
 
 # What an operator would set, where LMCache's table has no words for it.
-_HELP = {
+HELP = {
     "chunk_size": "Tokens of one cached chunk; a hit is a whole number of them.",
     "local_cpu": "Keep chunks in the container's memory.",
     "max_local_cpu_size": "Size of that memory, in GB of 2**30 bytes, of each engine worker.",
@@ -44,7 +43,7 @@ class Key:
         help: what it does; empty where LMCache does not say.
         is_setting: one of ours, not LMCache's.
         secret: its value is never shown, and only a variable may hold it.
-        normalize: LMCache's own conversion, run last, so that what is shown is what it uses.
+        convert: LMCache's own conversion, run last, so that what is shown is what it uses.
     """
 
     name: str
@@ -54,24 +53,22 @@ class Key:
     help: str = ""
     is_setting: bool = False
     secret: bool = False
-    normalize: Callable[[Any], Any] | None = None
+    convert: Callable[[Any], Any] | None = None
 
 
 @functools.cache
 def table() -> Mapping[str, Key]:
     """Every key by its name."""
-    from lmcache.v1.config import _CONFIG_DEFINITIONS
-
     keys = {
         name: Key(
             name=name,
-            type=definition["type"],
-            default=definition["default"],
+            type=definition.type,
+            default=definition.default,
             variable=PREFIX + name.upper(),
-            help=_HELP.get(name) or definition.get("description", ""),
-            normalize=definition.get("env_converter"),  # LMCache 0.5.1 has none for two keys
+            help=HELP.get(name) or definition.description,
+            convert=definition.convert,
         )
-        for name, definition in _CONFIG_DEFINITIONS.items()
+        for name, definition in lmcache.definitions().items()
     }
     for setting in SETTINGS:
         keys[setting.name] = Key(
@@ -89,10 +86,8 @@ def table() -> Mapping[str, Key]:
 @functools.cache
 def aliases() -> Mapping[str, str]:
     """Older names of LMCache's keys, each with its name of today."""
-    from lmcache.v1.config import _CONFIG_ALIASES
-
     known = table()
-    return {old: new for old, new in _CONFIG_ALIASES.items() if old not in known and new in known}
+    return {old: new for old, new in lmcache.aliases().items() if old not in known and new in known}
 
 
 @functools.cache
@@ -101,17 +96,3 @@ def variables() -> Mapping[str, Key]:
     known = {key.variable: key for key in table().values()}
     known.update({PREFIX + old.upper(): table()[new] for old, new in aliases().items()})
     return known
-
-
-@functools.cache
-def other_variables() -> frozenset[str]:
-    """``LMCACHE_*`` names that LMCache reads outside its table (its log level and the like).
-
-    There is no list of them: they are found in its source. One that ends in ``_`` is a prefix.
-    """
-    import lmcache
-
-    found: set[str] = set()
-    for path in Path(lmcache.__path__[0]).rglob("*.py"):
-        found.update(re.findall(r"[\"'](LMCACHE_[A-Z0-9_]+)[\"']", path.read_text("utf-8")))
-    return frozenset(found)

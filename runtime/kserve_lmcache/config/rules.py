@@ -5,16 +5,12 @@ LMCache answers most of it by switching a tier, or everything, off, and serving 
 
 from __future__ import annotations
 
-import functools
-import importlib
-import inspect
 import math
-import pkgutil
-import traceback
 from collections.abc import Callable, Iterator
-from typing import Any
 from urllib.parse import urlsplit
 
+from kserve_lmcache.compat import vllm
+from kserve_lmcache.compat.lmcache import configuration as lmcache
 from kserve_lmcache.config import keys
 from kserve_lmcache.config.configuration import Configuration
 from kserve_lmcache.config.settings import (
@@ -98,20 +94,14 @@ def _dangerous(configuration: Configuration, device: str) -> Iterator[Problem]:
 
 
 def _names(configuration: Configuration, device: str) -> Iterator[Problem]:
-    from lmcache.v1.storage_backend.cache_policy import POLICY_MAPPING
-    from vllm.utils.hashing import get_hash_fn_by_name
-
+    policies = lmcache.cache_policies()
     policy = configuration.get("cache_policy")
-    if policy.upper() not in POLICY_MAPPING:
+    if policy.upper() not in policies:
         what = f"is {policy!r}, which LMCache does not know"
-        fix = f"Use one of {', '.join(POLICY_MAPPING)}."
+        fix = f"Use one of {', '.join(policies)}."
         yield _problem(configuration, "cache_policy", what, fix)
     algorithm = configuration.get("pre_caching_hash_algorithm")
-    try:
-        get_hash_fn_by_name(algorithm)
-    except (ValueError, ImportError):
-        if algorithm == "builtin":  # refused already
-            return
+    if algorithm != "builtin" and not vllm.knows_hash_algorithm(algorithm):
         what = f"is {algorithm!r}, which vLLM does not know: LMCache would use another, silently"
         yield _problem(
             configuration, "pre_caching_hash_algorithm", what, "Use sha256_cbor (the default)."
@@ -252,42 +242,20 @@ def _scheme(configuration: Configuration, url: str, scheme: str) -> Iterator[Pro
     elif not (
         scheme in REDIS_SCHEMES
         or configuration.get("remote_storage_plugins")
-        or any(adapter.can_parse(url) for adapter in _adapters())
+        or lmcache.takes_remote_url(url)
     ):
         what = f"is {shown!r}, a scheme that LMCache does not know: it would turn every tier off"
-        schemes = sorted({a.schema for a in _adapters()} | {f"{s}://" for s in REDIS_SCHEMES})
+        schemes = sorted({*lmcache.remote_schemes(), *(f"{s}://" for s in REDIS_SCHEMES)})
         yield _problem(configuration, "remote_url", what, f"Use one of {', '.join(schemes)}.")
-
-
-@functools.cache
-def _adapters() -> list[Any]:
-    """LMCache's adapters, one for each kind of remote store; none of them connects."""
-    from lmcache.v1.storage_backend import connector
-
-    found = []
-    for module in pkgutil.iter_modules(connector.__path__):
-        if module.name.endswith("_adapter"):
-            content = vars(importlib.import_module(f"{connector.__name__}.{module.name}"))
-            found += [
-                value()
-                for value in content.values()
-                if inspect.isclass(value)
-                and issubclass(value, connector.ConnectorAdapter)
-                and value.__module__.endswith(module.name)
-            ]
-    return found
 
 
 def _lmcache(configuration: Configuration, device: str) -> Iterator[Problem]:
     """LMCache's own check of features that need each other."""
-    from lmcache.v1.config import LMCacheEngineConfig
-
     values = configuration.lmcache_values()
     try:
-        used = LMCacheEngineConfig.from_defaults(**values).validate().to_dict()
-    except (ValueError, AssertionError) as error:
-        source = traceback.extract_tb(error.__traceback__)[-1].line or ""
-        what = f"LMCache refuses it: {redact(str(error)) or source}"
+        used = lmcache.effective_values(values)
+    except ValueError as error:
+        what = f"LMCache refuses it: {redact(str(error))}"
         where = ", ".join(
             sorted({configuration.source(n) for n in values if n.startswith("enable_")})
         )

@@ -11,6 +11,7 @@ from typing import Any
 
 import yaml
 
+from kserve_lmcache.compat.lmcache import configuration as lmcache
 from kserve_lmcache.config import keys
 from kserve_lmcache.config.keys import PREFIX, Key
 from kserve_lmcache.config.settings import SETTINGS, VARIABLE_PREFIX
@@ -104,8 +105,8 @@ def _take_flag(source: Source, name: str, raw: Any, where: str) -> None:
     name = keys.aliases().get(name, name)
     key = keys.table().get(name)
     if key is None or key.is_setting:
-        lmcache = [known.name for known in keys.table().values() if not known.is_setting]
-        source.unknown(f"{name} is not a key of LMCache", name, where, lmcache)
+        names = [known.name for known in keys.table().values() if not known.is_setting]
+        source.unknown(f"{name} is not a key of LMCache", name, where, names)
     else:
         source.take(key, raw, where)
 
@@ -134,7 +135,7 @@ def read_environment(environ: Mapping[str, str]) -> Source:
 def _is_read_elsewhere(variable: str) -> bool:
     return any(
         variable.startswith(name) if name.endswith("_") else variable == name
-        for name in keys.other_variables()
+        for name in lmcache.variables_in_source()
     )
 
 

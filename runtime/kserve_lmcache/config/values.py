@@ -37,9 +37,9 @@ def parse(key: Key, raw: Any) -> Any:
             return None
         raise ValueError("is empty")
     value = _parse(kind, key.name, raw)
-    if key.normalize is None or value is None:
+    if key.convert is None or value is None:
         return value
-    return key.normalize(value)
+    return key.convert(value)
 
 
 def is_size(key: Key) -> bool:

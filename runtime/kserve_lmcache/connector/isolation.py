@@ -15,8 +15,9 @@ from typing import TYPE_CHECKING, Any
 
 from vllm.logger import init_logger
 
-from kserve_lmcache.identity import Fingerprint, IdentityError, fingerprint
+from kserve_lmcache.errors import IdentityError
 from kserve_lmcache.identity.files import model_files
+from kserve_lmcache.identity.fingerprint import Fingerprint, fingerprint
 
 if TYPE_CHECKING:
     from vllm.lora.request import LoRARequest

@@ -19,7 +19,9 @@ from kserve_lmcache.doctor.check import Finding, Status, Subject, foreign, ok, s
 from kserve_lmcache.doctor.model_files import files_of
 from kserve_lmcache.doctor.redis_session import Session
 from kserve_lmcache.doctor.stage import within
-from kserve_lmcache.identity import IdentityError, cache, fingerprint
+from kserve_lmcache.errors import IdentityError
+from kserve_lmcache.identity import fingerprint_cache
+from kserve_lmcache.identity.fingerprint import fingerprint
 from kserve_lmcache.server.announcement import (
     INPUTS,
     KEY_PREFIX,
@@ -131,7 +133,7 @@ def _content(subject: Subject) -> str:
         raise _NothingToCompareError(
             f"{subject.model} is not on this machine: a server compares when it has fetched it"
         )
-    directory = cache.directory(subject.environ)
+    directory = fingerprint_cache.directory(subject.environ)
     try:
         found = within(subject.patience, lambda: fingerprint(files, cache_directory=directory))
     except TimeoutError:

@@ -29,12 +29,12 @@ from kserve_lmcache.engine.shape import shape_of
 from kserve_lmcache.engine.supported_models import check_supported
 from kserve_lmcache.errors import (
     ConfigurationError,
+    IdentityError,
     KServeLMCacheError,
     OffloadUnavailableError,
     UnsupportedModelError,
     UsageError,
 )
-from kserve_lmcache.identity import IdentityError
 from kserve_lmcache.identity.engine import EngineIdentity, identify
 from kserve_lmcache.identity.namespace import NAMESPACE, hashing_of
 

@@ -1,30 +1,43 @@
-"""Whose cache entries are those of an engine that is configured and need not run yet."""
+"""The identity of an engine: which servers may load its cached KV. The engine need not run yet."""
 
 from __future__ import annotations
 
 import uuid
 from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from kserve_lmcache.identity import cache
-from kserve_lmcache.identity.model import model_path
+from kserve_lmcache.compat.vllm import download_model
+from kserve_lmcache.errors import IdentityError
+from kserve_lmcache.identity import fingerprint_cache
+from kserve_lmcache.identity.fingerprint import fingerprint
 from kserve_lmcache.identity.namespace import namespace, numerics_of, summarize
-from kserve_lmcache.identity.weights import fingerprint
 
 if TYPE_CHECKING:
     from vllm.config import VllmConfig
 
+_FORMATS_OF_FILES = {
+    "auto",
+    "hf",
+    "safetensors",
+    "pt",
+    "npcache",
+    "gguf",
+    "mistral",
+    "fastsafetensors",
+}
+
 
 @dataclass(frozen=True)
 class EngineIdentity:
-    """Whose an engine's entries are.
+    """The identity of an engine. Engines with one namespace share their cached KV.
 
     Attributes:
-        namespace: the part of every key that says so.
-        content: digest of the model's files.
-        inputs: what else decides whether two engines share, by name; nothing of it is secret.
-        summary: a line for the log about how the content was told.
+        namespace: the part of every key that names the model.
+        content: the digest of the model's files.
+        inputs: everything else that decides whether two engines share, by name. No secret is in it.
+        summary: a line for the log about the model's content.
     """
 
     namespace: str
@@ -34,33 +47,66 @@ class EngineIdentity:
 
 
 def identify(
-    config: VllmConfig, how: str, keys: Mapping[str, Any], environ: Mapping[str, str]
+    config: VllmConfig, method: str, hashing: Mapping[str, Any], environ: Mapping[str, str]
 ) -> EngineIdentity:
-    """Tell whose the engine's entries are.
+    """Identify an engine.
 
     Args:
-        config: the engine's; held to the commit of the hub that was found.
-        how: ``sampled``, ``full`` or ``private``.
-        keys: how tokens become keys.
-        environ: tells where sampled fingerprints are remembered.
+        config: the engine's configuration. The call sets its revision to the downloaded commit.
+        method: ``sampled``, ``full`` or ``private``.
+        hashing: the result of :func:`.namespace.hashing_of`.
+        environ: the environment. It names the directory of the fingerprint cache.
 
     Raises:
-        IdentityError: the model's content cannot be told.
+        IdentityError: the fingerprint of the model cannot be computed.
     """
-    if how == "private":
+    if method == "private":
         content, summary = uuid.uuid4().hex, "private, nothing is shared with other servers"
     else:
         found = fingerprint(
-            model_path(config), full=how == "full", cache_directory=cache.directory(environ)
+            model_path(config),
+            full=method == "full",
+            cache_directory=fingerprint_cache.directory(environ),
         )
         content, summary = found.digest, f"{found.method}, {found.summary}, {found.seconds:.2f} s"
     numerics = numerics_of(config)
-    # The number of workers is in every key, put there by LMCache; those of a model with one latent
-    # vector a token hold the same KV, of which one copy is kept.
+    # LMCache puts the number of workers into every key. Workers of a model with one latent vector a
+    # token (MLA) hold the same KV, and one copy is stored.
     workers = 1 if config.model_config.use_mla else config.parallel_config.world_size
     return EngineIdentity(
-        namespace(content, numerics, keys),
+        namespace(content, numerics, hashing),
         content,
-        summarize({**keys, **numerics, "workers": workers}),
+        summarize({**hashing, **numerics, "workers": workers}),
         f"content {content[:16]}: {summary}",
     )
+
+
+def model_path(config: VllmConfig) -> Path:
+    """The directory or the single file of the model. Downloads a model of the hub if necessary.
+
+    The download is vLLM's own, so the engine finds the files. The configuration's revision becomes
+    the downloaded commit: a branch of the hub may move before the engine starts.
+
+    Raises:
+        IdentityError: the model is not loaded from files, or cannot be downloaded.
+    """
+    model, load = config.model_config, config.load_config
+    path = Path(model.model)
+    if str(load.load_format) not in _FORMATS_OF_FILES:
+        raise IdentityError(
+            path,
+            f"is loaded by --load-format={load.load_format}, which does not read its files",
+            "Load the model from files, or set --model-fingerprint=private to share nothing.",
+        )
+    if path.exists():
+        return path
+    try:
+        directory = download_model(config)
+    except Exception as error:
+        raise IdentityError(
+            path,
+            f"could not be downloaded: {error}",
+            "Check the name, HF_TOKEN and the network, or mount the model.",
+        ) from error
+    model.revision = directory.name
+    return directory

@@ -1,25 +1,24 @@
-"""Which files of a model decide the KV that it computes.
+"""The files of a model that change its KV.
 
-Taken are the weights of every format, the settings that change the numbers, and Python files
-(custom code of a model). Not taken:
+These files are hashed: the weights of every format, the settings that change the numbers, and
+Python files, which are a model's own code. These files are not hashed:
 
-- Tokenizers and chat templates. Keys hold token ids, and the KV of given token ids does not
-  depend on how text became those ids.
-- ``generation_config.json``. It changes which token is sampled, not the KV of a given token.
-- Left-overs of training, by vLLM's own list (``filter_files_not_needed_for_inference`` in
-  ``vllm/model_executor/model_loader/weight_utils.py``).
+- Tokenizers and chat templates. A key holds token ids, and the KV of given token ids does not
+  depend on the text.
+- ``generation_config.json``. It changes the choice of the next token, not the KV of a given token.
+- Files that training leaves behind, as vLLM lists them (``filter_files_not_needed_for_inference``
+  in ``vllm/model_executor/model_loader/weight_utils.py``).
 
-vLLM prefers ``*.safetensors`` to ``*.bin`` to ``*.pt``, and skips safetensors files that the index
-does not name. That order has exceptions (``--load-format pt`` and ``npcache``; architectures that
-name files of their own; an adapter is only ever ``adapter_model.*``), so all formats are taken: a
-file too many can only cost sharing between two copies, a file too few could serve wrong KV.
+vLLM prefers ``*.safetensors`` to ``*.bin`` to ``*.pt``, and skips a safetensors file that the index
+does not name. There are exceptions: ``--load-format pt`` and ``npcache``, architectures that name
+their files, and adapters, which are always ``adapter_model.*``. So every format is hashed. One file
+too many costs a cache miss between two copies. One file too few loads the KV of another model.
 
-vLLM looks for weights in the model's own directory. The exceptions are diffusers-like layouts
-(cosmos3: ``transformer/*.safetensors``), which have none at the top; then, and only then, the
-directories one level down are looked into. Otherwise directories below are left alone, since they
-hold other things (``original/``, ``onnx/``, checkpoints, adapters that are loaded by a path and
-fingerprint of their own). Unseen for that reason: adapters inside a model's directory that its
-architecture uses by itself, such as ``vision-lora/`` of Phi-4-multimodal.
+vLLM looks for weights in the model's directory. Layouts like that of diffusers (cosmos3:
+``transformer/*.safetensors``) have none there, and only then the directories one level down are
+hashed. Otherwise these directories hold other things: ``original/``, ``onnx/``, checkpoints, and
+adapters, which have a path and a fingerprint of their own. An adapter that an architecture loads by
+itself from such a directory, like ``vision-lora/`` of Phi-4-multimodal, is therefore not hashed.
 """
 
 from __future__ import annotations
@@ -32,7 +31,7 @@ from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any
 
-from kserve_lmcache.identity.errors import IdentityError, unreadable
+from kserve_lmcache.errors import IdentityError
 
 _WEIGHTS = (".safetensors", ".bin", ".pt", ".pth", ".gguf", ".npz", ".tensors")
 _TRAINING = {"training_args.bin", "optimizer.bin", "optimizer.pt", "scheduler.pt", "scaler.pt"}
@@ -45,12 +44,12 @@ _SETTINGS = (
     "quantization_config*",
     "hf_quant_config.json",
     "*.index.json",
-    # An image's key is its own hash, so how it becomes numbers must be in the fingerprint.
+    # The key of an image is the hash of the image alone, so its preprocessing is hashed here.
     "*processor_config.json",
     "*.py",
 )
-# What says where a model came from or what wrote it, and is not computed with.
-_NAMES = {
+# Settings that name the origin of a file. The KV does not depend on them.
+_ORIGIN_SETTINGS = {
     "config.json": {"_name_or_path", "_commit_hash", "transformers_version"},
     "adapter_config.json": {"base_model_name_or_path", "revision"},
 }
@@ -58,10 +57,14 @@ _NAMES = {
 
 @dataclass(frozen=True)
 class ModelFile:
-    """A file that matters.
+    """A file that changes the KV.
 
-    ``name`` is relative to the model's directory; ``stamp`` is the size in bytes, mtime and ctime
-    in nanoseconds, inode and device of the file itself (links are followed).
+    Attributes:
+        name: the path relative to the model's directory.
+        path: the path of the file.
+        stamp: size in bytes, mtime and ctime in nanoseconds, inode and device. A link has the
+            stamp of its target.
+        is_weights: whether the file holds weights. Otherwise it holds settings or code.
     """
 
     name: str
@@ -71,22 +74,22 @@ class ModelFile:
 
     @property
     def size(self) -> int:
-        """The file's size in bytes."""
+        """The size in bytes."""
         return self.stamp[0]
 
 
 def model_directory(model: Path) -> Path:
-    """Where the model's files are: itself, or the directory of a model that is one file."""
+    """The directory of the model's files. A model may also be one file, such as a GGUF file."""
     return model.parent if model.is_file() else model
 
 
 def model_files(model: Path) -> list[ModelFile]:
-    """The files that matter, sorted by name.
+    """The files that change the KV, sorted by name.
 
-    For a model that is one file (GGUF): that file and the settings beside it.
+    For a model that is one file: that file, and the settings beside it.
 
     Raises:
-        IdentityError: there is no such model, it has no weights, or a file cannot be reached.
+        IdentityError: the model does not exist, has no weights, or has an unreadable file.
     """
     try:
         model.stat()
@@ -106,27 +109,26 @@ def model_files(model: Path) -> list[ModelFile]:
         raise IdentityError(
             model,
             f"holds no weights ({', '.join('*' + suffix for suffix in _WEIGHTS)})",
-            "Give the directory that holds the model's own files, and see that the download "
-            "was complete.",
+            "Give the directory of the model's own files, and check that the download is complete.",
         )
     return sorted(files, key=lambda file: file.name)
 
 
 def settings_content(file: ModelFile) -> bytes:
-    """What a file of settings says, less what only names.
+    """The content of a file of settings, without the settings that name its origin.
 
     Raises:
-        IdentityError: the file cannot be read, or should be JSON and is not.
+        IdentityError: the file cannot be read, or must be JSON and is not.
     """
     try:
         content = file.path.read_bytes()
     except OSError as error:
         raise unreadable(file.path, error) from error
-    names = _NAMES.get(file.path.name)
-    if names is None:
+    origin = _ORIGIN_SETTINGS.get(file.path.name)
+    if origin is None:
         return content
     try:
-        settings = without(json.loads(content), names)
+        settings = without(json.loads(content), origin)
     except (ValueError, RecursionError) as error:
         raise IdentityError(
             file.path, f"is not JSON ({error})", "Download the model again."
@@ -134,12 +136,30 @@ def settings_content(file: ModelFile) -> bytes:
     return json.dumps(settings, sort_keys=True).encode()
 
 
+def without(value: Any, names: Collection[str]) -> Any:
+    """``value`` without these keys, at any depth: a multimodal model nests configurations."""
+    if isinstance(value, dict):
+        return {key: without(inner, names) for key, inner in value.items() if key not in names}
+    if isinstance(value, list | tuple):
+        return [without(inner, names) for inner in value]
+    return value
+
+
+def unreadable(path: Path, error: OSError) -> IdentityError:
+    """The error for a file that the operating system does not let this process read."""
+    return IdentityError(
+        path,
+        f"cannot be read ({error.strerror or error})",
+        "Give the user of this process read access to the model's files, or download them again.",
+    )
+
+
 def _files_in(directory: Path, root: Path) -> list[ModelFile]:
     found = []
     for path in _entries(directory):
         is_weights = path.suffix in _WEIGHTS and path.name not in _TRAINING
         is_settings = any(fnmatchcase(path.name, pattern) for pattern in _SETTINGS)
-        # The loaders' globs pass over hidden files too.
+        # The loaders' patterns do not match hidden files either.
         if path.name.startswith(".") or not (is_weights or is_settings):
             continue
         try:
@@ -147,13 +167,8 @@ def _files_in(directory: Path, root: Path) -> list[ModelFile]:
         except OSError as error:
             raise unreadable(path, error) from error
         if stat.S_ISREG(status.st_mode):
-            stamp = (
-                status.st_size,
-                status.st_mtime_ns,
-                status.st_ctime_ns,
-                status.st_ino,
-                status.st_dev,
-            )
+            times = status.st_mtime_ns, status.st_ctime_ns
+            stamp = (status.st_size, *times, status.st_ino, status.st_dev)
             found.append(ModelFile(path.relative_to(root).as_posix(), path, stamp, is_weights))
     return found
 
@@ -167,12 +182,3 @@ def _entries(directory: Path) -> list[Path]:
         return sorted(directory.iterdir())
     except OSError as error:
         raise unreadable(directory, error) from error
-
-
-def without(value: Any, names: Collection[str]) -> Any:
-    """``value`` without these keys, at any depth: multimodal models nest whole configurations."""
-    if isinstance(value, dict):
-        return {key: without(inner, names) for key, inner in value.items() if key not in names}
-    if isinstance(value, list | tuple):
-        return [without(inner, names) for inner in value]
-    return value

@@ -1,8 +1,18 @@
-"""The namespace of a model's cached KV: what must be alike for an entry to be right.
+"""The namespace of a model's cached KV.
 
-A chunk's key holds the tokens, the engine's parallel layout and the KV's data type; LMCache puts
-them there. The rest is here: the model's content, everything that changes the numbers it computes,
-how tokens become keys, and how entries are laid out.
+LMCache makes the key of a chunk from these parts (``CacheEngineKey`` in ``lmcache/utils.py``): the
+name of the model, the number of workers and the worker's number, the hash of the tokens, and the
+data type of the KV. A connector tag adds the adapter and the tenant (``connector/isolation.py``).
+LMCache takes the path for the name of the model. The namespace replaces that name. A digest of
+these parts is in it:
+
+- the content of the model's files (:mod:`.fingerprint`): a path does not identify a model;
+- what else changes the KV of given tokens (:func:`numerics_of`): flags change the numbers;
+- the hash of tokens (:func:`hashing_of`): one hash value may stand for different tokens in two
+  schemes, and a chunk of another size has another length;
+- the layout of the stored bytes (:data:`LAYOUT`).
+
+Not in it: the served name, the path, and the versions of vLLM and LMCache.
 """
 
 from __future__ import annotations
@@ -13,40 +23,40 @@ import platform
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
+from kserve_lmcache.compat.vllm import cpu_attention_kernel
 from kserve_lmcache.identity.files import without
 
 if TYPE_CHECKING:
     from vllm.config import VllmConfig
 
 
-# Where the server leaves the namespace for the connector: in its extra configuration.
+# The key of the connector's extra configuration that holds the namespace.
 NAMESPACE = "kserve_lmcache.namespace"
-# The hash seed of a process whose environment names none; every replica has the same one.
+# The hash seed where the environment sets none. Every replica must have the same seed.
 DEFAULT_HASH_SEED = "0"
-# Raise it when what is stored under a key changes: entries of two layouts never meet.
+# The version of the stored bytes. A change of the bytes raises it, so that keys differ.
 LAYOUT = 2
-# What names a model, or the program that wrote its configuration, and is not computed with.
-_NAMES = {"_name_or_path", "_commit_hash", "name_or_path", "transformers_version"}
+# Settings that name the model or the program that wrote them. The KV does not depend on them.
+_ORIGIN_SETTINGS = {"_name_or_path", "_commit_hash", "name_or_path", "transformers_version"}
 
 
-def namespace(content: str, numerics: Mapping[str, Any], keys: Mapping[str, Any]) -> str:
-    """The namespace as LMCache puts it into every key, in the place of the model's name.
+def namespace(content: str, numerics: Mapping[str, Any], hashing: Mapping[str, Any]) -> str:
+    """The namespace, which LMCache puts into every key as the model's name.
 
     Args:
-        content: digest of the model's files (:func:`kserve_lmcache.identity.fingerprint`).
-        numerics: what else changes the KV of given tokens (:func:`numerics_of`).
-        keys: how tokens become keys (:func:`hashing_of`).
+        content: the digest of the model's files.
+        numerics: the result of :func:`numerics_of`.
+        hashing: the result of :func:`hashing_of`.
 
     Returns:
-        ``kv`` with the layout's number, and 128 bits in hexadecimal; no character of it means
-        anything in a key.
+        ``kv``, the layout, a dash, and 128 bits in hexadecimal. No character is special in a key.
     """
-    parts = [LAYOUT, content, numerics, keys]
+    parts = [LAYOUT, content, numerics, hashing]
     return f"kv{LAYOUT}-{hashlib.sha256(_canonical(parts).encode()).hexdigest()[:32]}"
 
 
 def hashing_of(setting: Callable[[str], Any], environ: Mapping[str, str]) -> dict[str, Any]:
-    """How tokens become keys: hash algorithm, hash seed (as text), chunk size.
+    """The settings of the hash that turns tokens into keys: algorithm, seed (text), chunk size.
 
     Args:
         setting: returns the value of a configuration key.
@@ -60,33 +70,36 @@ def hashing_of(setting: Callable[[str], Any], environ: Mapping[str, str]) -> dic
 
 
 def numerics_of(config: VllmConfig) -> dict[str, Any]:
-    """What changes a token's KV beside the model's files, from the engine's configuration.
+    """Everything but the model's files that changes the KV of given tokens, and why.
 
-    The model's configuration is taken as vLLM computes with it, so that ``--hf-overrides``, RoPE
-    scaling and the sliding window are in it.
+    The model's configuration is the one with which vLLM computes. It includes ``--hf-overrides``,
+    RoPE scaling and the sliding window.
     """
     model, cache, speculative = config.model_config, config.cache_config, config.speculative_config
     return {
         "dtype": str(model.dtype),
         "quantization": str(model.quantization),
         "kv_cache_dtype": str(cache.cache_dtype),
-        "hf_config": without(model.hf_config.to_dict(), _NAMES),
-        # Some RoPE scalings (longrope, dynamic) choose their factors by it.
+        "hf_config": without(model.hf_config.to_dict(), _ORIGIN_SETTINGS),
+        # Some RoPE scalings (longrope, dynamic) choose their factors by the longest length.
         "max_model_len": model.max_model_len if _scales_rope(model.hf_text_config) else None,
         "device": str(config.device_config.device_type),
-        # LMCache's keys hold the number of workers, not whether they split layers or heads.
+        # LMCache's key holds the number of workers, not whether workers split layers or heads.
         "parallel": [
             config.parallel_config.tensor_parallel_size,
             config.parallel_config.pipeline_parallel_size,
         ],
         "block": _cpu_block(config),
-        # A draft model's layers are stored beside the model's own.
+        # The layers of a draft model are stored beside the layers of the model.
         "draft": None if speculative is None else [speculative.method, str(speculative.model)],
     }
 
 
 def summarize(parts: Mapping[str, Any]) -> dict[str, str | int | float | None]:
-    """``parts`` as other servers may know them: a digest for what is long or may hold a path."""
+    """``parts`` for the eyes of other servers. A digest replaces each list and each mapping.
+
+    These are long, or may hold a path.
+    """
     return {
         name: value
         if value is None or isinstance(value, str | int | float)
@@ -100,19 +113,20 @@ def _canonical(value: Any) -> str:
 
 
 def _cpu_block(config: VllmConfig) -> list[Any] | None:
-    """How a block lies in the memory of a CPU, where blocks are stored as they are.
+    """The layout of a block in the memory of a CPU, where a chunk is a copy of the block's bytes.
 
-    The attention kernel decides, by the processor: AMX, for one, has a layout of its own.
+    The attention kernel decides the layout, and the processor decides the kernel: the kernel for
+    AMX, for example, has a layout of its own.
     """
     if config.device_config.device_type != "cpu":
         return None
-    from vllm.v1.attention.backends.cpu_attn import _get_attn_isa
-
     model, cache = config.model_config, config.cache_config
-    arguments = (model.dtype, cache.block_size, model.get_head_size(), str(cache.cache_dtype))
+    head_size = model.get_head_size()
     try:
-        kernel = _get_attn_isa(*arguments)
-    except NotImplementedError:  # the engine will say so when it asks for the same
+        kernel = cpu_attention_kernel(
+            model.dtype, cache.block_size, head_size, str(cache.cache_dtype)
+        )
+    except NotImplementedError:  # the engine fails with the same error when it starts
         kernel = ""
     return [platform.machine(), kernel, cache.block_size]
 

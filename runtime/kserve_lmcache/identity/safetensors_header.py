@@ -1,8 +1,8 @@
-"""Where the tensors are in a safetensors file.
+"""The places of the tensors in a safetensors file.
 
-The format (https://github.com/huggingface/safetensors#format): 8 bytes, the header's length as a
-little-endian integer; the header, a JSON object of tensor names; the tensors' bytes, at
-``data_offsets`` counted from the header's end.
+A file of this format (https://github.com/huggingface/safetensors#format) begins with the length of
+the header, a little-endian integer of 8 bytes. The header is a JSON object with an entry for each
+tensor. The tensors' bytes follow, at ``data_offsets`` counted from the header's end.
 """
 
 from __future__ import annotations
@@ -11,24 +11,24 @@ import json
 from pathlib import Path
 from typing import Any
 
-from kserve_lmcache.identity.errors import IdentityError, unreadable
+from kserve_lmcache.errors import IdentityError
+from kserve_lmcache.identity.files import unreadable
 
 LENGTH_BYTES = 8
-# The library refuses longer ones (MAX_HEADER_SIZE in safetensors/src/tensor.rs).
+# The library refuses longer headers (MAX_HEADER_SIZE in safetensors/src/tensor.rs).
 _LONGEST = 100_000_000
 _GIT_LFS_POINTER = b"version https://git-lfs"
 _AGAIN = "The file is incomplete or damaged: download it again."
 
 
 def read_header(path: Path, size: int) -> tuple[int, list[tuple[int, int]]]:
-    """Where the data begin, and the (offset, length) of every tensor.
+    """The offset of the tensors' bytes, and the offset and length of every tensor.
+
+    Offsets and lengths are in bytes. Offsets count from the start of the file.
 
     Args:
         path: the file.
-        size: its length in bytes.
-
-    Returns:
-        Offsets and lengths are in bytes, offsets counted from the file's start.
+        size: the length of the file in bytes.
 
     Raises:
         IdentityError: the file is truncated, malformed or unreadable.
@@ -64,7 +64,7 @@ def read_header(path: Path, size: int) -> tuple[int, list[tuple[int, int]]]:
 
 def _tensor(path: Path, name: str, entry: Any, data_start: int, size: int) -> tuple[int, int]:
     offsets = entry.get("data_offsets") if isinstance(entry, dict) else None
-    # JSON's true is an int to isinstance.
+    # isinstance takes JSON's true for an int.
     if not isinstance(offsets, list) or [type(offset) for offset in offsets] != [int, int]:
         raise IdentityError(path, f"does not say where tensor {name!r} is (data_offsets)", _AGAIN)
     begin, end = offsets

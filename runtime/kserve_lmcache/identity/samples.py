@@ -1,13 +1,13 @@
-"""Which bytes of the weights are hashed, and reading them fast.
+"""The bytes of the weights that are hashed, and a fast way to read them.
 
-A sampled safetensors file: the whole header, and of every tensor the first and last 4 KiB and a
-4 KiB piece for each 16 MiB between (at least one, in the middle); tensors up to 12 KiB whole. A
-file of another format: its first and last MiB, and a 4 KiB piece for each MiB between, up to 16384
-pieces. The archives that ``torch.save`` and ``numpy.savez`` write end with a directory that holds
-a CRC-32 of every record, so there the last MiB alone tells most changes.
+Of a safetensors file: the whole header; of every tensor the first and last 4 KiB, and a 4 KiB piece
+for each 16 MiB between (at least one, in the middle); tensors of up to 12 KiB whole. Of a file in
+another format: the first and last MiB, and a 4 KiB piece for each MiB between, up to 16384 pieces.
+An archive of ``torch.save`` or ``numpy.savez`` ends with a directory that holds a CRC-32 of every
+record, so the last MiB alone shows most changes.
 
-Pieces less than 16 KiB apart are read as one, with what lies between: on a network volume a read
-costs its latency, whatever its length.
+Pieces less than 16 KiB apart are read as one range: on a network volume a read costs its latency,
+whatever its length.
 """
 
 from __future__ import annotations
@@ -18,8 +18,8 @@ from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-from kserve_lmcache.identity.errors import IdentityError, unreadable
-from kserve_lmcache.identity.files import ModelFile
+from kserve_lmcache.errors import IdentityError
+from kserve_lmcache.identity.files import ModelFile, unreadable
 from kserve_lmcache.identity.safetensors_header import read_header
 
 _MIB = 2**20
@@ -28,7 +28,7 @@ _TENSOR_STRIDE = 16 * _MIB
 _FILE_STRIDE = _MIB
 _MOST_PIECES = 16384
 _WORTH_JOINING = 16384
-# Threads wait for the volume, not for a core, so there may be many more than cores.
+# A thread waits for the volume, not for a core, so more threads than cores help.
 _THREADS = 32
 _BATCH_RANGES = 64
 
@@ -37,10 +37,10 @@ Range = tuple[int, int]
 
 
 def hash_weights(files: Sequence[ModelFile], *, full: bool) -> tuple[list[list[str]], int]:
-    """The hashes of the sampled (or all) bytes of each file, and how many bytes were read.
+    """The hashes of the sampled (or all) bytes of each file, and the number of bytes read.
 
     Raises:
-        IdentityError: a file is damaged, unreadable, or became shorter while it was read.
+        IdentityError: a file is damaged, unreadable, or became shorter during the read.
     """
     with ThreadPoolExecutor(_THREADS) as pool:
         ranges = list(pool.map(lambda file: _ranges(file, full=full), files))
@@ -55,7 +55,7 @@ def hash_weights(files: Sequence[ModelFile], *, full: bool) -> tuple[list[list[s
 
 
 def _ranges(file: ModelFile, *, full: bool) -> list[Range]:
-    """What to hash, in the file's order."""
+    """The ranges to hash, by offset."""
     data_start, tensors = 0, None
     if file.path.suffix == ".safetensors":
         data_start, tensors = read_header(file.path, file.size)
@@ -104,7 +104,7 @@ def _joined(ranges: Iterable[Range]) -> Iterator[Range]:
 
 
 def _split(ranges: Iterable[Range]) -> Iterator[Range]:
-    """No range longer than a MiB, so that what threads hold at once stays small."""
+    """Ranges of at most a MiB, so that the threads hold little memory at a time."""
     for start, length in ranges:
         for offset in range(start, start + length, _MIB):
             yield offset, min(_MIB, start + length - offset)
@@ -131,7 +131,7 @@ def _hash_batch(path: Path, ranges: Iterable[Range]) -> str:
 
 
 def _read(descriptor: int, offset: int, length: int, path: Path) -> Iterator[bytes]:
-    """The bytes of a range; ``pread`` may give fewer than asked for."""
+    """The bytes of a range. One ``pread`` may return fewer bytes than the range has."""
     while length:
         content = os.pread(descriptor, length, offset)
         if not content:

@@ -1,13 +1,13 @@
-"""Remembering a fingerprint, so that the next start with the same files reads none of them.
+"""The fingerprints of earlier starts. A start with the same files reads none of them.
 
-An entry is found by the names, sizes, mtimes, ctimes, inodes and devices of all files. The ctime
-is there because mtimes are often set (archives and downloads restore them, reproducible images
-have one for all files), while a file system sets the ctime itself, from its clock. Images that are
-mounted as they were built have set ctimes too; these are whole seconds, as are those of file
-systems that keep no real ones, and for such files nothing is remembered: two fine-tunes of one
-model have the same sizes and could have the same inodes.
+Names, sizes, mtimes, ctimes, inodes and devices of the files lead to an entry. A program can set
+an mtime: archives and downloads restore mtimes, and a reproducible image has one mtime for all
+files. The file system sets the ctime from its own clock, except in an image that is mounted as it
+was built. The ctimes of such an image, and of a file system without real ctimes, are whole seconds.
+The fingerprint of such files is not kept: two fine-tuned models have files of the same sizes, and
+may have the same inodes.
 
-A cache that cannot be read or written is not an error: the files are read instead.
+A cache that cannot be read or written is no error. The files are read instead.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ _DIGEST = re.compile(r"[0-9a-f]{64}")
 
 
 def directory(environ: Mapping[str, str]) -> Path | None:
-    """Of the XDG Base Directory Specification; None for a user without a home."""
+    """The cache's directory (XDG Base Directory Specification). None for a user without a home."""
     if base := environ.get("XDG_CACHE_HOME"):
         return Path(base) / "kserve-lmcache"
     home = environ.get("HOME")
@@ -36,12 +36,12 @@ def directory(environ: Mapping[str, str]) -> Path | None:
 
 
 def entry_path(directory: Path, scheme: str, files: Sequence[ModelFile]) -> Path | None:
-    """Where the fingerprint of these files is kept, or None where their times tell nothing.
+    """The path of the entry for these files. None where the ctimes are whole seconds.
 
     Args:
         directory: the cache's directory.
-        scheme: the method and its version; what another one wrote is not found.
-        files: all files that matter, in a fixed order.
+        scheme: the method and its version. Another scheme does not find the entry.
+        files: all files that are hashed, in a fixed order.
     """
     if any(_ctime(file) % _SECOND == 0 for file in files):
         return None
@@ -50,9 +50,9 @@ def entry_path(directory: Path, scheme: str, files: Sequence[ModelFile]) -> Path
 
 
 def load(path: Path) -> str | None:
-    """The digest kept there, if any.
+    """The digest in the entry. None without a valid entry of this user.
 
-    An entry of another user is not believed: it would let them choose which KV is served.
+    Another user who could write the entry could choose whose KV this server loads.
     """
     try:
         if path.stat().st_uid != os.geteuid():
@@ -65,10 +65,10 @@ def load(path: Path) -> str | None:
 
 
 def store(path: Path, model: Path, digest: str) -> None:
-    """Keep a digest; ``model`` is written beside it only for a person who looks."""
+    """Write an entry. The model's path is in it for people who read the entry."""
     with contextlib.suppress(OSError):
         path.parent.mkdir(parents=True, exist_ok=True)
-        # Readable by its owner alone, as tempfile makes it.
+        # mkstemp makes a file that only its owner can read.
         descriptor, name = tempfile.mkstemp(dir=path.parent, prefix=".fingerprint-")
         try:
             with os.fdopen(descriptor, "w") as file:
