@@ -21,8 +21,8 @@ from tests.support.stores import Store, redis_process
 from tests.support.waiting import until
 
 from kserve_lmcache.config.stores import Remote
-from kserve_lmcache.config.tier_limits import Limits
-from kserve_lmcache.tiers.guard.codec import Layout, overhead
+from kserve_lmcache.config.tier_limits import TierLimits
+from kserve_lmcache.tiers.guard.codec import Layout, header_size
 from kserve_lmcache.tiers.guard.tier import Tier
 from kserve_lmcache.tiers.redis.store import RedisStore
 
@@ -30,7 +30,7 @@ from kserve_lmcache.tiers.redis.store import RedisStore
 SHAPE = (2, 30, 256, 192)
 LAYOUT = Layout("KV_2LTD", (("bfloat16", SHAPE),))
 SIZE = 2 * int(numpy.prod(SHAPE))
-LIMITS = Limits(lookup=5, load=60, write=60, queue_bytes=2**31)
+LIMITS = TierLimits(lookup=5, load=60, write=60, queue_bytes=2**31)
 
 
 class GivenUpError(Exception):
@@ -43,7 +43,7 @@ class BareSocket:
     def __init__(self, store: Store, chunks: int) -> None:
         self._socket = socket.create_connection((store.host, store.port))
         self._chunks = chunks
-        self._value = bytes(SIZE + overhead(LAYOUT))
+        self._value = bytes(SIZE + header_size(LAYOUT))
         self._answer = memoryview(bytearray(len(self._value) + len(f"${len(self._value)}\r\n\r\n")))
 
     def write(self) -> None:

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import httpx
 
-from kserve_lmcache.tiers.redis.client import PREFIX
+from kserve_lmcache.tiers.redis.client import KEY_PREFIX
 from tests.support.processes import last_line, wait_for_end
 from tests.support.server import Server, cached_tokens, engine_environment, long_prompt, running
 from tests.support.stores import Store
@@ -42,7 +42,7 @@ def _both_announced_themselves(store: Store, first: Server, second: Server) -> N
     told = {place.decode(): json.loads(text) for place, text in client.hgetall(key).items()}
     host = socket.gethostname()
     assert set(told) == {f"{host}:{first.port}", f"{host}:{second.port}"}
-    chunks = (chunk.decode().removeprefix(PREFIX) for chunk in store.chunks())
+    chunks = (chunk.decode().removeprefix(KEY_PREFIX) for chunk in store.chunks())
     prefixes = {chunk.partition("@")[0] for chunk in chunks}
     assert {record["namespace"] for record in told.values()} == prefixes
     for record in told.values():

@@ -11,7 +11,7 @@ import pytest
 
 from kserve_lmcache.config import engine_file
 from kserve_lmcache.config.stores import Disk, Remote
-from kserve_lmcache.config.tier_plugins import DISK_PLUGIN, PLUGIN
+from kserve_lmcache.config.tier_plugins import DISK_PLUGIN, PLUGINS, REMOTE_PLUGIN
 from kserve_lmcache.tiers.disk.directory import name_of
 from kserve_lmcache.tiers.guard.codec import encode_header
 from kserve_lmcache.tiers.plugin import DiskTierAdapter, RemoteTierAdapter
@@ -112,14 +112,13 @@ def test_lmcache_makes_no_disk_tier_of_its_own(disk: Disk, tmp_path: Path) -> No
         assert told["remote_storage_plugins"] == one.engine.config.remote_storage_plugins
         assert {*told} == {"chunk_size", "extra_config", "remote_storage_plugins"}
         backends = one.engine.storage_manager.storage_backends
-        assert [*backends] == ["LocalCPUBackend", f"RemoteBackend-{DISK_PLUGIN}"]
+        assert [*backends] == ["LocalCPUBackend", f"RemoteBackend-{DISK_PLUGIN.name}"]
 
 
 def test_each_plugin_has_a_name_of_its_own() -> None:
     """One begins as the other does, which is all that LMCache's own adapters look at."""
-    for adapter, mine in ((RemoteTierAdapter(), PLUGIN), (DiskTierAdapter(), DISK_PLUGIN)):
-        parsed = [name for name in (PLUGIN, DISK_PLUGIN) if adapter.can_parse(f"plugin://{name}")]
-        assert parsed == [mine]
+    for adapter, mine in ((RemoteTierAdapter(), REMOTE_PLUGIN), (DiskTierAdapter(), DISK_PLUGIN)):
+        assert [each for each in PLUGINS if adapter.can_parse(f"plugin://{each.name}")] == [mine]
 
 
 def test_the_threads_of_a_tier_end_with_it(disk: Disk) -> None:

@@ -32,8 +32,8 @@ from kserve_lmcache.compat.lmcache import configuration
 from kserve_lmcache.config import keys
 from kserve_lmcache.config.settings import SETTINGS
 from kserve_lmcache.config.stores import Disk
-from kserve_lmcache.config.tier_limits import Limits
-from kserve_lmcache.config.tier_plugins import DISK_PLUGIN, disk_to_extra_config
+from kserve_lmcache.config.tier_limits import TierLimits
+from kserve_lmcache.config.tier_plugins import DISK_PLUGIN
 from kserve_lmcache.config.values import parse
 from kserve_lmcache.connector import lmcache_engine
 from kserve_lmcache.connector.lmcache_engine import end_offload_server, leave_unloaded
@@ -152,8 +152,8 @@ def test_a_full_local_tier_is_a_miss_for_the_rest_and_no_wait(chunks: int, tmp_p
     tokens, others = list(range(chunks * CHUNK)), list(range(1000, 1000 + 20 * CHUNK))
     one = 2 * LAYERS * CHUNK * HEADS * HEAD_SIZE * 4
     settings = {
-        "remote_storage_plugins": [DISK_PLUGIN],
-        "extra_config": disk_to_extra_config(Disk((str(tmp_path),), 2**30), Limits(load=20)),
+        "remote_storage_plugins": [DISK_PLUGIN.name],
+        "extra_config": DISK_PLUGIN.encode(Disk((str(tmp_path),), 2**30), TierLimits(load=20)),
         "max_local_cpu_size": 12 * max(one, 4096) / 2**30,
     }
     with an_engine(ENGINE_NAME, **settings) as engine:

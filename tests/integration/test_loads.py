@@ -249,7 +249,7 @@ def test_the_remote_tier_learns_how_fast_a_prefill_is(
     """In a step, what it loads comes first and is not in the time that it computes."""
     said: list[object] = []
 
-    class Prefill:
+    class PrefillRate:
         """A stand-in that keeps what it is told."""
 
         rate = None
@@ -268,7 +268,7 @@ def test_the_remote_tier_learns_how_fast_a_prefill_is(
 
     prompt = stored(engine, 60)
     monkeypatch.setattr(lmcache_engine, "load", load)
-    monkeypatch.setattr(engine.worker.connector, "_prefill", Prefill())
+    monkeypatch.setattr(engine.worker.connector, "_prefill", PrefillRate())
     engine.ask("paced", prompt, count=2)
     assert said[:3] == ["computed", "load", 0]
     assert said[3::2] == ["computed"] * (len(said[3:]) // 2)

@@ -11,7 +11,7 @@ import pytest
 
 from kserve_lmcache.config.stores import Remote
 from kserve_lmcache.tiers.guard.tier import Tier
-from kserve_lmcache.tiers.redis.client import PREFIX
+from kserve_lmcache.tiers.redis.client import KEY_PREFIX
 from tests.support.remote import chunks, load, redis_tier, store_all
 from tests.support.replica import TOKENS, alike, pages, prompt, replica
 from tests.support.stores import (
@@ -94,8 +94,8 @@ def test_a_cluster(tmp_path: Path, server: str) -> None:
         with redis_tier(remote) as tier, traffic(tier) as failures:
             store_all(tier, values)
             for key in values:
-                source = cluster.owner(PREFIX + key)
-                with cluster.moving(PREFIX + key, cluster.other_than(source)):
+                source = cluster.owner(KEY_PREFIX + key)
+                with cluster.moving(KEY_PREFIX + key, cluster.other_than(source)):
                     until(lambda key=key: load(tier, [key]) == [values[key]])
                 until(lambda key=key: load(tier, [key]) == [values[key]])
             until(lambda: load(tier, [*values]) == [*values.values()])

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from kserve_lmcache.config.tier_limits import Limits
+from kserve_lmcache.config.tier_limits import TierLimits
 from kserve_lmcache.tiers.guard.codec import encode_header
 from kserve_lmcache.tiers.guard.store import Entry
 from kserve_lmcache.tiers.guard.tier import Tier
@@ -32,7 +32,7 @@ from tests.support.stores import LmStore, Store, lm_store, redis_process, silent
 from tests.support.waiting import until
 
 # The usual ones, with some room for a busy machine.
-IMPATIENT = Limits(connect=1, lookup=0.2, load=0.5, write=1)
+IMPATIENT = TierLimits(connect=1, lookup=0.2, load=0.5, write=1)
 BUSY = 2.0  # seconds that a busy machine may add; what hangs, hangs for ever
 
 # Probes, after which threads that stayed would be too many: three calls have hung before.

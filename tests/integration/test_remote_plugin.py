@@ -19,10 +19,10 @@ import torch
 from lmcache.v1.memory_management import MemoryFormat, MemoryObj
 
 from kserve_lmcache.config.stores import Remote
-from kserve_lmcache.config.tier_plugins import PLUGIN
+from kserve_lmcache.config.tier_plugins import REMOTE_PLUGIN
 from kserve_lmcache.connector.lmcache_engine import tiers
 from kserve_lmcache.tiers.guard.codec import Layout, encode_header
-from kserve_lmcache.tiers.redis.client import PREFIX
+from kserve_lmcache.tiers.redis.client import KEY_PREFIX
 from tests.support.lmcache_engine import CHUNK, HEAD_SIZE, HEADS, LAYERS
 from tests.support.replica import CHUNKS, TOKENS, Replica, alike, pages, prompt, replica
 from tests.support.stores import Store, redis_process
@@ -50,7 +50,7 @@ def test_a_corrupt_chunk_ends_the_load_before_it(server: Store, remote: Remote) 
     client = server.client()
     with replica(remote) as one:
         one.store(prompt(2), pages(2))
-        third = PREFIX + one.keys(prompt(2))[2].to_string()
+        third = KEY_PREFIX + one.keys(prompt(2))[2].to_string()
     value = client.get(third)
     assert isinstance(value, bytes)
     client.set(third, value[:-1] + bytes([value[-1] ^ 1]))
@@ -113,7 +113,7 @@ def test_the_engine_is_asked_for_its_tier(remote: Remote) -> None:
         adapter: Any = SimpleNamespace(lmcache_engine=one.engine)
         assert tiers(adapter) == {"remote": one.tier}
         backends = one.engine.storage_manager.storage_backends
-        name = f"RemoteBackend-{PLUGIN}"
+        name = f"RemoteBackend-{REMOTE_PLUGIN.name}"
         backend = backends[name]
         connection, backend.connection = backend.connection, None
         with pytest.raises(RuntimeError, match="could not make the remote tier"):
@@ -135,7 +135,7 @@ def test_a_payload_that_does_not_fit_its_layout_holds_no_memory(
         shape = (2, LAYERS, CHUNK, HEADS * HEAD_SIZE)
         payload = bytes(4 * math.prod(shape) - 1)
         layout = Layout("KV_2LTD", (("float32", shape),))
-        server.client().set(PREFIX + key, encode_header(key, layout, payload) + payload)
+        server.client().set(KEY_PREFIX + key, encode_header(key, layout, payload) + payload)
         before = room(one)
         with no_garbage_collection():
             assert one.load(prompt(6))[:2] == (CHUNK, 0)

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from kserve_lmcache.config.tier_limits import Limits
+from kserve_lmcache.config.tier_limits import TierLimits
 from kserve_lmcache.tiers.guard.tier import Tier
 from kserve_lmcache.tiers.lmcache import mooncake as mooncake_connector
 from kserve_lmcache.tiers.lmcache.objects import key_of
@@ -27,7 +27,7 @@ from tests.support.waiting import until
 pytestmark = pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
 
 # The usual ones, with some room for a busy machine.
-IMPATIENT = Limits(connect=2, lookup=0.5, load=1, write=2)
+IMPATIENT = TierLimits(connect=2, lookup=0.5, load=1, write=2)
 BUSY = 2.0  # seconds that a busy machine may add; what hangs there, hangs for 30 or for ever
 Server = S3Store | MooncakeStore
 
@@ -57,7 +57,7 @@ def server(request: pytest.FixtureRequest) -> Server:
     return found
 
 
-def tier_of(server: Server, limits: Limits = PATIENT) -> AbstractContextManager[Tier]:
+def tier_of(server: Server, limits: TierLimits = PATIENT) -> AbstractContextManager[Tier]:
     """Another process lends Mooncake its memory."""
     extra = {**server.extra_config, "mooncake_global_segment_size": "0"}
     return lmcache_tier(server.url, limits, **extra)

@@ -11,9 +11,9 @@ from pathlib import Path
 import pytest
 
 from kserve_lmcache.config.stores import Remote
-from kserve_lmcache.config.tier_limits import Limits
+from kserve_lmcache.config.tier_limits import TierLimits
 from kserve_lmcache.tiers.guard.codec import encode_header
-from kserve_lmcache.tiers.redis.client import PREFIX
+from kserve_lmcache.tiers.redis.client import KEY_PREFIX
 from tests.support.damage import RANDOM_CHANGES
 from tests.support.remote import LAYOUT, SIZE, chunks, load, redis_tier, store, store_all
 from tests.support.stores import Store, redis_process, valkey_server
@@ -48,7 +48,9 @@ def test_what_one_stores_another_loads(server: Store, remote: Remote) -> None:
     assert found["chunks_read"] == 6
     assert found["chunks_missing"] == 1
     assert found["failures"] == 0
-    assert {key.decode() for key in server.client().scan_iter()} == {PREFIX + key for key in values}
+    assert {key.decode() for key in server.client().scan_iter()} == {
+        KEY_PREFIX + key for key in values
+    }
 
 
 def test_a_chunk_lives_a_day_after_its_last_use(server: Store, remote: Remote) -> None:
@@ -56,17 +58,17 @@ def test_a_chunk_lives_a_day_after_its_last_use(server: Store, remote: Remote) -
     with redis_tier(remote) as tier:
         store_all(tier, chunks("a", "b"))
         day = 24 * 60 * 60
-        assert day - 60 < int(client.ttl(PREFIX + "a")) <= day
-        client.expire(PREFIX + "a", 100)
+        assert day - 60 < int(client.ttl(KEY_PREFIX + "a")) <= day
+        client.expire(KEY_PREFIX + "a", 100)
         load(tier, ["a"])
-        until(lambda: int(client.ttl(PREFIX + "a")) > day - 60)
-        client.expire(PREFIX + "b", 100)
+        until(lambda: int(client.ttl(KEY_PREFIX + "a")) > day - 60)
+        client.expire(KEY_PREFIX + "b", 100)
         store_all(tier, chunks("b"))  # which another replica computed as well
-        assert int(client.ttl(PREFIX + "b")) > day - 60
+        assert int(client.ttl(KEY_PREFIX + "b")) > day - 60
         assert tier.report()["chunks_known"] == 1
-    with redis_tier(remote, Limits(ttl=0)) as tier:
+    with redis_tier(remote, TierLimits(ttl=0)) as tier:
         store_all(tier, chunks("c"))
-    assert client.ttl(PREFIX + "c") == -1
+    assert client.ttl(KEY_PREFIX + "c") == -1
 
 
 def test_says_who_it_is(server: Store, remote: Remote) -> None:
@@ -80,7 +82,7 @@ def test_only_what_an_acl_allows(server: Store, remote: Remote) -> None:
     client = server.client()
     commands = ["+ping", "+get", "+set", "+strlen", "+expire", "+unlink"]
     client.acl_setuser(
-        "small", enabled=True, passwords=["+pass"], keys=[PREFIX + "*"], commands=commands
+        "small", enabled=True, passwords=["+pass"], keys=[KEY_PREFIX + "*"], commands=commands
     )
     user = Remote(remote.url, "test", username="small", password="pass")
     with redis_tier(user) as tier:
@@ -137,7 +139,7 @@ def test_no_corrupt_value_is_ever_served(server: Store, remote: Remote) -> None:
             key = f"k{number}"
             change = RANDOM_CHANGES[number % len(RANDOM_CHANGES)]
             stored = encode_header(key, LAYOUT, payload) + payload
-            client.set(PREFIX + key, change(chance, stored, other))
+            client.set(KEY_PREFIX + key, change(chance, stored, other))
             # A busy machine may read it too late, and again; nothing comes of it ever.
             while tier.report()["chunks_corrupt"] == number:
                 assert load(tier, [key]) == []
@@ -153,7 +155,7 @@ def test_corruption_is_logged_and_does_not_flood_the_log(
 ) -> None:
     keys = [f"k{number}" for number in range(20)]
     for key in keys:
-        server.client().set(PREFIX + key, b"anything")
+        server.client().set(KEY_PREFIX + key, b"anything")
     with redis_tier(remote) as tier:
         for key in keys:
             assert load(tier, [key]) == []
@@ -178,7 +180,7 @@ def test_a_full_store_is_said_and_tried_again(
 
         def is_written() -> bool:
             store_all(tier, chunks("d"))
-            return bool(client.exists(PREFIX + "d"))
+            return bool(client.exists(KEY_PREFIX + "d"))
 
         full_until = time.monotonic() + 8  # however long it lasts
         while time.monotonic() < full_until:
@@ -193,7 +195,7 @@ def test_a_full_store_is_said_and_tried_again(
 
 def test_the_queue_never_holds_more_than_its_bytes(server: Store, remote: Remote) -> None:
     held: set[str] = set()
-    limits = Limits(queue_bytes=10 * SIZE)
+    limits = TierLimits(queue_bytes=10 * SIZE)
     with redis_tier(remote, limits) as tier:
         server.own_process().signal(signal.SIGSTOP)
         for number in range(100):
@@ -207,8 +209,8 @@ def test_the_queue_never_holds_more_than_its_bytes(server: Store, remote: Remote
         assert found["dropped_queue"] >= 90
         server.own_process().signal(signal.SIGCONT)
         until(lambda: not held)
-    assert server.client().exists(PREFIX + "k99")  # the newest stay, the oldest are dropped
-    assert not server.client().exists(PREFIX + "k5")
+    assert server.client().exists(KEY_PREFIX + "k99")  # the newest stay, the oldest are dropped
+    assert not server.client().exists(KEY_PREFIX + "k5")
 
 
 def test_comes_by_itself_when_the_store_does(tmp_path: Path) -> None:

@@ -23,7 +23,7 @@ from typing import Any
 
 from kserve_lmcache.config import engine_file
 from kserve_lmcache.config.stores import Disk
-from kserve_lmcache.config.tier_limits import Limits
+from kserve_lmcache.config.tier_limits import TierLimits
 
 CHUNKS = 6
 FEW = 8  # prompts that come again and again
@@ -78,19 +78,19 @@ class Traffic:
 
 @contextmanager
 def disk_traffic(
-    prefix: tuple[str, ...], directory: Path, most_bytes: int, model: Path, log: Path
+    prefix: tuple[str, ...], directory: Path, max_bytes: int, model: Path, log: Path
 ) -> Iterator[Traffic]:
     """The process, from its first answer on.
 
     Args:
         prefix: stands before the command.
         directory: of the disk tier, as the process sees it.
-        most_bytes: that the tier may hold.
+        max_bytes: that the tier may hold.
         model: directory for the model's configuration.
         log: file for what else it says.
     """
     name = __spec__.name if __spec__ is not None else "tests.support.disk_traffic"
-    command = [*prefix, sys.executable, "-m", name, str(directory), str(most_bytes), str(model)]
+    command = [*prefix, sys.executable, "-m", name, str(directory), str(max_bytes), str(model)]
     with (
         log.open("w") as said,
         Popen(command, stdin=PIPE, stdout=PIPE, stderr=said, text=True) as it,
@@ -112,15 +112,15 @@ def _prompt(number: int) -> list[int]:
     return [chance.randrange(VOCABULARY) for _ in range(CHUNKS * CHUNK + 9)]
 
 
-def _run(directory: Path, most_bytes: int, model: Path) -> None:
+def _run(directory: Path, max_bytes: int, model: Path) -> None:
     from tests.support.simulated_engine import BLOCK, CHUNK, continuation, simulated
 
     ended = threading.Event()
     threading.Thread(target=lambda: (sys.stdin.read(), ended.set()), daemon=True).start()
     file = model / "lmcache.yaml"
-    values = {"local_disk": str(directory), "max_local_disk_size": most_bytes / 2**30}
-    disk = Disk((str(directory),), most_bytes)
-    engine_file.write(values, None, file, disk=(disk, Limits(lookup=1, load=5, ttl=0)))
+    values = {"local_disk": str(directory), "max_local_disk_size": max_bytes / 2**30}
+    disk = Disk((str(directory),), max_bytes)
+    engine_file.write(values, None, file, disk=(disk, TierLimits(lookup=1, load=5, ttl=0)))
     chance, new = random.Random(0), FEW
     with simulated(model, lmcache={"CONFIG_FILE": str(file), "LOCAL_CPU": "false"}) as engine:
         connector = engine.worker.connector

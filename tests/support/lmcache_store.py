@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from lmcache.v1.config import LMCacheEngineConfig
 
-from kserve_lmcache.config.tier_limits import Limits
+from kserve_lmcache.config.tier_limits import TierLimits
 from kserve_lmcache.tiers.guard.tier import Tier
 from kserve_lmcache.tiers.lmcache.objects import Connectors, value_bytes
 from kserve_lmcache.tiers.lmcache.store import LMCacheStore
@@ -24,12 +24,12 @@ PAYLOAD = 2**18
 VALUE = value_bytes(LAYOUT, PAYLOAD)
 values_of = functools.partial(chunks, size=PAYLOAD)
 # On a busy machine the usual deadlines pass; most tests are not about them.
-PATIENT = Limits(connect=10, lookup=5, load=10, write=10)
+PATIENT = TierLimits(connect=10, lookup=5, load=10, write=10)
 # What the tier is told of a chunk's size, from which it makes the deadline of a load.
 _PATIENT_CHUNK_BYTES = 2**26
 
 
-def connectors(url: str, limits: Limits = PATIENT, groups: int = 1, **extra: Any) -> Connectors:
+def connectors(url: str, limits: TierLimits = PATIENT, groups: int = 1, **extra: Any) -> Connectors:
     """LMCache's connectors to the store at ``url``, told what ``extra`` says."""
     config = LMCacheEngineConfig.from_defaults(chunk_size=16, extra_config=extra)
     metadata = metadata_of(torch.bfloat16, (3, 2, 16, 2, 4))
@@ -39,7 +39,7 @@ def connectors(url: str, limits: Limits = PATIENT, groups: int = 1, **extra: Any
 
 @contextmanager
 def lmcache_tier(
-    url: str, limits: Limits = PATIENT, wait: bool = True, groups: int = 1, **extra: Any
+    url: str, limits: TierLimits = PATIENT, wait: bool = True, groups: int = 1, **extra: Any
 ) -> Iterator[Tier]:
     """A tier of the store at ``url``; by default one that answers."""
     make_store = functools.partial(LMCacheStore, connectors(url, limits, groups, **extra), limits)

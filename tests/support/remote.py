@@ -10,10 +10,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from kserve_lmcache.config.stores import Remote
-from kserve_lmcache.config.tier_limits import Limits
+from kserve_lmcache.config.tier_limits import TierLimits
 from kserve_lmcache.tiers.disk.directory import DiskDirectory, name_of
 from kserve_lmcache.tiers.disk.store import DiskStore
-from kserve_lmcache.tiers.guard.codec import Layout, overhead
+from kserve_lmcache.tiers.guard.codec import Layout, header_size
 from kserve_lmcache.tiers.guard.tier import Tier
 from kserve_lmcache.tiers.redis.store import RedisStore
 from tests.support.waiting import until
@@ -23,9 +23,11 @@ LAYOUT = Layout("KV_2LTD", (("bfloat16", (2, 3, 16, 8)),))
 
 
 @contextmanager
-def redis_tier(remote: Remote, limits: Limits | None = None, wait: bool = True) -> Iterator[Tier]:
+def redis_tier(
+    remote: Remote, limits: TierLimits | None = None, wait: bool = True
+) -> Iterator[Tier]:
     """A tier of a store of the Redis family; by default one that answers."""
-    limits = limits or Limits()
+    limits = limits or TierLimits()
 
     def make_store(lane: str) -> RedisStore:
         return RedisStore(remote, limits, limits.load, lane)
@@ -55,14 +57,14 @@ class DiskTier:
 
 @contextmanager
 def disk_tier(
-    path: Path, most_bytes: int = 1 << 24, limits: Limits | None = None, wait: bool = True
+    path: Path, max_bytes: int = 1 << 24, limits: TierLimits | None = None, wait: bool = True
 ) -> Iterator[DiskTier]:
     """A tier of a directory; by default one that answers and knows what is there."""
-    limits = limits or Limits(lookup=1)
-    directory = DiskDirectory(path, most_bytes)
+    limits = limits or TierLimits(lookup=1)
+    directory = DiskDirectory(path, max_bytes)
 
     def make_store(lane: str) -> DiskStore:
-        return DiskStore(directory, overhead(LAYOUT) + SIZE, lane)
+        return DiskStore(directory, header_size(LAYOUT) + SIZE, lane)
 
     tier = Tier(str(path), make_store, limits, 16, SIZE)
     try:

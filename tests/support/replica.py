@@ -12,14 +12,8 @@ from lmcache.utils import CacheEngineKey
 from lmcache.v1.cache_engine import LMCacheEngine
 
 from kserve_lmcache.config.stores import Disk, Remote
-from kserve_lmcache.config.tier_limits import Limits
-from kserve_lmcache.config.tier_plugins import (
-    DISK_PLUGIN,
-    PLUGIN,
-    TIERS,
-    disk_to_extra_config,
-    to_extra_config,
-)
+from kserve_lmcache.config.tier_limits import TierLimits
+from kserve_lmcache.config.tier_plugins import DISK_PLUGIN, REMOTE_PLUGIN, TierPlugin
 from kserve_lmcache.tiers.guard.tier import Tier
 from kserve_lmcache.tiers.plugin import TierConnector
 from tests.support.lmcache_engine import BLOCK, CHUNK, HEAD_SIZE, HEADS, LAYERS, an_engine
@@ -28,7 +22,7 @@ from tests.support.waiting import until
 CHUNKS = 4
 TOKENS = CHUNKS * CHUNK
 # On a busy machine the usual deadlines pass; they are tested where they matter.
-PATIENT = Limits(lookup=5, load=20)
+PATIENT = TierLimits(lookup=5, load=20)
 
 Pages = list[torch.Tensor]
 
@@ -89,29 +83,29 @@ class Replica:
 def replica(
     remote: Remote | None,
     local_gib: float = 0.05,
-    limits: Limits = PATIENT,
+    limits: TierLimits = PATIENT,
     disk: Disk | None = None,
     **settings: Any,
 ) -> Iterator[Replica]:
     """An engine whose stores answer. ``PYTHONHASHSEED`` must be set."""
-    plugins: dict[str, dict[str, Any]] = {}
-    if disk is not None:
-        plugins[DISK_PLUGIN] = disk_to_extra_config(disk, limits)
-    if remote is not None:
-        plugins[PLUGIN] = to_extra_config(remote, limits)
+    stores: list[tuple[TierPlugin[Any], Any]] = [(DISK_PLUGIN, disk), (REMOTE_PLUGIN, remote)]
+    stores = [(plugin, store) for plugin, store in stores if store is not None]
+    extra_config: dict[str, Any] = {}
+    for plugin, store in stores:
+        extra_config |= plugin.encode(store, limits)
     with an_engine(
         "replica",
         pre_caching_hash_algorithm="sha256_cbor",
         max_local_cpu_size=local_gib,
-        remote_storage_plugins=[*plugins],
+        remote_storage_plugins=[plugin.name for plugin, _ in stores],
         remote_serde="naive",
-        extra_config={name: told for each in plugins.values() for name, told in each.items()},
+        extra_config=extra_config,
         **settings,
     ) as engine:
         backends = engine.storage_manager.storage_backends
         connectors = {
-            TIERS[plugin]: backends[f"RemoteBackend-{plugin}"].connection.getWrappedConnector()
-            for plugin in plugins
+            plugin.tier: backends[f"RemoteBackend-{plugin.name}"].connection.getWrappedConnector()
+            for plugin, _ in stores
         }
         for connector in connectors.values():
             until(lambda tier=connector.tier: tier.report()["up"])  # type: ignore[misc]

@@ -29,7 +29,7 @@ from typing import Any
 import psutil
 
 from kserve_lmcache.config.stores import Remote
-from kserve_lmcache.config.tier_limits import Limits
+from kserve_lmcache.config.tier_limits import TierLimits
 from kserve_lmcache.tiers.guard.tier import Tier
 from tests.support.faults import FAULTS, Target, target_of
 from tests.support.remote import LAYOUT, load, redis_tier
@@ -39,7 +39,7 @@ from tests.support.waiting import until
 _SIZE = 200_000
 _MIB = 2**20
 _SMALL = ("--maxmemory", "200mb", "--maxmemory-policy", "allkeys-lru")
-_LIMITS = Limits(queue_bytes=16 * _MIB)
+_LIMITS = TierLimits(queue_bytes=16 * _MIB)
 # Each lasts a second; those that restart the server take longer, and look no different from here.
 _PASSING = [
     FAULTS[name] for name in ("stopped", "reset in mid-value", "never answers", "out of memory")

@@ -15,13 +15,11 @@ import yaml
 from kserve_lmcache.config import engine_file
 from kserve_lmcache.config.credentials import remote_of
 from kserve_lmcache.config.stores import Disk, Remote
-from kserve_lmcache.config.tier_limits import Limits
+from kserve_lmcache.config.tier_limits import TierLimits
 from kserve_lmcache.config.tier_plugins import (
     DISK_PLUGIN,
-    PLUGIN,
-    disk_from_extra_config,
-    from_extra_config,
-    without_ours,
+    REMOTE_PLUGIN,
+    without_tier_plugins,
 )
 from tests.support.configuration import resolved
 
@@ -151,13 +149,13 @@ def test_what_our_connector_is_told(tmp_path: Path, password_file: str | None) -
     path = tmp_path / "engine.yaml"
     asked = Remote(URL, "test", "user", "hunter2", password_file=password_file)
     values = {"remote_url": URL, "chunk_size": 64, "extra_config": {"a": 1}}
-    engine_file.write(values, asked, path, Limits(ttl=5))
+    engine_file.write(values, asked, path, TierLimits(ttl=5))
     told = engine_file.read(path)
     assert "remote_url" not in told
-    assert told["remote_storage_plugins"] == [PLUGIN]
+    assert told["remote_storage_plugins"] == [REMOTE_PLUGIN.name]
     assert told["extra_config"]["a"] == 1
-    remote, limits = from_extra_config(told["extra_config"])
-    assert limits == Limits(ttl=5)
+    remote, limits = REMOTE_PLUGIN.decode(told["extra_config"])
+    assert limits == TierLimits(ttl=5)
     # A mounted password is read for each connection, since it may be rotated.
     password = None if password_file else "hunter2"
     assert remote == dataclasses.replace(asked, password=password)
@@ -165,20 +163,20 @@ def test_what_our_connector_is_told(tmp_path: Path, password_file: str | None) -
 
 def test_what_our_disk_tier_is_told(tmp_path: Path) -> None:
     path = tmp_path / "engine.yaml"
-    disk, limits = Disk(("/a", "/b"), 5 * 2**30), Limits(load=5)
+    disk, limits = Disk(("/a", "/b"), 5 * 2**30), TierLimits(load=5)
     values = {
         "local_disk": "/a,/b",
         "max_local_disk_size": 5.0,
         "remote_url": URL,
         "remote_storage_plugins": ["theirs"],
     }
-    engine_file.write(values, Remote(URL, "test"), path, Limits(), (disk, limits))
+    engine_file.write(values, Remote(URL, "test"), path, TierLimits(), (disk, limits))
     told = engine_file.read(path)
     assert {*told} == {"remote_storage_plugins", "extra_config"}  # no tier of LMCache's own
-    assert told["remote_storage_plugins"] == [DISK_PLUGIN, "theirs", PLUGIN]
-    assert disk_from_extra_config(told["extra_config"]) == (disk, limits)
-    assert from_extra_config(told["extra_config"])[0].url == URL
-    assert without_ours(told["extra_config"]) == {}
+    assert told["remote_storage_plugins"] == [DISK_PLUGIN.name, "theirs", REMOTE_PLUGIN.name]
+    assert DISK_PLUGIN.decode(told["extra_config"]) == (disk, limits)
+    assert REMOTE_PLUGIN.decode(told["extra_config"])[0].url == URL
+    assert without_tier_plugins(told["extra_config"]) == {}
 
 
 def test_workers_are_spread_over_the_disks() -> None:

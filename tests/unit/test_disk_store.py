@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from kserve_lmcache.config.tier_limits import Limits
+from kserve_lmcache.config.tier_limits import TierLimits
 from kserve_lmcache.tiers.disk import directory as disk_directory
 from kserve_lmcache.tiers.disk import index as disk_index
 from kserve_lmcache.tiers.disk import store as disk_store
@@ -21,7 +21,7 @@ from kserve_lmcache.tiers.disk.directory import DiskDirectory, name_of
 from kserve_lmcache.tiers.disk.index import DiskIndex, File
 from kserve_lmcache.tiers.disk.store import DiskStore
 from kserve_lmcache.tiers.guard import writer
-from kserve_lmcache.tiers.guard.codec import encode_header, overhead
+from kserve_lmcache.tiers.guard.codec import encode_header, header_size
 from kserve_lmcache.tiers.guard.store import Entry, StoreError, StoreFullError
 from tests.support.remote import LAYOUT, SIZE, chunks, disk_tier, load, store, store_all
 from tests.support.waiting import until
@@ -40,7 +40,7 @@ def directory(tmp_path: Path) -> Iterator[DiskDirectory]:
 
 
 def lane(directory: DiskDirectory, name: str = "write") -> DiskStore:
-    return DiskStore(directory, overhead(LAYOUT) + SIZE, name)
+    return DiskStore(directory, header_size(LAYOUT) + SIZE, name)
 
 
 def entry(key: str, size: int = SIZE) -> Entry:
@@ -119,7 +119,7 @@ def test_a_lookup_needs_no_disk(directory: DiskDirectory, monkeypatch: pytest.Mo
 def test_what_was_used_longest_ago_makes_room(directory: DiskDirectory) -> None:
     lane(directory).ping()
     one = entry("0").size
-    room = directory.most_bytes // (BLOCK * -(-one // BLOCK))
+    room = directory.max_bytes // (BLOCK * -(-one // BLOCK))
     keys = [f"k{number}" for number in range(room)]
     lane(directory).write([entry(key) for key in keys])
     lane(directory).keep(keys[::-1])  # of these, the first comes to be the last
@@ -128,7 +128,7 @@ def test_what_was_used_longest_ago_makes_room(directory: DiskDirectory) -> None:
     assert files(directory.path) == {
         name_of(key) for key in ({*keys, "new", "newer"} - {*keys[1:3]})
     }
-    assert directory.index.occupied <= directory.most_bytes
+    assert directory.index.occupied <= directory.max_bytes
     assert directory.evicted == 2
 
 
@@ -194,7 +194,7 @@ def test_leftovers_are_removed_and_strangers_are_left_alone(tmp_path: Path) -> N
     link, inner = tmp_path / name_of("link"), tmp_path / name_of("directory")
     link.symlink_to("/etc/passwd")
     inner.mkdir()
-    with disk_tier(tmp_path, most_bytes=BLOCK) as tier:
+    with disk_tier(tmp_path, max_bytes=BLOCK) as tier:
         assert tier.count("files") == 0
         assert not old.exists()
         assert all(path.exists() for path in (new, link, inner, *strangers))
@@ -368,7 +368,7 @@ def test_a_directory_that_is_removed_is_made_anew(tmp_path: Path) -> None:
 def test_a_disk_that_hangs_delays_nobody(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     release = threading.Event()
     real = os.readv
-    with disk_tier(tmp_path, limits=Limits(lookup=0.5, load=0.1)) as tier:
+    with disk_tier(tmp_path, limits=TierLimits(lookup=0.5, load=0.1)) as tier:
         store_all(tier.tier, chunks("a", "b"))
         with monkeypatch.context() as patch:
 

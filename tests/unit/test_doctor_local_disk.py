@@ -14,8 +14,8 @@ from kserve_lmcache.tiers.disk.directory import name_of
 MIB = 2**20
 
 
-def found(*directories: Path, most_bytes: int = MIB) -> list[Finding]:
-    return list(local_disk(Subject(disk=Disk(tuple(map(str, directories)), most_bytes))))
+def found(*directories: Path, max_bytes: int = MIB) -> list[Finding]:
+    return list(local_disk(Subject(disk=Disk(tuple(map(str, directories)), max_bytes))))
 
 
 def test_no_disk() -> None:
@@ -40,7 +40,7 @@ def test_what_is_already_there_needs_no_room(
     (tmp_path / "chunk").write_bytes(bytes(MIB // 2))
     (finding,) = found(tmp_path)
     assert finding.status is Status.OK
-    (finding,) = found(tmp_path, most_bytes=MIB + 1)
+    (finding,) = found(tmp_path, max_bytes=MIB + 1)
     assert finding.status is Status.WARNING
     assert finding.evidence == (
         f"{tmp_path} holds 512.0 KiB of 1.0 MiB; 512.0 KiB are free there: full, it keeps less "

@@ -13,8 +13,8 @@ from kserve_lmcache.tiers.guard.codec import (
     Layout,
     decode_value,
     encode_header,
-    overhead,
-    without_padding,
+    header_size,
+    strip_padding,
 )
 
 LAYOUT = Layout("KV_2LTD", (("bfloat16", (2, 3, 16, 8)),))
@@ -28,8 +28,8 @@ def test_what_was_sealed_is_unsealed_without_a_copy() -> None:
     assert layout == LAYOUT
     assert payload == PAYLOAD
     assert payload.obj is VALUE
-    assert len(VALUE) == overhead(LAYOUT) + len(PAYLOAD)
-    assert overhead(LAYOUT) % 64 == 0
+    assert len(VALUE) == header_size(LAYOUT) + len(PAYLOAD)
+    assert header_size(LAYOUT) % 64 == 0
 
 
 def test_several_tensors() -> None:
@@ -61,7 +61,7 @@ def test_nothing_else_is_taken_for_it(value: bytes) -> None:
     [
         ("another", VALUE, "checksum differs"),
         (KEY, VALUE + b"\0", f"{len(VALUE) + 1} bytes instead of {len(VALUE)}"),
-        (KEY, VALUE[:4] + b"\2\0" + VALUE[6:], "its version is 2, not 1"),
+        (KEY, VALUE[:4] + b"\2\0" + VALUE[6:], "the version is 2, not 1"),
         (KEY, b"", "0 bytes are less than a header"),
         (KEY, bytes(2000), "does not begin as a chunk"),
     ],
@@ -73,9 +73,9 @@ def test_says_what_is_wrong(key: str, value: bytes, reason: str) -> None:
 
 @pytest.mark.parametrize("padding", [b"", bytes(1), bytes(5000)])
 def test_what_a_store_filled_up_is_unsealed(padding: bytes) -> None:
-    assert without_padding(memoryview(VALUE + padding)) == VALUE
+    assert strip_padding(memoryview(VALUE + padding)) == VALUE
 
 
 @given(st.binary(max_size=100) | st.integers(0, len(VALUE)).map(lambda end: VALUE[:end]))
 def test_whatever_is_filled_up_is_no_longer_than_it_was(value: bytes) -> None:
-    assert value.startswith(bytes(without_padding(memoryview(value))))
+    assert value.startswith(bytes(strip_padding(memoryview(value))))

@@ -9,7 +9,7 @@ import pytest
 from kserve_lmcache.cli.arguments import parse_arguments
 from kserve_lmcache.config import engine_file
 from kserve_lmcache.config.stores import Disk
-from kserve_lmcache.config.tier_plugins import DISK_PLUGIN, disk_from_extra_config
+from kserve_lmcache.config.tier_plugins import DISK_PLUGIN
 from kserve_lmcache.engine.arguments import resolve_engine_arguments
 from kserve_lmcache.engine.plan import Offload, differences, give_up, plan_offload
 from kserve_lmcache.errors import ConfigurationError, OffloadUnavailableError, UsageError
@@ -125,14 +125,14 @@ def test_a_disk_tier_is_ours_and_must_be_possible_here(tmp_path: Path) -> None:
     _, offload, _ = planned("--remote-connector=lmcache", **disk, **remote)
     assert offload.engine_file is not None
     told = engine_file.read(offload.engine_file)
-    assert told["remote_storage_plugins"] == [DISK_PLUGIN]
+    assert told["remote_storage_plugins"] == [DISK_PLUGIN.name]
     assert "local_disk" not in told
-    assert disk_from_extra_config(told["extra_config"])[0] == Disk((f"{cache}/",), 5 * 2**30)
+    assert DISK_PLUGIN.decode(told["extra_config"])[0] == Disk((f"{cache}/",), 5 * 2**30)
     assert offload.configuration.redacted()["local_disk"].value == f"{cache}/"
     assert not cache.exists()
     for change, message in (
         ({"LMCACHE_LOCAL_DISK": "/proc/cache"}, "LMCACHE_LOCAL_DISK: local_disk /proc/cache can"),
-        ({"LMCACHE_MAX_LOCAL_DISK_SIZE": "1Mi"}, "of 0.000976562 GiB holds not one chunk"),
+        ({"LMCACHE_MAX_LOCAL_DISK_SIZE": "1Mi"}, "of 0.000976562 GiB is less than one chunk"),
     ):
         with pytest.raises(ConfigurationError, match=message):
             planned(**{**disk, **change})

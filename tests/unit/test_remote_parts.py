@@ -9,11 +9,11 @@ from collections.abc import Callable
 import pytest
 
 from kserve_lmcache.tiers.guard import breaker as breaker_module
-from kserve_lmcache.tiers.guard import load_cost as pace_module
+from kserve_lmcache.tiers.guard import load_cost as load_cost_module
 from kserve_lmcache.tiers.guard.breaker import Breaker
 from kserve_lmcache.tiers.guard.counters import Counters
 from kserve_lmcache.tiers.guard.deadline_executor import DeadlineExecutor
-from kserve_lmcache.tiers.guard.load_cost import MIB, Pace
+from kserve_lmcache.tiers.guard.load_cost import MIB, LoadCost
 from kserve_lmcache.tiers.guard.store import StoreError, StoreTimeoutError
 from tests.support.remote import threads
 from tests.support.waiting import until
@@ -241,61 +241,61 @@ class Clock:
 @pytest.fixture
 def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
     clock = Clock()
-    monkeypatch.setattr(pace_module, "time", clock)
+    monkeypatch.setattr(load_cost_module, "time", clock)
     return clock
 
 
-def compute(pace: Pace, clock: Clock, tokens: int, seconds: float) -> None:
+def compute(cost: LoadCost, clock: Clock, tokens: int, seconds: float) -> None:
     for _ in range(3):
-        pace.prefill.computes(tokens)
+        cost.prefill.begin_step(tokens)
         clock.now += seconds
-        pace.prefill.computed()
+        cost.prefill.end_step()
 
 
-def read(pace: Pace, size: int, seconds: float) -> None:
+def read(cost: LoadCost, size: int, seconds: float) -> None:
     for _ in range(3):
-        pace.loaded(size, seconds)
+        cost.loaded(size, seconds)
 
 
 def test_a_load_that_would_lose_is_not_worth_it_until_it_is_tried_again(clock: Clock) -> None:
-    pace = Pace(0.05)
-    assert pace.is_worth(256, 100 * MIB)  # nothing is known yet
-    compute(pace, clock, 512, 0.5)
-    assert pace.prefill.rate == pytest.approx(1024)
-    read(pace, 100 * MIB, 1.0)
-    assert pace.read_rate == pytest.approx(100 * MIB)
-    assert pace.is_worth(2048, 100 * MIB)
-    assert not pace.is_worth(512, 100 * MIB)
+    cost = LoadCost(0.05)
+    assert cost.is_worth(256, 100 * MIB)  # nothing is known yet
+    compute(cost, clock, 512, 0.5)
+    assert cost.prefill.tokens_per_second == pytest.approx(1024)
+    read(cost, 100 * MIB, 1.0)
+    assert cost.bytes_per_second == pytest.approx(100 * MIB)
+    assert cost.is_worth(2048, 100 * MIB)
+    assert not cost.is_worth(512, 100 * MIB)
     clock.now += 31
-    assert pace.is_worth(512, 100 * MIB)
+    assert cost.is_worth(512, 100 * MIB)
 
 
 def test_one_slow_load_decides_nothing(clock: Clock) -> None:
-    pace = Pace(0.05)
-    compute(pace, clock, 512, 0.5)
-    pace.loaded(100 * MIB, 10.0)
-    assert pace.is_worth(512, 100 * MIB)
+    cost = LoadCost(0.05)
+    compute(cost, clock, 512, 0.5)
+    cost.loaded(100 * MIB, 10.0)
+    assert cost.is_worth(512, 100 * MIB)
 
 
 def test_steps_of_decoding_and_idle_time_say_nothing_of_a_prefill(clock: Clock) -> None:
-    pace = Pace(0.05)
-    compute(pace, clock, 8, 1)
-    assert pace.prefill.rate is None
-    compute(pace, clock, 512, 0.5)
+    cost = LoadCost(0.05)
+    compute(cost, clock, 8, 1)
+    assert cost.prefill.tokens_per_second is None
+    compute(cost, clock, 512, 0.5)
     for _ in range(5):
         clock.now += 100
-        pace.prefill.computed()
-    assert pace.prefill.rate == pytest.approx(1024)
+        cost.prefill.end_step()
+    assert cost.prefill.tokens_per_second == pytest.approx(1024)
 
 
 def test_a_load_may_take_no_longer_than_the_prefill_that_it_replaces(clock: Clock) -> None:
-    pace = Pace(0.05)
-    read(pace, 100 * MIB, 0.5)
-    assert pace.deadline(1024, 50 * MIB, 2.0) == pytest.approx(0.05 + 4 * 0.25)
-    assert pace.deadline(1024, 500 * MIB, 2.0) == 2.0
-    compute(pace, clock, 1024, 0.5)
-    assert pace.deadline(1024, 50 * MIB, 2.0) == pytest.approx(0.5)
-    assert pace.deadline(16, 50 * MIB, 2.0) == pytest.approx(0.05)
+    cost = LoadCost(0.05)
+    read(cost, 100 * MIB, 0.5)
+    assert cost.deadline(1024, 50 * MIB, 2.0) == pytest.approx(0.05 + 4 * 0.25)
+    assert cost.deadline(1024, 500 * MIB, 2.0) == 2.0
+    compute(cost, clock, 1024, 0.5)
+    assert cost.deadline(1024, 50 * MIB, 2.0) == pytest.approx(0.5)
+    assert cost.deadline(16, 50 * MIB, 2.0) == pytest.approx(0.05)
 
 
 def test_counts_have_names() -> None:

@@ -20,13 +20,8 @@ import yaml
 from kserve_lmcache.config import keys
 from kserve_lmcache.config.sources import CONFIG_FILE
 from kserve_lmcache.config.stores import Disk, Remote
-from kserve_lmcache.config.tier_limits import Limits
-from kserve_lmcache.config.tier_plugins import (
-    DISK_PLUGIN,
-    PLUGIN,
-    disk_to_extra_config,
-    to_extra_config,
-)
+from kserve_lmcache.config.tier_limits import TierLimits
+from kserve_lmcache.config.tier_plugins import DISK_PLUGIN, REMOTE_PLUGIN
 
 # LMCache has a client of its own for valkey://, in a package that is not installed; what it has
 # for Redis speaks the same protocol.
@@ -42,8 +37,8 @@ def write(
     values: Mapping[str, Any],
     remote: Remote | None,
     path: Path,
-    limits: Limits | None = None,
-    disk: tuple[Disk, Limits] | None = None,
+    limits: TierLimits | None = None,
+    disk: tuple[Disk, TierLimits] | None = None,
 ) -> None:
     """Write what LMCache has to be told; only its user may read the file.
 
@@ -58,10 +53,10 @@ def write(
     if disk is not None:  # LMCache asks its tiers in the order of their plugins
         for name in _DISK_KEYS:
             told.pop(name, None)
-        _add(told, disk_to_extra_config(*disk), first=DISK_PLUGIN)
+        _add(told, DISK_PLUGIN.encode(*disk), first=DISK_PLUGIN.name)
     if remote is not None and limits is not None:
         del told["remote_url"]
-        _add(told, to_extra_config(remote, limits), last=PLUGIN)
+        _add(told, REMOTE_PLUGIN.encode(remote, limits), last=REMOTE_PLUGIN.name)
     elif remote is not None and remote.speaks_redis:
         told["remote_url"] = _redis_url(remote)
     with os.fdopen(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w") as file:

@@ -1,12 +1,12 @@
-"""The stores that are asked for: where they are, and who we are there."""
+"""The stores of the remote tier and the disk tier: their addresses and credentials."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass, field
 from pathlib import Path
-from urllib.parse import urlsplit
+from urllib.parse import parse_qs, unquote, urlsplit
 
-# What redis-py speaks, and how each is reached.
+# The schemes whose stores are reached with redis-py.
 REDIS_SCHEMES = (
     "redis",
     "rediss",
@@ -17,33 +17,76 @@ REDIS_SCHEMES = (
     "valkeys",
 )
 TLS_SCHEMES = ("rediss", "valkeys")
-LARGEST_FILE = 2**20  # bytes; a Secret holds no more
+LARGEST_FILE = 2**20  # bytes, the limit of a Kubernetes Secret
+
+_REDIS_PORT = 6379
+_SENTINEL_PORT = 26379
+
+Address = tuple[str, int]  # host and port
 
 
 def password_of(content: bytes) -> str:
-    """The password that a file of ``content`` holds.
+    """Returns the password in the content of a password file.
 
     Raises:
-        UnicodeDecodeError: it is no text.
+        UnicodeDecodeError: the content is not UTF-8.
     """
-    # Editors and "echo" end a file with a newline, which is no part of the password.
+    # Editors and "echo" end a file with a newline, which is not part of the password.
     return content.decode("utf-8").rstrip("\r\n")
+
+
+def parse_addresses(netloc: str, default_port: int | None = None) -> tuple[Address, ...]:
+    """Parses ``HOST[:PORT]``, or several of them separated by commas.
+
+    Raises:
+        ValueError: a host is missing, a port is missing without a default, or a port is invalid.
+    """
+    addresses = []
+    for part in netloc.split(","):
+        split = urlsplit(f"//{part.strip()}")
+        if not split.hostname:
+            raise ValueError("names no host")
+        try:
+            port = split.port if split.port is not None else default_port
+        except ValueError:  # whose text may quote a password
+            raise ValueError(f"names no number as the port of {split.hostname}") from None
+        if port is None:
+            raise ValueError(f"names no port for {split.hostname}")
+        addresses.append((split.hostname, port))
+    return tuple(addresses)
+
+
+@dataclass(frozen=True)
+class RedisLocation:
+    """The parts of a Redis URL.
+
+    Attributes:
+        addresses: host and port of every server in the URL; empty for a Unix socket.
+        socket_path: path of the Unix socket, else empty.
+        service: name of the sentinels' service, else empty.
+        database: number of the database.
+    """
+
+    addresses: tuple[Address, ...] = ()
+    socket_path: str = ""
+    service: str = ""
+    database: int = 0
 
 
 @dataclass(frozen=True)
 class Remote:
-    """A remote store, its credentials apart from its address.
+    """A remote store: its URL, and its credentials beside the URL.
 
     Attributes:
-        url: without user and password, so that it can be shown.
+        url: without user and password, so that logs may show it.
         source: where the URL was set (``file:line``, a variable or a flag).
-        username: of a Redis ACL; ``None`` for the default user.
+        username: user of a Redis ACL; ``None`` for the default user.
         password: never shown.
         ca_file: PEM file of the authorities that may sign the server's certificate; ``None``
             for the system's.
-        cert_file: PEM file of our own certificate, for mutual TLS.
-        key_file: PEM file of its key.
-        password_file: where the password came from, if from a file.
+        cert_file: PEM file of the client's certificate, for mutual TLS.
+        key_file: PEM file of the client's key.
+        password_file: file that the password came from, if any.
     """
 
     url: str
@@ -56,11 +99,11 @@ class Remote:
     password_file: str | None = None
 
     def read_password(self) -> str:
-        """The password that the file holds now.
+        """Reads the current password from the password file.
 
         Raises:
-            OSError: it cannot be read.
-            UnicodeDecodeError: it is no text.
+            OSError: the file cannot be read.
+            UnicodeDecodeError: the file is not UTF-8.
         """
         with Path(self.password_file or "").open("rb") as file:
             return password_of(file.read(LARGEST_FILE))
@@ -72,7 +115,7 @@ class Remote:
 
     @property
     def speaks_redis(self) -> bool:
-        """Whether redis-py can talk to it."""
+        """Whether redis-py can connect to the store."""
         return self.scheme in REDIS_SCHEMES
 
     @property
@@ -80,19 +123,47 @@ class Remote:
         """Whether the connection is encrypted."""
         return self.scheme in TLS_SCHEMES
 
+    def redis_location(self) -> RedisLocation:
+        """Parses the URL of a Redis store.
+
+        Raises:
+            ValueError: the URL is invalid. The message continues "remote_url …".
+        """
+        split = urlsplit(self.url)
+        database = parse_qs(split.query).get("db", [""])[0]
+        path = unquote(split.path)
+        if self.scheme == "unix":
+            if not path.strip("/"):
+                raise ValueError("names no socket, as unix:///run/redis.sock does")
+            return RedisLocation(socket_path=path, database=_database(database))
+        first, _, second = path.strip("/").partition("/")
+        if self.scheme == "redis-sentinel":
+            if not first:
+                raise ValueError("names no service, as redis-sentinel://HOST:PORT/SERVICE does")
+            addresses = parse_addresses(split.netloc, _SENTINEL_PORT)
+            return RedisLocation(addresses, service=first, database=_database(database or second))
+        addresses = parse_addresses(split.netloc, _REDIS_PORT)
+        return RedisLocation(addresses, database=_database(database or first))
+
+
+def _database(text: str) -> int:
+    if text and not (text.isascii() and text.isdigit()):
+        raise ValueError(f"names the database {text!r}, which is not a number")
+    return int(text or 0)
+
 
 @dataclass(frozen=True)
 class Disk:
-    """A store on the disks of this machine.
+    """The directories of the disk tier.
 
     Attributes:
         directories: one for each disk; the engine's workers are spread over them.
-        most_bytes: that the files of one directory may take from its disk.
+        max_bytes: disk space that the files of one directory may occupy.
     """
 
     directories: tuple[str, ...]
-    most_bytes: int
+    max_bytes: int
 
     def directory_of(self, worker: int) -> str:
-        """The directory of a worker, by its number."""
+        """Returns the directory of the worker with this number."""
         return self.directories[worker % len(self.directories)]

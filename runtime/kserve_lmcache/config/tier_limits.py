@@ -1,4 +1,4 @@
-"""How long the remote tier may take, and how much it may hold."""
+"""The limits of a tier: deadlines and sizes."""
 
 from __future__ import annotations
 
@@ -8,18 +8,20 @@ MIB = 2**20
 
 
 @dataclass(frozen=True)
-class Limits:
-    """Of one worker's remote tier; seconds and bytes.
+class TierLimits:
+    """Deadlines (in seconds) and sizes (in bytes) of one worker's remote or disk tier.
 
     Attributes:
-        connect: seconds for a connection, with TLS and login.
-        lookup: seconds in which the store must say what it has of a prompt. A prompt that is
-            not cached pays them at the worst, and an interactive user does not see 50 ms.
-        load: seconds for all chunks of a prompt; less when computing them would take less.
-        write: seconds for one batch, which no request waits for.
-        batch_bytes: written, or asked for and not yet read, at a time.
-        queue_bytes: of chunks that wait to be written. They stay in the local tier meanwhile.
-        ttl: seconds that a chunk stays after its last use, 0 for as long as the store likes.
+        connect: deadline of a connection, with TLS and login.
+        lookup: deadline of a lookup. A request whose prompt is not cached waits for the lookup,
+            and a user does not notice 50 ms.
+        load: deadline for all chunks of a prompt; less where computing the chunks takes less.
+        write: deadline of a batch of writes. No request waits for a write.
+        batch_bytes: size of a batch of writes, and of the values that a load has requested and
+            not yet read.
+        queue_bytes: size of the chunks that wait to be written. The chunks stay in the local
+            tier meanwhile.
+        ttl: seconds that a chunk stays after its last use; 0 for as long as the store keeps it.
     """
 
     connect: float = 1.0

@@ -1,68 +1,79 @@
-"""What the server tells the plugins of our tiers by LMCache's ``extra_config``."""
+"""The LMCache plugins of the disk tier and the remote tier, and their ``extra_config``."""
 
 from __future__ import annotations
 
 import dataclasses
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, Generic, TypeVar
 
 from kserve_lmcache.config.stores import Disk, Remote
-from kserve_lmcache.config.tier_limits import Limits
+from kserve_lmcache.config.tier_limits import TierLimits
 
-# The plugins, as LMCache's remote_storage_plugins lists them.
-PLUGIN = "kserve"
-DISK_PLUGIN = "kserve-disk"
-# The tiers behind them, by plugin.
-TIERS = {DISK_PLUGIN: "disk", PLUGIN: "remote"}
+Store = TypeVar("Store", Remote, Disk)
+
 _MODULE = "kserve_lmcache.tiers.plugin"
-_CLASSES = {PLUGIN: "RemoteTierAdapter", DISK_PLUGIN: "DiskTierAdapter"}
-_KEYS = {PLUGIN: "kserve_lmcache.tiers", DISK_PLUGIN: "kserve_lmcache.disk"}
 
 
-def to_extra_config(remote: Remote, limits: Limits) -> dict[str, Any]:
-    """Where LMCache finds the remote tier, and what that is told; a password may be among it."""
-    told = dataclasses.asdict(remote)
-    if remote.password_file:  # which may hold another one tomorrow
-        told["password"] = None
-    return _told(PLUGIN, {"remote": told, "limits": dataclasses.asdict(limits)})
+@dataclasses.dataclass(frozen=True)
+class TierPlugin(Generic[Store]):
+    """One plugin.
 
-
-def from_extra_config(extra_config: Mapping[str, Any]) -> tuple[Remote, Limits]:
-    """What :func:`to_extra_config` was given.
-
-    Raises:
-        KeyError, TypeError: it wrote nothing there.
+    Attributes:
+        name: as LMCache's ``remote_storage_plugins`` lists the plugin.
+        tier: the tier's name in metrics and reports.
+        adapter: class of :mod:`kserve_lmcache.tiers.plugin` that makes the tier's connector.
+        store: type of the tier's store.
     """
-    told = extra_config[_KEYS[PLUGIN]]
-    return Remote(**told["remote"]), Limits(**told["limits"])
+
+    name: str
+    tier: str
+    adapter: str
+    store: type[Store]
+
+    @property
+    def key(self) -> str:
+        """The key of ``extra_config`` that holds the tier's settings."""
+        return f"kserve_lmcache.{self.tier}"
+
+    @property
+    def prefix(self) -> str:
+        """The start of the keys of ``extra_config`` by which LMCache finds the plugin."""
+        return f"remote_storage_plugin.{self.name}."
+
+    def encode(self, store: Store, limits: TierLimits) -> dict[str, Any]:
+        """Returns the plugin's entries of ``extra_config``. They may contain a password."""
+        values = {
+            name: list(value) if isinstance(value, tuple) else value
+            for name, value in dataclasses.asdict(store).items()
+        }
+        if values.get("password_file"):  # its content may change: each connection reads the file
+            values["password"] = None
+        return {
+            f"{self.prefix}module_path": _MODULE,
+            f"{self.prefix}class_name": self.adapter,
+            self.key: {"store": values, "limits": dataclasses.asdict(limits)},
+        }
+
+    def decode(self, extra_config: Mapping[str, Any]) -> tuple[Store, TierLimits]:
+        """Returns the store and the limits that :meth:`encode` put into ``extra_config``.
+
+        Raises:
+            KeyError, TypeError: ``extra_config`` does not hold them.
+        """
+        settings = extra_config[self.key]
+        values: dict[str, Any] = {
+            name: tuple(value) if isinstance(value, list) else value
+            for name, value in settings["store"].items()
+        }
+        return self.store(**values), TierLimits(**settings["limits"])
 
 
-def disk_to_extra_config(disk: Disk, limits: Limits) -> dict[str, Any]:
-    """Where LMCache finds the disk tier, and what that is told."""
-    told = {**dataclasses.asdict(disk), "directories": list(disk.directories)}
-    return _told(DISK_PLUGIN, {"disk": told, "limits": dataclasses.asdict(limits)})
+DISK_PLUGIN = TierPlugin("kserve-disk", "disk", "DiskTierAdapter", Disk)
+REMOTE_PLUGIN = TierPlugin("kserve", "remote", "RemoteTierAdapter", Remote)
+PLUGINS: tuple[TierPlugin[Any], ...] = (DISK_PLUGIN, REMOTE_PLUGIN)
 
 
-def disk_from_extra_config(extra_config: Mapping[str, Any]) -> tuple[Disk, Limits]:
-    """What :func:`disk_to_extra_config` was given.
-
-    Raises:
-        KeyError, TypeError: it wrote nothing there.
-    """
-    told = extra_config[_KEYS[DISK_PLUGIN]]
-    disk = {**told["disk"], "directories": tuple(told["disk"]["directories"])}
-    return Disk(**disk), Limits(**told["limits"])
-
-
-def without_ours(extra_config: Mapping[str, Any]) -> dict[str, Any]:
-    """What LMCache's own connectors may see of it."""
-    ours = (*_KEYS.values(), *(f"remote_storage_plugin.{plugin}." for plugin in TIERS))
+def without_tier_plugins(extra_config: Mapping[str, Any]) -> dict[str, Any]:
+    """Returns ``extra_config`` without the entries of our plugins."""
+    ours = tuple(start for plugin in PLUGINS for start in (plugin.key, plugin.prefix))
     return {name: value for name, value in extra_config.items() if not name.startswith(ours)}
-
-
-def _told(plugin: str, told: dict[str, Any]) -> dict[str, Any]:
-    return {
-        f"remote_storage_plugin.{plugin}.module_path": _MODULE,
-        f"remote_storage_plugin.{plugin}.class_name": _CLASSES[plugin],
-        _KEYS[plugin]: told,
-    }

@@ -21,7 +21,7 @@ from kserve_lmcache.connector.traces import Traces
 from kserve_lmcache.connector.worker import WorkerSide
 from kserve_lmcache.identity.namespace import NAMESPACE
 from kserve_lmcache.metrics import start_up_timing
-from kserve_lmcache.tiers.guard.load_cost import Prefill
+from kserve_lmcache.tiers.guard.load_cost import PrefillRate
 
 if TYPE_CHECKING:
     from vllm.config import VllmConfig
@@ -90,7 +90,7 @@ class KServeLMCacheConnector(SchedulerSide, WorkerSide):
         self._traces = Traces()
         self._promises = PendingLoads(self._block_size)
         self._loads = LoadResults()
-        self._prefill = Prefill()
+        self._prefill = PrefillRate()
         self._tiers = {}
         self._accounts = TokenMetrics({}, 0, False, self._prefill)
         try:

@@ -21,7 +21,7 @@ from lmcache.v1.cache_engine import LMCacheEngineBuilder
 from lmcache.v1.offload_server.message import OffloadMsg
 from lmcache.v1.rpc_utils import get_zmq_rpc_path_lmcache, get_zmq_socket
 
-from kserve_lmcache.config.tier_plugins import TIERS
+from kserve_lmcache.config.tier_plugins import PLUGINS
 from kserve_lmcache.connector.cpu_copy import CPUPagedMemoryConnector
 from kserve_lmcache.connector.metadata import Source
 
@@ -296,15 +296,16 @@ def tiers(adapter: LMCacheConnectorV1Impl) -> dict[str, Tier]:
         RuntimeError: LMCache was told of one, and could not make it.
     """
     engine, found = adapter.lmcache_engine, {}
+    names = {plugin.name: plugin.tier for plugin in PLUGINS}
     for plugin in engine.config.remote_storage_plugins or ():
-        if plugin in TIERS:
+        if plugin in names:
             backend = engine.storage_manager.storage_backends.get(f"RemoteBackend-{plugin}")
             # LMCache has logged why it is not there, and would miss for ever.
             if backend is None or backend.connection is None:
                 raise RuntimeError(
-                    f"LMCache could not make the {TIERS[plugin]} tier; its log says why"
+                    f"LMCache could not make the {names[plugin]} tier; its log says why"
                 )
-            found[TIERS[plugin]] = backend.connection.getWrappedConnector().tier
+            found[names[plugin]] = backend.connection.getWrappedConnector().tier
     return found
 
 

@@ -9,7 +9,7 @@ from kserve_lmcache.metrics.table import metric
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-    from kserve_lmcache.tiers.guard.load_cost import Prefill
+    from kserve_lmcache.tiers.guard.load_cost import PrefillRate
     from kserve_lmcache.tiers.guard.tier import Tier
 
 LOCAL = "local_cpu"
@@ -26,7 +26,7 @@ class TokenMetrics:
     """
 
     def __init__(
-        self, tiers: Mapping[str, Tier], chunk_tokens: int, is_first: bool, prefill: Prefill
+        self, tiers: Mapping[str, Tier], chunk_tokens: int, is_first: bool, prefill: PrefillRate
     ) -> None:
         self._tiers = tiers
         self._chunk_tokens = chunk_tokens
@@ -67,8 +67,8 @@ class TokenMetrics:
         if self._is_first:
             for name, count in sources.items():
                 metric("prompt_tokens_total", source=name).inc(count)
-            if self._prefill.rate is not None:
-                metric("saved_prefill_seconds_total").inc(tokens / self._prefill.rate)
+            if self._prefill.tokens_per_second is not None:
+                metric("saved_prefill_seconds_total").inc(tokens / self._prefill.tokens_per_second)
         return sources
 
     def holds(self, used: int, capacity: int) -> None:

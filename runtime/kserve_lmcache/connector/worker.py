@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from vllm.v1.attention.backend import AttentionMetadata
 
     from kserve_lmcache.connector.load_results import LoadResults
-    from kserve_lmcache.tiers.guard.load_cost import Prefill
+    from kserve_lmcache.tiers.guard.load_cost import PrefillRate
     from kserve_lmcache.tiers.guard.tier import Tier
 
 logger = init_logger(__name__)
@@ -35,7 +35,7 @@ class WorkerSide(Side):
 
     _device: str
     _loads: LoadResults
-    _prefill: Prefill
+    _prefill: PrefillRate
     _tiers: Mapping[str, Tier]
     _accounts: TokenMetrics
 
@@ -60,7 +60,7 @@ class WorkerSide(Side):
         engine = self._lmcache_engine
         self._tiers = lmcache_engine.tiers(engine)
         for tier in self._tiers.values():
-            tier.pace.prefill = self._prefill
+            tier.load_cost.prefill = self._prefill
         self._accounts = TokenMetrics(
             self._tiers, engine.config.chunk_size, lmcache_engine.is_first(engine), self._prefill
         )
@@ -86,11 +86,11 @@ class WorkerSide(Side):
     @contained(lambda self, forward_context, **_: None)
     def start_load_kv(self, forward_context: ForwardContext, **kwargs: Any) -> None:
         """Load all that this step has to; what is not loaded then is reported."""
-        self._prefill.computed()
+        self._prefill.end_step()
         for load in self._loads.all:
             self._load(load)
         self._release(self._loads.dropped)
-        self._prefill.computes(self._loads.tokens)
+        self._prefill.begin_step(self._loads.tokens)
         if self._connector_metadata is not None:
             super().start_load_kv(forward_context, **kwargs)
 

@@ -11,10 +11,9 @@ import socket
 import struct
 import time
 
-from kserve_lmcache.config.stores import Remote
+from kserve_lmcache.config.stores import Address, Remote
 from kserve_lmcache.doctor.check import Finding, failure, ok
 from kserve_lmcache.doctor.network import show
-from kserve_lmcache.tiers.redis.client import Address
 
 NAME = "remote server"
 

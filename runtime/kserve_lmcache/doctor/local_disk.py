@@ -28,10 +28,10 @@ def local_disk(subject: Subject) -> Iterator[Finding]:
         yield skipped(NAME, "no disk tier is asked for")
         return
     for directory in disk.directories:
-        yield _directory(Path(directory), disk.most_bytes)
+        yield _directory(Path(directory), disk.max_bytes)
 
 
-def _directory(directory: Path, most_bytes: int) -> Finding:
+def _directory(directory: Path, max_bytes: int) -> Finding:
     there = nearest_existing(directory)
     if not there.is_dir():
         return failure(NAME, f"{there} is no directory", "Name another one in local_disk.")
@@ -44,8 +44,8 @@ def _directory(directory: Path, most_bytes: int) -> Finding:
     held = _occupied(directory)
     state = os.statvfs(there)
     free = state.f_bavail * state.f_frsize
-    evidence = f"{directory} holds {size(held)} of {size(most_bytes)}; {size(free)} are free there"
-    if held + free < most_bytes:
+    evidence = f"{directory} holds {size(held)} of {size(max_bytes)}; {size(free)} are free there"
+    if held + free < max_bytes:
         return warning(
             NAME,
             f"{evidence}: full, it keeps less than it may",

@@ -8,10 +8,9 @@ import time
 from collections.abc import Sequence
 from functools import partial
 
-from kserve_lmcache.config.stores import Remote
+from kserve_lmcache.config.stores import Address, Remote
 from kserve_lmcache.doctor.check import Finding, failure, ok, warning
 from kserve_lmcache.doctor.stage import Stage, within
-from kserve_lmcache.tiers.redis.client import Address
 
 NAME = "remote name"
 CONNECTION = "remote connection"

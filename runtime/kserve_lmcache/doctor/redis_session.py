@@ -6,11 +6,10 @@ from typing import Any
 
 import redis
 
-from kserve_lmcache.config.stores import Remote
+from kserve_lmcache.config.stores import Address, RedisLocation, Remote
 from kserve_lmcache.doctor.check import Subject, foreign
 from kserve_lmcache.doctor.network import Road, show
 from kserve_lmcache.tiers.redis import client as redis_client
-from kserve_lmcache.tiers.redis.client import Address, Location
 
 Information = dict[str, Any]
 
@@ -28,7 +27,7 @@ class Session:
         information: answer to INFO of every primary, by its address; empty when INFO is refused.
     """
 
-    def __init__(self, remote: Remote, location: Location, subject: Subject) -> None:
+    def __init__(self, remote: Remote, location: RedisLocation, subject: Subject) -> None:
         self.remote = remote
         self.location = location
         self.patience = subject.patience

@@ -20,7 +20,6 @@ from kserve_lmcache.doctor import (
 from kserve_lmcache.doctor.check import Finding, Subject, failure, ok, skipped, warning
 from kserve_lmcache.doctor.redis_session import Session
 from kserve_lmcache.doctor.stage import Stage, in_order
-from kserve_lmcache.tiers.redis import client as redis_client
 
 ADDRESS = "remote address"
 LOGIN = "remote login"
@@ -34,7 +33,7 @@ _LARGEST_CLOCK_DIFFERENCE = 5.0
 def examine(remote: Remote, subject: Subject) -> Iterator[Finding]:
     """All stages, for a remote that speaks Redis."""
     try:
-        location = redis_client.locate(remote)
+        location = remote.redis_location()
     except ValueError as error:
         yield failure(ADDRESS, f"remote_url {error}", f"Correct remote_url ({remote.source}).")
         return

@@ -9,11 +9,11 @@ from typing import Any
 import redis
 from redis.exceptions import NoPermissionError
 
+from kserve_lmcache.config.stores import Address
 from kserve_lmcache.doctor.check import Finding, failure, ok, skipped, warning
 from kserve_lmcache.doctor.network import show
 from kserve_lmcache.doctor.redis_session import Session
 from kserve_lmcache.tiers.redis import client as redis_client
-from kserve_lmcache.tiers.redis.client import Address
 
 NAME = "remote topology"
 SENTINEL = "remote sentinel"

@@ -17,7 +17,7 @@ NAME = "remote round trip"
 
 _FIX_LOG = "Look at the log of the server."
 
-KEY_PREFIX = f"{redis_client.PREFIX}doctor:"
+KEY_PREFIX = f"{redis_client.KEY_PREFIX}doctor:"
 # Should nobody come to delete it.
 _TTL_MILLISECONDS = 60_000
 # A chunk takes longer than the answer to a question.

@@ -9,6 +9,7 @@ from pathlib import Path
 from urllib.parse import parse_qs, unquote, urlsplit
 
 from kserve_lmcache.config.resources import why_unwritable
+from kserve_lmcache.config.stores import parse_addresses
 from kserve_lmcache.doctor import lm_server, network, redis_store
 from kserve_lmcache.doctor.check import (
     Check,
@@ -23,7 +24,6 @@ from kserve_lmcache.doctor.check import (
 )
 from kserve_lmcache.doctor.stage import Stage, in_order
 from kserve_lmcache.tiers.lmcache import rdma
-from kserve_lmcache.tiers.redis import client as redis_client
 
 NAME = "remote store"
 PACKAGE = "remote package"
@@ -76,7 +76,7 @@ def store(subject: Subject) -> Iterator[Finding]:
         stages.append(Stage(DIRECTORY, lambda: directories(netloc, path)))
     if scheme in _WITH_A_SERVER:
         try:
-            addresses = redis_client.addresses_of(netloc)
+            addresses = parse_addresses(netloc)
         except ValueError as error:
             yield failure(
                 redis_store.ADDRESS,

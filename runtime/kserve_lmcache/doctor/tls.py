@@ -7,10 +7,10 @@ import ssl
 import time
 from typing import Any
 
-from kserve_lmcache.config.stores import Remote
+from kserve_lmcache.config.stores import Address, Remote
 from kserve_lmcache.doctor.check import Finding, failure, foreign, ok, warning
 from kserve_lmcache.doctor.network import show
-from kserve_lmcache.tiers.redis.client import Address, tls_context
+from kserve_lmcache.tiers.redis.client import tls_context
 
 NAME = "remote TLS"
 

@@ -32,7 +32,7 @@ logger = logging.getLogger(__name__)
 Scalar = str | int | float | None
 Client = redis.Redis | redis.RedisCluster
 
-KEY_PREFIX = f"{redis_client.PREFIX}replicas:"
+KEY_PREFIX = f"{redis_client.KEY_PREFIX}replicas:"
 # A full store may evict the hash before its expiry time, so the server writes its field again.
 RENEWAL_SECONDS = 600.0
 _EXPIRY_SECONDS = 48 * 3600  # for a hash whose last server is gone

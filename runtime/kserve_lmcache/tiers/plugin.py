@@ -19,16 +19,11 @@ from lmcache.v1.storage_backend.connector import ConnectorAdapter
 from lmcache.v1.storage_backend.connector.base_connector import RemoteConnector
 
 from kserve_lmcache.config.stores import Remote
-from kserve_lmcache.config.tier_limits import Limits
-from kserve_lmcache.config.tier_plugins import (
-    DISK_PLUGIN,
-    PLUGIN,
-    disk_from_extra_config,
-    from_extra_config,
-)
+from kserve_lmcache.config.tier_limits import TierLimits
+from kserve_lmcache.config.tier_plugins import DISK_PLUGIN, REMOTE_PLUGIN
 from kserve_lmcache.tiers.disk.directory import DiskDirectory
 from kserve_lmcache.tiers.disk.store import DiskStore
-from kserve_lmcache.tiers.guard.codec import Layout, overhead
+from kserve_lmcache.tiers.guard.codec import Layout, header_size
 from kserve_lmcache.tiers.guard.store import Store
 from kserve_lmcache.tiers.guard.tier import Tier
 from kserve_lmcache.tiers.lmcache.objects import Connectors, value_bytes
@@ -61,14 +56,14 @@ class RemoteTierAdapter(_Adapter):
     """Makes the remote tier."""
 
     def __init__(self) -> None:
-        super().__init__(PLUGIN, RemoteTierConnector)
+        super().__init__(REMOTE_PLUGIN.name, RemoteTierConnector)
 
 
 class DiskTierAdapter(_Adapter):
     """Makes the disk tier."""
 
     def __init__(self) -> None:
-        super().__init__(DISK_PLUGIN, DiskTierConnector)
+        super().__init__(DISK_PLUGIN.name, DiskTierConnector)
 
 
 class TierConnector(RemoteConnector):  # type: ignore[misc]
@@ -185,13 +180,13 @@ class RemoteTierConnector(TierConnector):
     """The store that replicas share."""
 
     def _make_tier(self, context: ConnectorContext) -> Tier:
-        remote, limits = from_extra_config(context.config.extra_config)
+        remote, limits = REMOTE_PLUGIN.decode(context.config.extra_config)
         make_store = self._make_store_of(remote, limits, context)
         size, tokens = self.full_chunk_size_bytes, context.config.chunk_size
         return Tier(remote.url, make_store, limits, tokens, size)
 
     def _make_store_of(
-        self, remote: Remote, limits: Limits, context: ConnectorContext
+        self, remote: Remote, limits: TierLimits, context: ConnectorContext
     ) -> Callable[[str], Store]:
         if remote.speaks_redis:
             return functools.partial(_make_redis_store, remote, limits)
@@ -209,13 +204,13 @@ class DiskTierConnector(TierConnector):
         self._directory.close()
 
     def _make_tier(self, context: ConnectorContext) -> Tier:
-        disk, limits = disk_from_extra_config(context.config.extra_config)
+        disk, limits = DISK_PLUGIN.decode(context.config.extra_config)
         # With MLA all workers have the same KV cache, of which the first writes its own.
         worker = 0 if context.metadata.use_mla else context.metadata.worker_id
         path = Path(disk.directory_of(worker))
-        self._directory = DiskDirectory(path, disk.most_bytes)
+        self._directory = DiskDirectory(path, disk.max_bytes)
         size = self.full_chunk_size_bytes
-        largest = overhead(self._whole) + size
+        largest = header_size(self._whole) + size
         return Tier(
             str(path),
             functools.partial(DiskStore, self._directory, largest),
@@ -231,7 +226,7 @@ def _release(memory_obj: MemoryObj) -> None:
     memory_obj.ref_count_down()
 
 
-def _make_redis_store(remote: Remote, limits: Limits, lane: str) -> Store:
+def _make_redis_store(remote: Remote, limits: TierLimits, lane: str) -> Store:
     patience: Mapping[str, float] = {"load": limits.load, "write": limits.write}
     return RedisStore(remote, limits, patience.get(lane, limits.connect), lane)
 

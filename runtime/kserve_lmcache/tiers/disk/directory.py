@@ -48,12 +48,12 @@ class DiskDirectory:
 
     Args:
         path: of the directory; made when it is first needed.
-        most_bytes: that all files may take from the disk.
+        max_bytes: that all files may take from the disk.
     """
 
-    def __init__(self, path: Path, most_bytes: int) -> None:
+    def __init__(self, path: Path, max_bytes: int) -> None:
         self.path = path
-        self.most_bytes = most_bytes
+        self.max_bytes = max_bytes
         self.index = DiskIndex()
         self.evicted = 0
         self.is_counted = threading.Event()
@@ -96,7 +96,7 @@ class DiskDirectory:
             OSError: they cannot be removed.
         """
         size = File(size, 0).occupied
-        while self.index.occupied + size > self.most_bytes and self._evict():
+        while self.index.occupied + size > self.max_bytes and self._evict():
             pass
 
     def give_back(self, size: int) -> bool:
@@ -119,7 +119,7 @@ class DiskDirectory:
         """Sizes and counts, as plain values."""
         return {
             "used_bytes": self.index.occupied,
-            "capacity_bytes": self.most_bytes,
+            "capacity_bytes": self.max_bytes,
             "files": len(self.index),
             "evictions": self.evicted,
         }

@@ -158,7 +158,7 @@ class DiskStore:
         return self._buffer[:done]
 
     def _write(self, entry: Entry, used: int) -> None:
-        if File(entry.size, 0).occupied > self._directory.most_bytes:
+        if File(entry.size, 0).occupied > self._directory.max_bytes:
             raise StoreFullError(f"a chunk of {entry.size} bytes is more than all may take")
         for attempt in range(1, _TRIES + 1):
             try:

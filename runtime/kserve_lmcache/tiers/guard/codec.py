@@ -1,9 +1,7 @@
-"""What stands around a chunk in the remote store, so that no other bytes are ever taken for it.
-
-A value is a header, a description of the memory, and the payload:
+"""The codec of stored values: a header with a checksum, followed by the payload.
 
 ====== ====== =========================================================
-offset bytes
+offset bytes  content
 ====== ====== =========================================================
 0      4      ``KVLC``
 4      2      version
@@ -14,10 +12,10 @@ offset bytes
 …             payload, at a multiple of 64
 ====== ====== =========================================================
 
-The checksum is XXH3 of 128 bits (https://xxhash.com; some 50 GB/s on one core, so that it costs
-nothing beside the network) over the key, the header without the checksum, the description and
-the payload: a value that was stored under another key does not check either. It is no
-signature: whoever may write to the store can write a value that checks.
+The checksum is the 128-bit XXH3 hash (https://xxhash.com) of the key, the header without the
+checksum, the description and the payload. A value that was stored under another key therefore
+fails the check. Hashing runs at about 50 GB/s on one core, which is far faster than any store.
+The checksum is not a signature: whoever may write to the store can write a valid value.
 """
 
 from __future__ import annotations
@@ -33,18 +31,18 @@ VERSION = 1
 _MAGIC = b"KVLC"
 _HEADER = struct.Struct("<4sHHQ16s")
 _ALIGNMENT = 64
-_LONGEST_DESCRIPTION = 1024
+_MAX_DESCRIPTION = 1024  # bytes
 
 Buffer = bytes | bytearray | memoryview
 
 
 class CorruptValueError(ValueError):
-    """A value of the store is not what was stored under its key."""
+    """A value in the store differs from the value that was stored under its key."""
 
 
 @dataclass(frozen=True)
 class Layout:
-    """How a payload lies in memory.
+    """The layout of a payload in memory.
 
     Attributes:
         format: name of LMCache's memory format.
@@ -60,7 +58,7 @@ class Layout:
 
 
 def encode_header(key: str, layout: Layout, payload: Buffer) -> bytes:
-    """What stands before ``payload`` in the value of ``key``.
+    """Returns the header of ``key``'s value, whose payload follows it uncopied.
 
     Raises:
         ValueError: the layout has too many tensors to be described.
@@ -72,39 +70,39 @@ def encode_header(key: str, layout: Layout, payload: Buffer) -> bytes:
 
 
 def decode_value(key: str, value: Buffer) -> tuple[Layout, memoryview]:
-    """The layout and the payload (not copied) of the value of ``key``.
+    """Returns the layout and the payload of ``key``'s value. The payload is not copied.
 
     Raises:
-        CorruptValueError: saying in what it is not what :func:`encode_header` made.
+        CorruptValueError: the value fails a check. The message names the check.
     """
     view = memoryview(value)
     if len(view) < _HEADER.size:
         raise CorruptValueError(f"{len(view)} bytes are less than a header")
     magic, version, described, length, checksum = _HEADER.unpack_from(view)
     if magic != _MAGIC:
-        raise CorruptValueError("it does not begin as a chunk does")
+        raise CorruptValueError("the value does not begin as a chunk does")
     if version != VERSION:
-        raise CorruptValueError(f"its version is {version}, not {VERSION}")
+        raise CorruptValueError(f"the version is {version}, not {VERSION}")
     begin = _HEADER.size + described
     if len(view) != begin + length:
-        raise CorruptValueError(f"it has {len(view)} bytes instead of {begin + length}")
+        raise CorruptValueError(f"the value has {len(view)} bytes instead of {begin + length}")
     start = _HEADER.pack(magic, version, described, length, bytes(16))
     description, payload = bytes(view[_HEADER.size : begin]), view[begin:]
     if _checksum(key, start, description, payload) != checksum:
-        raise CorruptValueError("its checksum differs")
-    return _layout(description), payload
+        raise CorruptValueError("the checksum differs")
+    return _parse(description), payload
 
 
-def without_padding(value: memoryview) -> memoryview:
-    """``value`` as long as its header says, where a store keeps one size of value only."""
+def strip_padding(value: memoryview) -> memoryview:
+    """Cuts ``value`` to the length in its header, for stores that keep values of one size only."""
     if len(value) < _HEADER.size:
         return value
     magic, _, described, length, _ = _HEADER.unpack_from(value)
     return value[: _HEADER.size + described + length] if magic == _MAGIC else value
 
 
-def overhead(layout: Layout) -> int:
-    """Bytes that :func:`encode_header` adds."""
+def header_size(layout: Layout) -> int:
+    """Returns the length of the header that :func:`encode_header` makes for ``layout``."""
     return _HEADER.size + len(_describe(layout))
 
 
@@ -118,13 +116,13 @@ def _checksum(key: str, start: bytes, description: bytes, payload: Buffer) -> by
 @functools.lru_cache(maxsize=64)
 def _describe(layout: Layout) -> bytes:
     text = str(layout).encode("ascii")
-    if len(text) > _LONGEST_DESCRIPTION:
+    if len(text) > _MAX_DESCRIPTION:
         raise ValueError(f"a layout of {len(layout.tensors)} tensors is too long to describe")
     return text + b" " * (-(_HEADER.size + len(text)) % _ALIGNMENT)
 
 
 @functools.lru_cache(maxsize=64)
-def _layout(description: bytes) -> Layout:
+def _parse(description: bytes) -> Layout:
     name, *tensors = description.decode("ascii").split()
     parsed = []
     for tensor in tensors:

@@ -1,4 +1,4 @@
-"""How fast a store is read and how fast the engine computes: which of them is sooner done?"""
+"""The load cost model: decides whether loading chunks is faster than computing them."""
 
 from __future__ import annotations
 
@@ -8,20 +8,20 @@ from statistics import median
 
 MIB = 2**20
 
-# Until a load has been measured: slow enough that its deadline is generous.
+# Assumed until loads have been measured. A low rate makes the first deadlines generous.
 _ASSUMED_RATE = 100 * MIB  # bytes a second
-_SMALLEST_SAMPLE = MIB  # bytes; less says more about the round trip than about the rate
-_SMALLEST_STEP = 256  # tokens; smaller steps say more about decoding
+# Below these sizes a sample measures the round trip, or decoding, rather than a rate.
+_MIN_LOAD = MIB  # bytes
+_MIN_STEP = 256  # tokens
 _SAMPLES = 9
-_FEWEST_SAMPLES = 3  # one of a busy moment decides nothing
-# A load that takes this much longer than expected will not come.
-_PATIENCE = 4.0
-# A store once found slow may be faster today.
-_TRY_AGAIN = 30.0  # seconds
+_MIN_SAMPLES = 3  # so that one slow sample decides nothing
+_DEADLINE_FACTOR = 4.0  # times the expected duration of a load
+# A slow store may have become faster: it is tried again after this pause.
+_RETRY_SECONDS = 30.0
 
 
 class _Rate:
-    """The median of the last samples; ``None`` while there are too few."""
+    """The median of the last samples; ``None`` while there are too few samples."""
 
     def __init__(self) -> None:
         self.median: float | None = None
@@ -29,82 +29,84 @@ class _Rate:
 
     def add(self, sample: float) -> None:
         self._samples.append(sample)
-        if len(self._samples) >= _FEWEST_SAMPLES:
+        if len(self._samples) >= _MIN_SAMPLES:
             self.median = median(self._samples)
 
 
-class Prefill:
-    """How fast the engine computes, by its last prefill steps."""
+class PrefillRate:
+    """How fast the engine computes prompts, measured over its last prefill steps."""
 
     def __init__(self) -> None:
         self._rate = _Rate()
         self._step: tuple[float, int] | None = None
 
-    def computes(self, tokens: int) -> None:
-        """The engine begins to compute ``tokens`` tokens, with nothing to load before it."""
+    def begin_step(self, tokens: int) -> None:
+        """The engine begins to compute ``tokens`` tokens and has nothing more to load."""
         self._step = (time.monotonic(), tokens)
 
-    def computed(self) -> None:
-        """The engine has computed, or comes to its next step.
+    def end_step(self) -> None:
+        """The engine begins its next step, so the last one has ended.
 
-        Only then is it seen what a step took: an accelerator's kernels run on after they were
-        started. Time without any request is in it too now and then; the median and the direction
-        of the mistake (loading looks better than it is) make that harmless.
+        The end of a step can be seen only then, because an accelerator's kernels run after they
+        were started. Idle time between two steps sometimes counts as well. The median tolerates
+        that, and the error only makes loading look faster than computing.
         """
         step, self._step = self._step, None
-        if step is not None and step[1] >= _SMALLEST_STEP:
+        if step is not None and step[1] >= _MIN_STEP:
             seconds = time.monotonic() - step[0]
             if seconds > 0:
                 self._rate.add(step[1] / seconds)
 
     @property
-    def rate(self) -> float | None:
-        """Tokens a second; ``None`` until some steps were seen."""
+    def tokens_per_second(self) -> float | None:
+        """The rate; ``None`` until some steps were measured."""
         return self._rate.median
 
 
-class Pace:
-    """Whether a store is read sooner than the engine computes.
+class LoadCost:
+    """Compares the duration of a load with the duration of the prefill that the load replaces.
 
     Args:
-        grace: seconds that an answer of the store may take whatever its size.
+        grace: seconds that a load may take whatever its size.
 
     Attributes:
-        prefill: the engine's.
+        prefill: the engine's rate; the connector replaces it with the one that it measures.
     """
 
     def __init__(self, grace: float) -> None:
-        self.prefill = Prefill()
+        self.prefill = PrefillRate()
         self._grace = grace
         self._reads = _Rate()
         self._last_load = 0.0
 
     def loaded(self, size: int, seconds: float) -> None:
-        """A load of ``size`` bytes, or what came of it in time, took ``seconds``."""
+        """Records that a load delivered ``size`` bytes in ``seconds``, complete or not."""
         self._last_load = time.monotonic()
-        if size >= _SMALLEST_SAMPLE and seconds > 0:
+        if size >= _MIN_LOAD and seconds > 0:
             self._reads.add(size / seconds)
 
     @property
-    def read_rate(self) -> float:
-        """Bytes a second of a load."""
+    def bytes_per_second(self) -> float:
+        """The rate at which the store is read."""
         return self._reads.median or _ASSUMED_RATE
 
     def is_worth(self, tokens: int, size: int) -> bool:
-        """Whether reading ``size`` bytes is sooner done than computing their ``tokens`` tokens."""
-        if self.prefill.rate is None or self._reads.median is None:
+        """Whether to load ``size`` bytes instead of computing the ``tokens`` tokens they hold."""
+        rate = self.prefill.tokens_per_second
+        if rate is None or self._reads.median is None:
             return True
-        if time.monotonic() - self._last_load > _TRY_AGAIN:
+        if time.monotonic() - self._last_load > _RETRY_SECONDS:
             return True
-        return size / self.read_rate < tokens / self.prefill.rate
+        return size / self.bytes_per_second < tokens / rate
 
-    def deadline(self, tokens: int, size: int, most: float) -> float:
-        """Seconds after which a load is given up, at most ``most``.
+    def deadline(self, tokens: int, size: int, limit: float) -> float:
+        """Returns the seconds after which a load is given up, at most ``limit``.
 
-        Never longer than computing the tokens takes, so that a load that fails costs a request
-        at most as much again.
+        A load never takes longer than computing its tokens, so a load that fails at most doubles
+        the time to the first token.
         """
-        seconds = self._grace + _PATIENCE * size / self.read_rate
-        if self.prefill.rate is not None:
-            seconds = min(seconds, max(self._grace, tokens / self.prefill.rate))
-        return min(seconds, most)
+        seconds = self._grace + _DEADLINE_FACTOR * size / self.bytes_per_second
+        rate = self.prefill.tokens_per_second
+        if rate is not None:
+            seconds = min(seconds, max(self._grace, tokens / rate))
+        return min(seconds, limit)

@@ -10,7 +10,7 @@ import traceback
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Generic, TypeVar
 
-from kserve_lmcache.config.tier_limits import Limits
+from kserve_lmcache.config.tier_limits import TierLimits
 from kserve_lmcache.metrics import start_up_timing
 from kserve_lmcache.metrics.table import metric
 from kserve_lmcache.tiers.guard.breaker import SLOW, Breaker
@@ -18,7 +18,7 @@ from kserve_lmcache.tiers.guard.codec import Buffer, CorruptValueError, Layout, 
 from kserve_lmcache.tiers.guard.corrupt_keys import CorruptKeys
 from kserve_lmcache.tiers.guard.counters import Counters
 from kserve_lmcache.tiers.guard.deadline_executor import DeadlineExecutor
-from kserve_lmcache.tiers.guard.load_cost import Pace
+from kserve_lmcache.tiers.guard.load_cost import LoadCost
 from kserve_lmcache.tiers.guard.store import Store, StoreError
 from kserve_lmcache.tiers.guard.writer import Chunk, Writer
 
@@ -47,13 +47,13 @@ class Tier:
         self,
         name: str,
         make_store: Callable[[str], Store],
-        limits: Limits,
+        limits: TierLimits,
         chunk_tokens: int,
         chunk_bytes: int,
         kind: str = "remote",
         also: Callable[[], Mapping[str, Any]] = dict,
     ) -> None:
-        self.pace = Pace(limits.lookup)
+        self.load_cost = LoadCost(limits.lookup)
         self.counters = Counters(kind)
         self._kind = kind
         self._say_up(False)
@@ -95,7 +95,9 @@ class Tier:
         found = self._count(keys, sizes or ())
         self.counters.add("lookup_hits", found)
         self.counters.add("lookup_misses", len(keys) - found)
-        if found and not self.pace.is_worth(found * self._chunk_tokens, found * self._chunk_bytes):
+        if found and not self.load_cost.is_worth(
+            found * self._chunk_tokens, found * self._chunk_bytes
+        ):
             self.counters.add("loads_skipped")
             return 0
         return found
@@ -126,7 +128,7 @@ class Tier:
             return []
         self.counters.add("loads")
         size = len(keys) * self._chunk_bytes
-        deadline = self.pace.deadline(len(keys) * self._chunk_tokens, size, self._limits.load)
+        deadline = self.load_cost.deadline(len(keys) * self._chunk_tokens, size, self._limits.load)
         loading = _Loading(keys, take, release)
         began = time.monotonic()
         self._call("load", loading.run, deadline)
@@ -135,7 +137,7 @@ class Tier:
         self.counters.add("read_bytes", loading.bytes)
         seconds = time.monotonic() - began
         metric("load_seconds", tier=self._kind).observe(seconds)
-        self.pace.loaded(loading.bytes, seconds)
+        self.load_cost.loaded(loading.bytes, seconds)
         if loading.outcome:
             self.counters.add(loading.outcome)
         else:
@@ -179,8 +181,8 @@ class Tier:
             "reason": "" if up else self._reason,
             "queue_bytes": self._writer.queued_bytes,
             "queue_bytes_max": self._writer.most_queued_bytes,
-            "read_bytes_per_second": self.pace.read_rate,
-            "prefill_tokens_per_second": self.pace.prefill.rate,
+            "read_bytes_per_second": self.load_cost.bytes_per_second,
+            "prefill_tokens_per_second": self.load_cost.prefill.tokens_per_second,
             **self.counters.snapshot(),
             **self._also(),
         }

@@ -7,10 +7,10 @@ import time
 from collections import OrderedDict
 from collections.abc import Callable
 
-from kserve_lmcache.config.tier_limits import Limits
+from kserve_lmcache.config.tier_limits import TierLimits
 from kserve_lmcache.metrics.table import metric
 from kserve_lmcache.tiers.guard.breaker import Breaker
-from kserve_lmcache.tiers.guard.codec import Buffer, Layout, encode_header, overhead
+from kserve_lmcache.tiers.guard.codec import Buffer, Layout, encode_header, header_size
 from kserve_lmcache.tiers.guard.corrupt_keys import CorruptKeys
 from kserve_lmcache.tiers.guard.counters import Counters
 from kserve_lmcache.tiers.guard.deadline_executor import DeadlineExecutor
@@ -32,7 +32,7 @@ class Chunk:
         self.key = key
         self.layout = layout
         self.payload = payload
-        self.size = overhead(layout) + len(payload)
+        self.size = header_size(layout) + len(payload)
         self._release: Callable[[], None] | None = release
         self._lock = threading.Lock()
 
@@ -62,7 +62,7 @@ class Writer:
         self,
         lane: DeadlineExecutor,
         breaker: Breaker,
-        limits: Limits,
+        limits: TierLimits,
         counters: Counters,
         spoiled: CorruptKeys,
         on_full: Callable[[str], None],

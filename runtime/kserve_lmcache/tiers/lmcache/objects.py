@@ -23,8 +23,8 @@ from lmcache.utils import CacheEngineKey
 from lmcache.v1.memory_management import MemoryFormat, MemoryObjMetadata, TensorMemoryObj
 from lmcache.v1.storage_backend.connector import ConnectorContext, ConnectorManager
 
-from kserve_lmcache.config.tier_plugins import TIERS, without_ours
-from kserve_lmcache.tiers.guard.codec import Buffer, Layout, overhead
+from kserve_lmcache.config.tier_plugins import PLUGINS, without_tier_plugins
+from kserve_lmcache.tiers.guard.codec import Buffer, Layout, header_size
 from kserve_lmcache.tiers.guard.store import StoreError
 from kserve_lmcache.tiers.lmcache import rdma
 from kserve_lmcache.tiers.lmcache.mooncake import SharedConnector
@@ -46,7 +46,7 @@ _LOGGERS = ("lmcache.v1.protocol", "lmcache.v1.storage_backend.connector")
 
 def value_bytes(layout: Layout, payload_bytes: int) -> int:
     """Bytes of the value of a whole chunk."""
-    return -(-(overhead(layout) + payload_bytes) // _PAGE) * _PAGE
+    return -(-(header_size(layout) + payload_bytes) // _PAGE) * _PAGE
 
 
 def key_of(text: str) -> CacheEngineKey:
@@ -241,10 +241,11 @@ def _quieten() -> None:
 def _config(config: LMCacheEngineConfig, url: str) -> LMCacheEngineConfig:
     """LMCache's, without what is meant for us and with what would do harm corrected."""
     changed, scheme = copy.copy(config), urlsplit(url).scheme
-    others = [name for name in config.remote_storage_plugins or () if name not in TIERS]
+    ours = [plugin.name for plugin in PLUGINS]
+    others = [name for name in config.remote_storage_plugins or () if name not in ours]
     changed.remote_storage_plugins = others or None
     changed.save_unfull_chunk = False  # to them every chunk is whole
-    changed.extra_config = extra = without_ours(config.extra_config or {})
+    changed.extra_config = extra = without_tier_plugins(config.extra_config or {})
     if scheme == "mooncakestore":
         # Without, it hands out bare addresses, and forgets a transfer that takes a second.
         extra["save_chunk_meta"] = True

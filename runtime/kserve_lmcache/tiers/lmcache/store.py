@@ -18,8 +18,8 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from lmcache.v1.storage_backend.connector.base_connector import RemoteConnector
 
-from kserve_lmcache.config.tier_limits import Limits
-from kserve_lmcache.tiers.guard.codec import Buffer, without_padding
+from kserve_lmcache.config.tier_limits import TierLimits
+from kserve_lmcache.tiers.guard.codec import Buffer, strip_padding
 from kserve_lmcache.tiers.guard.store import Entry, StoreError, StoreFullError
 from kserve_lmcache.tiers.lmcache.daemon_threads import DaemonThreads
 from kserve_lmcache.tiers.lmcache.objects import Connectors, key_of
@@ -60,7 +60,7 @@ class LMCacheStore:
             is not asked for.
     """
 
-    def __init__(self, connectors: Connectors, limits: Limits, lane: str) -> None:
+    def __init__(self, connectors: Connectors, limits: TierLimits, lane: str) -> None:
         self._connectors = connectors
         self._values = connectors.values
         self._scheme = connectors.scheme
@@ -229,7 +229,7 @@ class LMCacheStore:
         values: list[Buffer | None] = []
         for key, value in zip(keys, found, strict=True):
             if value is not None:
-                values.append(without_padding(value.byte_array))
+                values.append(strip_padding(value.byte_array))
             else:
                 # There and not readable, it is to be replaced: no value, and not a missing one.
                 values.append(b"" if await self._size(key) else None)

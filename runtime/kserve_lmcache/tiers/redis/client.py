@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import ssl
-from dataclasses import dataclass
 from typing import Any
-from urllib.parse import parse_qs, unquote, urlsplit
 
 import redis
 from redis.backoff import NoBackoff
@@ -15,75 +13,11 @@ from redis.exceptions import RedisClusterException
 from redis.retry import Retry
 from redis.sentinel import Sentinel
 
-from kserve_lmcache.config.stores import Remote
-
-Address = tuple[str, int]
+from kserve_lmcache.config.stores import Address, Remote
 
 # What all keys begin with, so that an ACL can be limited to them and an operator knows whose
 # they are.
-PREFIX = "kserve-lmcache:"
-_PORT = 6379
-_SENTINEL_PORT = 26379
-
-
-@dataclass(frozen=True)
-class Location:
-    """Where the URL of a Redis remote points to.
-
-    Attributes:
-        addresses: host and port of every server that is named; none for a Unix socket.
-        socket_path: of a Unix socket, else empty.
-        service: what the sentinels call the primary, else empty.
-        database: its number.
-    """
-
-    addresses: tuple[Address, ...] = ()
-    socket_path: str = ""
-    service: str = ""
-    database: int = 0
-
-
-def locate(remote: Remote) -> Location:
-    """Read the remote's URL.
-
-    Raises:
-        ValueError: saying what is wrong with it.
-    """
-    split = urlsplit(remote.url)
-    database = parse_qs(split.query).get("db", [""])[0]
-    path = unquote(split.path)
-    if remote.scheme == "unix":
-        if not path.strip("/"):
-            raise ValueError("names no socket, as unix:///run/redis.sock does")
-        return Location(socket_path=path, database=_number(database))
-    first, _, second = path.strip("/").partition("/")
-    if remote.scheme == "redis-sentinel":
-        if not first:
-            raise ValueError("names no service, as redis-sentinel://HOST:PORT/SERVICE does")
-        addresses = addresses_of(split.netloc, _SENTINEL_PORT)
-        return Location(addresses, service=first, database=_number(database or second))
-    return Location(addresses_of(split.netloc, _PORT), database=_number(database or first))
-
-
-def addresses_of(netloc: str, default_port: int | None = None) -> tuple[Address, ...]:
-    """The ``HOST[:PORT]`` of a URL, or the several between commas.
-
-    Raises:
-        ValueError: a host is missing, or a port is missing (without a default) or no port.
-    """
-    addresses = []
-    for part in netloc.split(","):
-        split = urlsplit(f"//{part.strip()}")
-        if not split.hostname:
-            raise ValueError("names no host")
-        try:
-            port = split.port if split.port is not None else default_port
-        except ValueError:  # whose text may quote a password
-            raise ValueError(f"names no number as the port of {split.hostname}") from None
-        if port is None:
-            raise ValueError(f"names no port for {split.hostname}")
-        addresses.append((split.hostname, port))
-    return tuple(addresses)
+KEY_PREFIX = "kserve-lmcache:"
 
 
 def connect(remote: Remote, timeout: float, **more: Any) -> redis.Redis | redis.RedisCluster:
@@ -99,7 +33,7 @@ def connect(remote: Remote, timeout: float, **more: Any) -> redis.Redis | redis.
         redis.RedisError: the cluster's nodes cannot be asked for its layout; the other clients
             connect at their first command.
     """
-    location = locate(remote)
+    location = remote.redis_location()
     if remote.scheme == "redis-cluster":
         return cluster_client(remote, timeout, **more)
     if remote.scheme == "redis-sentinel":
@@ -120,7 +54,7 @@ def cluster_client(remote: Remote, timeout: float, **more: Any) -> redis.RedisCl
     options["dynamic_startup_nodes"] = False
     nodes = [
         ClusterNode(host, port)  # type: ignore[no-untyped-call]
-        for host, port in locate(remote).addresses
+        for host, port in remote.redis_location().addresses
     ]
     try:
         return redis.RedisCluster(startup_nodes=nodes, **options)
@@ -138,7 +72,7 @@ def node_client(
     Raises:
         ValueError: the URL cannot be used.
     """
-    location = locate(remote)
+    location = remote.redis_location()
     options = {**_options(remote, timeout), **more}
     if remote.scheme != "redis-cluster":
         options["db"] = location.database
@@ -213,9 +147,3 @@ def _patience(timeout: float) -> dict[str, Any]:
         # The version that every server and every proxy before one understands.
         "protocol": 2,
     }
-
-
-def _number(text: str) -> int:
-    if text and not (text.isascii() and text.isdigit()):
-        raise ValueError(f"names the database {text!r}, which is no number")
-    return int(text or 0)

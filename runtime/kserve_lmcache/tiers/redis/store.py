@@ -13,11 +13,11 @@ from redis.connection import PythonRespSerializer
 from redis.exceptions import OutOfMemoryError, RedisClusterException, ResponseError
 
 from kserve_lmcache.config.stores import Remote
-from kserve_lmcache.config.tier_limits import Limits
+from kserve_lmcache.config.tier_limits import TierLimits
 from kserve_lmcache.tiers.guard.codec import Buffer
 from kserve_lmcache.tiers.guard.store import Entry, StoreError, StoreFullError
 from kserve_lmcache.tiers.redis import client as redis_client
-from kserve_lmcache.tiers.redis.client import PREFIX
+from kserve_lmcache.tiers.redis.client import KEY_PREFIX
 
 _CLIENT_NAME = "kserve-lmcache"
 _READ_SIZE = 256 * 1024  # bytes read from a socket at a time
@@ -44,7 +44,7 @@ class RedisStore:
         name: of the connection, for ``CLIENT LIST``.
     """
 
-    def __init__(self, remote: Remote, limits: Limits, patience: float, name: str) -> None:
+    def __init__(self, remote: Remote, limits: TierLimits, patience: float, name: str) -> None:
         self._remote = remote
         self._limits = limits
         self._patience = patience
@@ -61,7 +61,7 @@ class RedisStore:
         """Bytes of each value; 0 where there is none, or something that is no chunk."""
         pipeline = self._pipeline()
         for key in keys:
-            pipeline.strlen(PREFIX + key)
+            pipeline.strlen(KEY_PREFIX + key)
         answers = pipeline.execute(raise_on_error=False)
         return [0 if isinstance(answer, ResponseError) else answer for answer in _checked(answers)]
 
@@ -69,7 +69,7 @@ class RedisStore:
         """The values, each as soon as it is there."""
         read = self._read_cluster if self._is_cluster else self._read_node
         with _store_errors():
-            yield from read([PREFIX + key for key in keys])
+            yield from read([KEY_PREFIX + key for key in keys])
 
     @_store_errors()
     def write(self, entries: Sequence[Entry]) -> None:
@@ -77,7 +77,7 @@ class RedisStore:
         pipeline = self._pipeline()
         for entry in entries:
             value = b"".join((entry.header, entry.payload))
-            pipeline.set(PREFIX + entry.key, value, ex=self._limits.ttl or None)
+            pipeline.set(KEY_PREFIX + entry.key, value, ex=self._limits.ttl or None)
         for answer in pipeline.execute(raise_on_error=False):
             if isinstance(answer, Exception):
                 raise answer
@@ -89,7 +89,7 @@ class RedisStore:
             return
         pipeline = self._pipeline()
         for key in keys:
-            pipeline.expire(PREFIX + key, self._limits.ttl)
+            pipeline.expire(KEY_PREFIX + key, self._limits.ttl)
         _checked(pipeline.execute(raise_on_error=False))
 
     @_store_errors()
@@ -97,7 +97,7 @@ class RedisStore:
         """Delete the values; the server frees their memory in the background."""
         pipeline = self._pipeline()
         for key in keys:
-            pipeline.unlink(PREFIX + key)
+            pipeline.unlink(KEY_PREFIX + key)
         _checked(pipeline.execute(raise_on_error=False))
 
     def abort(self) -> None:
