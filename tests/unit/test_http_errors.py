@@ -6,9 +6,9 @@ from collections.abc import Iterator
 from typing import Any
 
 import pytest
-from vllm.entrypoints.openai.engine.protocol import ErrorInfo, ErrorResponse
 from vllm.v1.engine.exceptions import EngineDeadError
 
+from kserve_lmcache.compat.vllm import ErrorInfo, ErrorResponse
 from tests.support.http import CHAT, NAME, PREFIX, HTTPServer, echo, serving
 
 TOKENIZE = f"{PREFIX}/tokenize"

@@ -17,9 +17,9 @@ from kserve.protocol.model_repository_extension import ModelRepositoryExtension
 from kserve.protocol.rest.v1_endpoints import register_v1_endpoints
 from kserve.protocol.rest.v2_endpoints import register_v2_endpoints
 from vllm.config import ProfilerConfig
-from vllm.entrypoints.openai.api_server import build_app
 
 from kserve_lmcache.cli.arguments import parse_arguments
+from kserve_lmcache.compat.vllm import build_app
 from kserve_lmcache.config.settings import ROUTE_GROUPS
 from kserve_lmcache.server.data_plane import Repository
 from kserve_lmcache.server.http import routes, vllm_app

@@ -9,15 +9,15 @@ from __future__ import annotations
 import argparse
 import json
 import re
-import sys
 from argparse import Namespace
 from collections.abc import Sequence
 from difflib import get_close_matches
 from typing import NoReturn
 
-from vllm.entrypoints.openai.cli_args import make_arg_parser
 from vllm.utils.argparse_utils import FlexibleArgumentParser
 
+from kserve_lmcache.compat.kserve import argument_parser as kserve_argument_parser
+from kserve_lmcache.compat.vllm import make_arg_parser
 from kserve_lmcache.config.flags import add_setting_flags
 from kserve_lmcache.errors import UsageError
 
@@ -55,10 +55,9 @@ def parse_arguments(argv: Sequence[str]) -> Namespace:
 
 def build_parser() -> argparse.ArgumentParser:
     """The parser of ``kserve-lmcache serve``."""
-    kserve = _kserve_parser()
     parser = _Parser(
         prog="kserve-lmcache",
-        parents=[kserve],
+        parents=[kserve_argument_parser()],
         # KServe and vLLM both have --ssl-certfile and the like: same meaning, same dest.
         conflict_handler="resolve",
         allow_abbrev=False,
@@ -96,16 +95,6 @@ class _Parser(FlexibleArgumentParser):  # type: ignore[misc]
     def _unknown(self, flag: str) -> str:
         near = get_close_matches(flag.replace("_", "-"), self._option_string_actions, n=1)
         return f"there is no flag {flag}" + (f"; did you mean {near[0]}?" if near else "")
-
-
-def _kserve_parser() -> argparse.ArgumentParser:
-    # kserve.model_server parses sys.argv while it is imported and would guess at our flags.
-    argv, sys.argv = sys.argv, sys.argv[:1]
-    try:
-        from kserve.model_server import parser
-    finally:
-        sys.argv = argv
-    return parser  # type: ignore[no-any-return]
 
 
 def _add_hugging_face_flags(parser: argparse.ArgumentParser) -> None:

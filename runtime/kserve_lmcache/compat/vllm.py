@@ -1,19 +1,112 @@
-"""Names of vLLM that are private or have moved between versions.
+"""Names of vLLM that are private, or that vLLM has moved between versions.
 
-Every function imports vLLM when it is called: that import takes seconds.
+vLLM 0.24 and 0.28 are supported. Importing this module does not import vLLM, which takes seconds:
+a name of :data:`_MODULES` is imported when it is used first, and the functions import when they
+are called. A version that has a name in another module needs one more module in the name's entry,
+the newest version's first: the first module that exists is taken.
+
+=====================================  ===========================================================
+name                                   what differs between versions
+=====================================  ===========================================================
+``make_arg_parser``                    in ``vllm.entrypoints.launchers.cli_args`` since 0.29
+``validate_parsed_serve_args``         the same
+``init_app_state``                     in ``vllm.entrypoints.launchers.api_server.app_state`` since
+                                       0.29; the old module is left as a deprecated alias
+``build_app``                          in ``vllm.entrypoints.launchers.app`` since 0.29; takes no
+                                       ``model_config`` in 0.24
+``ErrorResponse``, ``ErrorInfo``       in ``vllm.entrypoints.serve.engine.protocol`` since 0.29
+``AuthenticationMiddleware``           in ``vllm.entrypoints.serve.middleware.authenticate`` since
+                                       0.29
+``XRequestIdMiddleware``               in ``vllm.entrypoints.serve.middleware.x_request_id`` since
+                                       0.29
+``H11_MAX_HEADER_COUNT_DEFAULT``       in ``vllm.entrypoints.launchers.utils.constants`` since 0.29
+``H11_MAX_INCOMPLETE_EVENT_SIZE_...``  the same
+``exceptions``                         ``vllm.exceptions`` has more classes in 0.28 than in 0.24
+``cpu_attention_kernel``               calls a private function, the same in 0.24 and 0.28
+=====================================  ===========================================================
 """
 
 from __future__ import annotations
 
+import importlib
+import inspect
+from argparse import Namespace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     import torch
+    from fastapi import FastAPI
     from vllm.config import VllmConfig
 
+_CLI = ("vllm.entrypoints.openai.cli_args",)
+_SERVER = ("vllm.entrypoints.openai.api_server",)
+_PROTOCOL = ("vllm.entrypoints.openai.engine.protocol",)
+_CONSTANTS = ("vllm.entrypoints.serve.utils.constants",)
+_MIDDLEWARE = ("vllm.entrypoints.serve.utils.server_utils",)
+# The modules that may have a name, the newest version's first.
+_MODULES = {
+    "make_arg_parser": _CLI,
+    "validate_parsed_serve_args": _CLI,
+    "init_app_state": _SERVER,
+    "ErrorResponse": _PROTOCOL,
+    "ErrorInfo": _PROTOCOL,
+    "AuthenticationMiddleware": _MIDDLEWARE,
+    "XRequestIdMiddleware": _MIDDLEWARE,
+    "H11_MAX_HEADER_COUNT_DEFAULT": _CONSTANTS,
+    "H11_MAX_INCOMPLETE_EVENT_SIZE_DEFAULT": _CONSTANTS,
+}
 # In vLLM's own order: it loads the first that the hub has.
 _WEIGHT_PATTERNS = ["*.safetensors", "*.bin", "*.pt"]
+
+
+def __getattr__(name: str) -> Any:
+    """Import a name of :data:`_MODULES`.
+
+    Raises:
+        AttributeError: the table has no such name.
+    """
+    if name not in _MODULES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    value = globals()[name] = getattr(_first_module(_MODULES[name]), name)
+    return value
+
+
+def _first_module(modules: tuple[str, ...]) -> Any:
+    """The first module that the installed vLLM has.
+
+    Raises:
+        ModuleNotFoundError: there is none.
+    """
+    *newer, oldest = modules
+    for module in newer:
+        try:
+            return importlib.import_module(module)
+        except ModuleNotFoundError as error:
+            # A module that exists may lack one of its own dependencies, which is an error.
+            if not f"{module}.".startswith(f"{error.name}."):
+                raise
+    return importlib.import_module(oldest)
+
+
+def build_app(args: Namespace, tasks: Any, model_config: Any) -> FastAPI:
+    """vLLM's OpenAI application, without its state.
+
+    Args:
+        args: the server's arguments.
+        tasks: the tasks of the model, as the engine lists them.
+        model_config: vLLM's configuration of the model; 0.24 does not take one.
+    """
+    build = _first_module(_SERVER).build_app
+    takes_model_config = "model_config" in inspect.signature(build).parameters
+    app: FastAPI = build(args, tasks, *((model_config,) if takes_model_config else ()))
+    return app
+
+
+def exceptions(*names: str) -> tuple[type[Exception], ...]:
+    """The classes of ``vllm.exceptions`` with these names that the installed version has."""
+    module = importlib.import_module("vllm.exceptions")
+    return tuple(filter(None, (getattr(module, name, None) for name in names)))
 
 
 def knows_hash_algorithm(name: str) -> bool:

@@ -9,8 +9,8 @@ from typing import Any
 from fastapi import Request
 from kserve.protocol.rest.openai import OpenAIEncoderModel, OpenAIGenerativeModel
 from kserve.protocol.rest.openai.errors import create_error_response
-from vllm.entrypoints.openai.cli_args import validate_parsed_serve_args
-from vllm.entrypoints.openai.engine.protocol import ErrorResponse
+
+from kserve_lmcache.compat.vllm import ErrorResponse, validate_parsed_serve_args
 
 
 class VLLMModel(OpenAIEncoderModel, OpenAIGenerativeModel):  # type: ignore[misc]

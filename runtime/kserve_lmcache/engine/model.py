@@ -12,10 +12,10 @@ from fastapi import FastAPI, Request
 from kserve.logging import logger
 from kserve.protocol.rest.openai.types import ErrorResponse
 from vllm.config import VllmConfig
-from vllm.entrypoints.openai.api_server import init_app_state
 from vllm.usage.usage_lib import UsageContext
 from vllm.v1.engine.async_llm import AsyncLLM
 
+from kserve_lmcache.compat.vllm import init_app_state
 from kserve_lmcache.config import engine_file
 from kserve_lmcache.engine.base_model import choose_base
 from kserve_lmcache.engine.client import TenantAsyncLLM

@@ -9,8 +9,9 @@ from typing import Any
 
 import fastapi
 from kserve.model_server import app as kserve_app
-from kserve.protocol.rest.server import RESTServer, _RefreshingServer
+from kserve.protocol.rest.server import RESTServer
 
+from kserve_lmcache.compat.kserve import RefreshingServer
 from kserve_lmcache.server.http import errors, middleware
 from kserve_lmcache.server.http.limits import Limits
 from kserve_lmcache.server.http.register import register_after_kserves, register_before_kserves
@@ -20,7 +21,7 @@ from kserve_lmcache.server.start_up_responder import ANY_HOST, StartUpResponder
 _CLOSE_SECONDS = 2  # for connections whose answers are written already
 
 
-class _Server(_RefreshingServer):  # type: ignore[misc]
+class _Server(RefreshingServer):  # type: ignore[misc]
     @contextlib.contextmanager
     def capture_signals(self) -> Iterator[None]:
         """Signals are the model server's: uvicorn would close the port at the first one."""

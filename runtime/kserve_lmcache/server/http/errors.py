@@ -11,7 +11,6 @@ from collections.abc import Awaitable, Callable
 from http import HTTPStatus
 from typing import Any
 
-import vllm.exceptions
 from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
@@ -21,15 +20,11 @@ from starlette.exceptions import HTTPException
 from starlette.responses import Response
 from vllm.v1.engine.exceptions import EngineDeadError
 
+from kserve_lmcache.compat import vllm
 from kserve_lmcache.engine.errors import RefusedError
 from kserve_lmcache.server.http import error_responses
 
 Handler = Callable[[Request, Any], Awaitable[Response]]
-
-
-def _vllm(*names: str) -> tuple[type[Exception], ...]:
-    """Those of vLLM's exceptions that its version has."""
-    return tuple(filter(None, (getattr(vllm.exceptions, name, None) for name in names)))
 
 
 _FIELD = re.compile(r"[a-z_][a-z0-9_]*|\d+")
@@ -38,11 +33,11 @@ _BRANCHES = {"str", "int", "float", "bool", "bytes", "list", "dict", "tuple", "n
 _STATUS: tuple[tuple[tuple[type[Exception], ...], HTTPStatus], ...] = (
     ((EngineDeadError,), HTTPStatus.SERVICE_UNAVAILABLE),
     ((ModelNotReady, ServerNotReady, ServerNotLive), HTTPStatus.SERVICE_UNAVAILABLE),
-    ((ModelNotFound, *_vllm("VLLMNotFoundError")), HTTPStatus.NOT_FOUND),
-    (_vllm("VLLMUnprocessableEntityError"), HTTPStatus.UNPROCESSABLE_ENTITY),
+    ((ModelNotFound, *vllm.exceptions("VLLMNotFoundError")), HTTPStatus.NOT_FOUND),
+    (vllm.exceptions("VLLMUnprocessableEntityError"), HTTPStatus.UNPROCESSABLE_ENTITY),
     ((NotImplementedError,), HTTPStatus.NOT_IMPLEMENTED),
     (
-        (*_vllm("VLLMClientError"), ValueError, TypeError, OverflowError),
+        (*vllm.exceptions("VLLMClientError"), ValueError, TypeError, OverflowError),
         HTTPStatus.BAD_REQUEST,
     ),
 )

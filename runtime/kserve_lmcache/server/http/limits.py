@@ -8,11 +8,11 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from vllm import envs
-from vllm.entrypoints.serve.utils.constants import (
+
+from kserve_lmcache.compat.vllm import (
     H11_MAX_HEADER_COUNT_DEFAULT,
     H11_MAX_INCOMPLETE_EVENT_SIZE_DEFAULT,
 )
-
 from kserve_lmcache.config.configuration import Configuration
 
 GB = 2**30

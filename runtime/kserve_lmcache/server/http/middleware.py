@@ -14,8 +14,8 @@ from fastapi.middleware.cors import CORSMiddleware
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
-from vllm.entrypoints.serve.utils.server_utils import AuthenticationMiddleware
 
+from kserve_lmcache.compat.vllm import AuthenticationMiddleware
 from kserve_lmcache.engine.tenant import TENANT
 from kserve_lmcache.logs import REQUEST_ID
 from kserve_lmcache.server.http import error_responses, errors, request_rules

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
 from argparse import Namespace
 from collections.abc import Collection
 from typing import Any
@@ -11,9 +10,8 @@ from fastapi import FastAPI
 from fastapi.middleware.cors import CORSMiddleware
 from fastapi.routing import APIRoute
 from kserve.logging import logger
-from vllm.entrypoints.openai.api_server import build_app
-from vllm.entrypoints.serve.utils.server_utils import AuthenticationMiddleware, XRequestIdMiddleware
 
+from kserve_lmcache.compat.vllm import AuthenticationMiddleware, XRequestIdMiddleware, build_app
 from kserve_lmcache.server.http import errors, routes
 
 # The whole server has its own, in front of KServe's routes too.
@@ -29,10 +27,7 @@ def build(args: Namespace, groups: Collection[str], tasks: Any, model_config: An
         tasks: the tasks of the model, as the engine lists them.
         model_config: vLLM's, which decides about routes of pooling models.
     """
-    if "model_config" in inspect.signature(build_app).parameters:
-        app: FastAPI = build_app(args, tasks, model_config)
-    else:
-        app = build_app(args, tasks)
+    app = build_app(args, tasks, model_config)
     app.user_middleware = [entry for entry in app.user_middleware if entry.cls not in _IN_FRONT]
     rows = routes.known(routes.VLLM)
     unknown = {name for route in app.routes for name in routes.names(route)} - set(rows)

@@ -1,0 +1,57 @@
+"""The names of vLLM that :mod:`kserve_lmcache.compat.vllm` stands for exist where it looks."""
+
+from __future__ import annotations
+
+import inspect
+import sys
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+import torch
+
+from kserve_lmcache.compat import vllm
+
+
+@pytest.mark.parametrize("name", sorted(vllm._MODULES))
+def test_every_name_exists(name: str) -> None:
+    assert getattr(vllm, name) is not None
+
+
+def test_other_names_are_an_attribute_error() -> None:
+    with pytest.raises(AttributeError, match="no_such_name"):
+        _ = vllm.no_such_name
+
+
+def test_the_application_takes_what_it_is_given() -> None:
+    build = vllm._first_module(vllm._SERVER).build_app
+    first, second, *_ = inspect.signature(build).parameters
+    assert (first, second) == ("args", "supported_tasks")
+    first, second, third, fourth, *_ = inspect.signature(vllm.init_app_state).parameters
+    assert (first, second, third, fourth) == ("engine_client", "state", "args", "supported_tasks")
+
+
+def test_exceptions_are_those_that_there_are() -> None:
+    (found,) = vllm.exceptions("VLLMValidationError", "NoSuchError")
+    assert issubclass(found, Exception)
+    assert found.__name__ == "VLLMValidationError"
+
+
+def test_the_attention_kernel_of_a_cpu_has_a_name() -> None:
+    assert vllm.cpu_attention_kernel(torch.bfloat16, 128, 64, "auto")
+
+
+def test_the_newest_module_that_exists_is_taken(monkeypatch: pytest.MonkeyPatch) -> None:
+    module = ModuleType("newer")
+    monkeypatch.setitem(sys.modules, "newer", module)
+    assert vllm._first_module(("newest", "newer", "json")) is module
+    assert vllm._first_module(("newest.inner", "json")).__name__ == "json"
+
+
+def test_a_module_that_lacks_a_dependency_is_an_error(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "incomplete.py").write_text("import no_such_dependency")
+    monkeypatch.syspath_prepend(str(tmp_path))
+    with pytest.raises(ModuleNotFoundError, match="no_such_dependency"):
+        vllm._first_module(("incomplete", "json"))
