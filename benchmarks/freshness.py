@@ -17,6 +17,7 @@ from __future__ import annotations
 
 import argparse
 import os
+import random
 import shutil
 import signal
 import socket
@@ -228,10 +229,10 @@ def _ready(url: str, process: subprocess.Popen[bytes], log: Path) -> bool:
 
 
 def _free_port() -> int:
-    with socket.socket() as listener:
-        listener.bind(("127.0.0.1", 0))
-        port: int = listener.getsockname()[1]
-        return port
+    """A port below those that outgoing connections get, so that it stays free for a restart."""
+    while _answers(port := random.randrange(10_000, 20_000)):
+        pass
+    return port
 
 
 def _answers(port: int) -> bool:

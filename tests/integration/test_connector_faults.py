@@ -21,77 +21,54 @@ from vllm.v1.core.kv_cache_manager import KVCacheBlocks
 from vllm.v1.core.sched.output import SchedulerOutput
 from vllm.v1.outputs import KVConnectorOutput
 
-from kserve_lmcache.connector import KServeLMCacheConnector, lmcache_engine
-from kserve_lmcache.connector.error_containment import Faults
-from kserve_lmcache.connector.metadata import Load, Step
+from kserve_lmcache.compat.lmcache import engine as lmcache_engine
+from kserve_lmcache.connector import KServeLMCacheConnector
+from kserve_lmcache.connector.isolation import Isolation
+from kserve_lmcache.connector.metadata import ConnectorMetadata, Load
 from tests.support.lmcache_faults import Injected, inject
 from tests.support.simulated_engine import BLOCK, CHUNK, SimulatedEngine, continuation, simulated
 
 PROMPT = [number * 7 % 250 for number in range(6 * CHUNK + 9)]
 LONGER = PROMPT + [number * 11 % 250 for number in range(3 * CHUNK)]
 BLOCKS = tuple(range(6 * CHUNK // BLOCK))
-STEP = Step(LMCacheConnectorMetadata(), [Load("waits", BLOCKS)])
+STEP = ConnectorMetadata(LMCacheConnectorMetadata(), [Load("waits", BLOCKS)])
+WITHOUT_LMCACHE = ConnectorMetadata(None, [], set())
 
 SCHEDULER, WORKER = "scheduler", "worker"
-# Every call of vLLM's to the connector: in which process, its arguments, and what it must answer.
+# Every call that reaches LMCache: in which process, its arguments, and what vLLM gets.
 CALLS: dict[str, tuple[str, tuple[Any, ...], Any]] = {
     "bind_connector_metadata": (WORKER, (STEP,), None),
-    "bind_gpu_block_pool": (SCHEDULER, (None,), None),
-    "build_connector_meta": (SCHEDULER, (SchedulerOutput.make_empty(),), Step(None, [], set())),
-    "build_connector_worker_meta": (WORKER, (), None),
-    "build_kv_connector_stats": (WORKER, (), None),
-    "build_prom_metrics": (WORKER, (None, {}, [], {}), None),
+    "build_connector_meta": (SCHEDULER, (SchedulerOutput.make_empty(),), WITHOUT_LMCACHE),
     "clear_connector_metadata": (WORKER, (), None),
     "get_block_ids_with_load_errors": (WORKER, (), set(BLOCKS)),
     "get_finished": (WORKER, (set(),), (None, {"waits"})),
-    "get_finished_count": (WORKER, (), None),
-    "get_handshake_metadata": (WORKER, (), None),
     "get_kv_connector_kv_cache_events": (WORKER, (), None),
-    "get_kv_connector_stats": (WORKER, (), None),
     "get_num_new_matched_tokens": (SCHEDULER, ("REQUEST", 0), (0, False)),
-    "get_required_kvcache_layout": (WORKER, (None,), None),
-    "handle_preemptions": (WORKER, (STEP,), None),
-    "has_connector_metadata": (WORKER, (), False),
-    "has_pending_push_work": (SCHEDULER, (), False),
     "on_new_request": (SCHEDULER, ("REQUEST",), None),
-    "prefer_cross_layer_blocks": (WORKER, (), False),
-    "register_cross_layers_kv_cache": (WORKER, (None, None), None),
     "register_kv_caches": (WORKER, ({},), None),
     "request_finished": (SCHEDULER, ("REQUEST", []), (False, None)),
-    "requires_kv_delivery": (SCHEDULER, (), False),
-    "requires_piecewise_for_cudagraph": (WORKER, ({},), False),
-    "reset_cache": (SCHEDULER, (), None),
-    "role": (WORKER, (), None),
     "save_kv_layer": (WORKER, ("layer", None, None), None),
-    "set_host_xfer_buffer_ops": (WORKER, (None,), None),
-    "set_xfer_handshake_metadata": (SCHEDULER, ({},), None),
-    "set_xfer_handshake_metadata_pp_aware": (SCHEDULER, ({},), None),
     "shutdown": (WORKER, (), None),
     "start_load_kv": (WORKER, (None,), None),
-    "supports_divergent_local_hybrid_hits": (SCHEDULER, (), False),
     "take_events": (SCHEDULER, (), ()),
     "update_connector_output": (SCHEDULER, (KVConnectorOutput(),), None),
     "update_state_after_alloc": (SCHEDULER, ("REQUEST", KVCacheBlocks(([],)), 0), None),
     "wait_for_layer_load": (WORKER, ("layer",), None),
     "wait_for_save": (WORKER, (), None),
 }
-SURFACE = sorted(name for name in dir(KVConnectorBase_V1) if not name.startswith("_"))
+# Calls of ours that do not reach LMCache.
+WITHOUT = {"has_connector_metadata", "requires_piecewise_for_cudagraph"}
+SURFACE = {name for name in dir(KVConnectorBase_V1) if not name.startswith("_")}
 
-# What of it an engine calls while it runs.
-RUNNING = sorted(
-    name
-    for name, (_, _, _) in CALLS.items()
-    if inspect.isfunction(inspect.getattr_static(KVConnectorBase_V1, name))
-    and not name.startswith(("register_", "set_", "shutdown", "reset_", "bind_gpu"))
-    and name not in ("get_finished_count", "get_handshake_metadata")
-)
+# The calls of an engine that runs.
+RUNNING = [name for name in CALLS if name not in ("register_kv_caches", "shutdown")]
 INTERNALS = [
-    (lmcache_engine, "expect"),
     (lmcache_engine, "forget"),
+    (lmcache_engine, "found_tokens"),
+    (lmcache_engine, "drop_saves"),
     (lmcache_engine, "load"),
-    (lmcache_engine, "release"),
-    (lmcache_engine, "save_nothing"),
-    (lmcache_engine, "source"),
+    (lmcache_engine, "set_cached_tokens"),
+    (lmcache_engine, "unpin"),
     (LMCacheEngine, "retrieve"),
     (LMCacheEngine, "store"),
     (StorageManager, "batched_contains"),
@@ -108,26 +85,35 @@ def engine(
 
 
 @pytest.fixture(autouse=True)
-def faults(monkeypatch: pytest.MonkeyPatch) -> Faults:
-    """Those of the test alone."""
-    faults = Faults()
-    monkeypatch.setattr(KServeLMCacheConnector, "faults", faults)
-    return faults
+def _no_errors(engine: SimulatedEngine) -> None:
+    engine.forget_errors()
 
 
-def owner(name: str) -> type:
-    """The class that ours inherits a call from."""
-    return LMCacheConnectorV1 if name in vars(LMCacheConnectorV1) else KVConnectorBase_V1
+def owner(name: str) -> tuple[Any, str]:
+    """Where a call of ours reaches LMCache, or what else may fail in it."""
+    others = {"on_new_request": (Isolation, "mark"), "shutdown": (lmcache_engine, "stop")}
+    inherited = LMCacheConnectorV1 if name in vars(LMCacheConnectorV1) else KVConnectorBase_V1
+    return others.get(name, (inherited, name))
 
 
-def test_every_call_that_vllm_knows_is_known_here() -> None:
-    assert sorted(CALLS) == SURFACE
+def test_every_other_call_is_vllms_own() -> None:
+    assert set(CALLS) | WITHOUT <= SURFACE
+    for name in SURFACE:
+        ours, base = (
+            inspect.getattr_static(each, name)
+            for each in (KServeLMCacheConnector, KVConnectorBase_V1)
+        )
+        assert (ours is base) == (name not in set(CALLS) | WITHOUT), name
+
+
+def test_every_call_of_vllms_lmcache_connector_is_ours_as_well() -> None:
+    own = {name for name in vars(LMCacheConnectorV1) if not name.startswith("_")}
+    assert own <= set(CALLS) | WITHOUT
 
 
 @pytest.mark.parametrize("name", CALLS)
 def test_an_exception_is_answered_counted_and_logged_once(
     engine: SimulatedEngine,
-    faults: Faults,
     name: str,
     monkeypatch: pytest.MonkeyPatch,
     caplog: pytest.LogCaptureFixture,
@@ -140,29 +126,22 @@ def test_an_exception_is_answered_counted_and_logged_once(
     calls = [
         tuple(request if each == "REQUEST" else each for each in arguments) for request in requests
     ]
-    connector.bind_connector_metadata(STEP)
+    engine.worker.connector.bind_connector_metadata(STEP)
     caplog.clear()
-    kind = inspect.getattr_static(KVConnectorBase_V1, name)
+    engine.forget_errors()
 
     def fail(*_: Any, **__: Any) -> None:
         raise Injected(name)
 
     with monkeypatch.context() as patch:
-        if isinstance(kind, property):
-            patch.setattr(owner(name), name, property(fail))
-            answers = [getattr(connector, name), getattr(connector, name)]
-        else:
-            if name == "shutdown":
-                patch.setattr(lmcache_engine, "stop", fail)
-            failing = classmethod(fail) if isinstance(kind, classmethod) else fail
-            patch.setattr(owner(name), name, failing)
-            answers = [getattr(connector, name)(*call) for call in calls]
-    counted = faults.counts()
+        patch.setattr(*owner(name), fail)
+        answers = [getattr(connector, name)(*call) for call in calls]
+    counted = engine.errors()
     if name == "register_kv_caches":
         # The server has to know.
         assert connector.report()["failure"] == "Injected: register_kv_caches"
         assert connector.report()["faults"] == {name: 1}
-        connector.failure = ""
+        connector.worker.containment.failure = ""
         counted = {name: 2}
     assert answers == [expected, expected]
     assert counted == {name: 2}
@@ -171,7 +150,7 @@ def test_an_exception_is_answered_counted_and_logged_once(
     assert logged[0].startswith(f"LMCache failed in {name};")
     assert f"Injected: {name}" in logged[0]
     assert "Traceback" in logged[0]
-    connector.clear_connector_metadata()
+    engine.worker.connector.clear_connector_metadata()
     for request in requests:
         engine.scheduler.connector.request_finished(request, [])
 
@@ -179,7 +158,7 @@ def test_an_exception_is_answered_counted_and_logged_once(
 @pytest.mark.parametrize("late", [False, True], ids=["before", "after"])
 @pytest.mark.parametrize(
     ("where", "name"),
-    [*((owner(name), name) for name in RUNNING), *INTERNALS],
+    [*map(owner, RUNNING), *INTERNALS],
     ids=lambda each: each if isinstance(each, str) else "",
 )
 def test_answers_are_right_whatever_fails(
@@ -188,7 +167,6 @@ def test_answers_are_right_whatever_fails(
     name: str,
     late: bool,
     monkeypatch: pytest.MonkeyPatch,
-    faults: Faults,
 ) -> None:
     key = f"{name} {late} {where.__name__}"
     prompt = [len(key), *key.encode(), *PROMPT]
@@ -209,18 +187,18 @@ def test_answers_are_right_whatever_fails(
         assert engine.ask(f"{key} then {len(asked)}", asked) == continuation(asked, 4)
         engine.forget_local()
     assert not engine.worker.wrong
-    assert sum(faults.counts().values()) > 0 or name in QUIET
+    assert sum(engine.errors().values()) > 0 or name in QUIET
 
 
 # Called only after another fault.
-QUIET = ("save_nothing", "expect", "forget")
+QUIET = ("drop_saves", "set_cached_tokens", "forget")
 
 
 @pytest.mark.parametrize(
     ("where", "name"),
     [
         (LMCacheConnectorV1, "update_state_after_alloc"),
-        (lmcache_engine, "source"),
+        (lmcache_engine, "found_tokens"),
         (lmcache_engine, "load"),
         (LMCacheEngine, "retrieve"),
         (KVConnectorBase_V1, "bind_connector_metadata"),
@@ -251,13 +229,13 @@ def test_what_was_promised_is_settled_in_its_step(
     assert engine.said[f"{name} loaded"] == continuation(prompt, 4)
     assert not engine.worker.wrong
     engine.step()
-    adapter = engine.scheduler.connector._lmcache_engine
+    adapter, _ = engine.adapters
     for kept in (adapter.load_specs, adapter._request_trackers, adapter._unfinished_requests):
         assert f"{name} loaded" not in kept
 
 
 def test_a_request_that_lmcache_lost_count_of_is_hidden_from_it(
-    engine: SimulatedEngine, monkeypatch: pytest.MonkeyPatch, faults: Faults
+    engine: SimulatedEngine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     first, second = [2, *PROMPT], [3, *PROMPT]
     engine.add("lost", first, 8)
@@ -268,7 +246,7 @@ def test_a_request_that_lmcache_lost_count_of_is_hidden_from_it(
         engine.step()
     engine.add("other", second)
     engine.run()
-    assert set(faults.counts()) == {"build_connector_meta"}
+    assert set(engine.errors()) == {"build_connector_meta"}
     engine.forget_local()
     engine.hits = 0
     assert engine.ask("lost again", first) == continuation(first, 4)
@@ -281,7 +259,6 @@ def test_a_request_that_lmcache_lost_count_of_is_hidden_from_it(
 @pytest.mark.parametrize(
     ("where", "name"),
     [
-        (KVConnectorBase_V1, "has_connector_metadata"),
         (LMCacheConnectorV1, "save_kv_layer"),
         (LMCacheConnectorV1, "wait_for_save"),
     ],
@@ -305,18 +282,19 @@ def test_a_worker_whose_lmcache_did_not_start_harms_nobody(engine: SimulatedEngi
     prompt = [4, *PROMPT]
     engine.ask("stored", prompt)
     engine.forget_local()
-    engine.worker.connector.failure = "no LMCache"
+    scheduler, worker = engine.parts
+    worker.containment.failure = "no LMCache"
     try:
         assert engine.ask("promised", prompt) == continuation(prompt, 4)
-        assert engine.worker.connector.report()["failure"] == "no LMCache"
-        assert engine.worker.connector.report()["config"] == {}
+        assert worker.report()["failure"] == "no LMCache"
+        assert worker.report()["config"] == {}
         engine.forget_local()
-        engine.scheduler.connector.failure = "no LMCache"
+        scheduler.containment.failure = "no LMCache"
         engine.hits = 0
         assert engine.ask("unpromised", prompt) == continuation(prompt, 4)
         assert engine.hits == 0
     finally:
-        engine.worker.connector.failure = engine.scheduler.connector.failure = ""
+        worker.containment.failure = scheduler.containment.failure = ""
     engine.forget_local()
     assert engine.ask("after", prompt) == continuation(prompt, 4)
     assert not engine.worker.wrong

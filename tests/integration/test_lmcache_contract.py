@@ -29,18 +29,19 @@ from lmcache.v1.storage_backend.job_executor.pq_executor import AsyncPQExecutor
 from vllm.distributed.kv_transfer.kv_connector.v1.lmcache_connector import LMCacheConnectorV1
 
 from kserve_lmcache.compat.lmcache import configuration
+from kserve_lmcache.compat.lmcache import engine as lmcache_engine
+from kserve_lmcache.compat.lmcache.engine import end_offload_server, limit_cached_tokens
 from kserve_lmcache.config import keys
 from kserve_lmcache.config.settings import SETTINGS
 from kserve_lmcache.config.stores import Disk
 from kserve_lmcache.config.tier_limits import TierLimits
-from kserve_lmcache.config.tier_plugins import DISK_PLUGIN
+from kserve_lmcache.config.tier_plugins import DISK_PLUGIN, PLUGINS
 from kserve_lmcache.config.values import parse
-from kserve_lmcache.connector import lmcache_engine
-from kserve_lmcache.connector.lmcache_engine import end_offload_server, leave_unloaded
-from kserve_lmcache.connector.metadata import Source
 from kserve_lmcache.tiers.lmcache import objects, store
 from tests.support.lmcache_engine import BLOCK, CHUNK, HEAD_SIZE, HEADS, LAYERS, an_engine
 from tests.support.waiting import until
+
+NAMES = {plugin.name: plugin.tier for plugin in PLUGINS}
 
 
 @pytest.fixture
@@ -114,8 +115,21 @@ def test_a_load_tells_the_blocks_that_are_missing(engine: LMCacheEngine) -> None
     for layer in cache:
         layer.zero_()
 
-    def load(tokens: list[int], computed: int, blocks: list[int]) -> set[int]:
-        return lmcache_engine.load(adapter, "load", Source(tokens, computed, blocks, None), BLOCK)
+    def load(
+        tokens: list[int],
+        computed: int,
+        blocks: list[int],
+        configs: dict[str, str] | None = None,
+    ) -> set[int]:
+        return lmcache_engine.load(
+            adapter,
+            "load",
+            tokens=tokens,
+            computed_tokens=computed,
+            blocks=blocks,
+            block_size=BLOCK,
+            request_configs=configs,
+        )
 
     assert load(tokens[:stored], 0, blocks) == set()
     assert load(tokens, 0, blocks) == set(blocks[8:])
@@ -123,8 +137,7 @@ def test_a_load_tells_the_blocks_that_are_missing(engine: LMCacheEngine) -> None
     assert load(tokens, 10 * BLOCK, blocks) == set(blocks[10:])
     # Another tenant's, and another text's.
     configs = {"lmcache.tag.kserve": "other"}
-    source = Source(tokens[:stored], 0, blocks, configs)
-    assert lmcache_engine.load(adapter, "load", source, BLOCK) == set(blocks[:8])
+    assert load(tokens[:stored], 0, blocks, configs) == set(blocks[:8])
     assert load([1, *tokens[: stored - 1]], 0, blocks) == set(blocks[:8])
     # The last chunk's last token has no block: vLLM computes it, and gives its block later.
     assert load(tokens[:stored], 0, blocks[:7]) == set(blocks[4:7])
@@ -135,13 +148,20 @@ def test_a_load_lets_go_of_what_was_looked_up(engine: LMCacheEngine) -> None:
     tokens = list(range(2 * CHUNK))
     engine.store(tokens, kvcaches=cache, slot_mapping=torch.arange(2 * CHUNK), req_id="store")
     memory = engine.storage_manager.storage_backends["LocalCPUBackend"]
-    source = Source(tokens, 0, list(range(8)), None)
     for request in ("loaded", "released"):
         assert engine.lookup(tokens, lookup_id=request, pin=True) == 2 * CHUNK
     assert all(each.is_pinned for each in memory.hot_cache.values())
-    lmcache_engine.load(adapter_of(engine, cache), "loaded", source, BLOCK)
+    lmcache_engine.load(
+        adapter_of(engine, cache),
+        "loaded",
+        tokens=tokens,
+        computed_tokens=0,
+        blocks=list(range(8)),
+        block_size=BLOCK,
+        request_configs=None,
+    )
     assert all(each.is_pinned for each in memory.hot_cache.values())
-    lmcache_engine.release(adapter_of(engine, cache), ["released", "never looked up"])
+    lmcache_engine.unpin(adapter_of(engine, cache), ["released", "never looked up"])
     assert not any(each.is_pinned for each in memory.hot_cache.values())
     assert not engine.lookup_pins
 
@@ -157,8 +177,8 @@ def test_a_full_local_tier_is_a_miss_for_the_rest_and_no_wait(chunks: int, tmp_p
         "max_local_cpu_size": 12 * max(one, 4096) / 2**30,
     }
     with an_engine(ENGINE_NAME, **settings) as engine:
-        lmcache_engine.never_wait(adapter_of(engine, cache))
-        disk = lmcache_engine.tiers(adapter_of(engine, cache))["disk"]
+        lmcache_engine.never_wait_for_room(adapter_of(engine, cache))
+        disk = lmcache_engine.plugin_connectors(adapter_of(engine, cache), NAMES)["disk"].tier
         until(lambda: disk.report()["up"])
         memory = engine.storage_manager.storage_backends["LocalCPUBackend"]
 
@@ -192,7 +212,7 @@ def test_a_lookup_is_counted_and_one_that_fails_is_a_miss(
 ) -> None:
     """Asked as by LMCache's server, which has the hashes of chunks and the tokens in each."""
     failed, counted = [], []
-    lmcache_engine.answer_lookups(
+    lmcache_engine.contain_lookups(
         adapter_of(engine, []),
         lambda *chunks: counted.append(chunks),
         lambda call, error: failed.append((call, str(error))),
@@ -233,7 +253,7 @@ def test_what_we_expect_is_what_a_lookup_leaves() -> None:
     assert "self.load_specs[req_id] = LoadSpec(" in source
     assert "load_spec = self.load_specs.pop(req_id, None)" in source
     adapter = SimpleNamespace(load_specs={})
-    lmcache_engine.expect(adapter, "request", computed_tokens=128, cached_tokens=64)
+    lmcache_engine.set_cached_tokens(adapter, "request", computed_tokens=128, cached_tokens=64)
     found = adapter.load_specs["request"]
     assert (found.vllm_cached_tokens, found.lmcache_cached_tokens) == (128, 64)
     assert found.can_load is False
@@ -243,10 +263,10 @@ def test_what_was_found_and_not_loaded_is_not_counted_on() -> None:
     source = inspect.getsource(vllm_v1_adapter.LMCacheConnectorV1Impl)
     assert "expected = max(lmcache_cached_tokens, load_spec.vllm_cached_tokens)" in source
     adapter = SimpleNamespace(load_specs={})
-    leave_unloaded(adapter, "unknown", computed_tokens=128)
+    limit_cached_tokens(adapter, "unknown", computed_tokens=128)
     for found, left in ((512, 128), (128, 128), (0, 0)):
         adapter.load_specs["request"] = vllm_v1_adapter.LoadSpec(128, found, can_load=False)
-        leave_unloaded(adapter, "request", computed_tokens=128)
+        limit_cached_tokens(adapter, "request", computed_tokens=128)
         assert adapter.load_specs["request"].lmcache_cached_tokens == left
 
 

@@ -15,8 +15,8 @@ from lmcache.v1.cache_engine import LMCacheEngine
 from vllm.distributed.kv_transfer.kv_connector.v1 import KVConnectorRole
 from vllm.distributed.kv_transfer.kv_connector.v1.lmcache_connector import LMCacheConnectorV1
 
-from kserve_lmcache.connector import KServeLMCacheConnector, lmcache_engine
-from kserve_lmcache.connector.error_containment import Faults
+from kserve_lmcache.compat.lmcache import engine as lmcache_engine
+from kserve_lmcache.connector import KServeLMCacheConnector
 from kserve_lmcache.metrics.table import COMPUTED, PREFIX_CACHE, TIERS, metric
 from tests.support.lmcache_faults import lose_chunks
 from tests.support.simulated_engine import (
@@ -39,11 +39,8 @@ def engine(
 
 
 @pytest.fixture(autouse=True)
-def faults(monkeypatch: pytest.MonkeyPatch) -> Faults:
-    """Those of the test alone."""
-    faults = Faults()
-    monkeypatch.setattr(KServeLMCacheConnector, "faults", faults)
-    return faults
+def _no_errors(engine: SimulatedEngine) -> None:
+    engine.forget_errors()
 
 
 def stored(engine: SimulatedEngine, number: int) -> list[int]:
@@ -60,9 +57,9 @@ def count_loads(patch: pytest.MonkeyPatch) -> list[str]:
     loads: list[str] = []
     real = lmcache_engine.load
 
-    def load(adapter: Any, request_id: str, *rest: Any) -> set[int]:
+    def load(adapter: Any, request_id: str, **rest: Any) -> set[int]:
         loads.append(request_id)
-        return real(adapter, request_id, *rest)
+        return real(adapter, request_id, **rest)
 
     patch.setattr(lmcache_engine, "load", load)
     return loads
@@ -83,19 +80,19 @@ def record_saves(patch: pytest.MonkeyPatch) -> set[int]:
 
 def held(engine: SimulatedEngine) -> list[Any]:
     """What LMCache may not evict."""
-    lmcache = engine.worker.connector._lmcache_engine.lmcache_engine
+    lmcache = engine.adapters[1].lmcache_engine
     memory = lmcache.storage_manager.storage_backends["LocalCPUBackend"]
     return [*lmcache.lookup_pins, *(each for each in memory.hot_cache.values() if each.is_pinned)]
 
 
-def test_a_whole_prefix_is_loaded(engine: SimulatedEngine, faults: Faults) -> None:
+def test_a_whole_prefix_is_loaded(engine: SimulatedEngine) -> None:
     prompt = stored(engine, 1)
     assert engine.ask("loaded", prompt) == continuation(prompt, 4)
     assert engine.hits == 6 * CHUNK
     engine.hits = 0
     assert engine.ask("in vLLM", prompt) == continuation(prompt, 4)
     assert engine.hits == engine.failed == 0
-    assert faults.counts() == {}
+    assert engine.errors() == {}
     assert not held(engine)
 
 
@@ -107,7 +104,7 @@ def test_a_prompt_that_is_all_there_has_its_last_token_computed(engine: Simulate
 
 @pytest.mark.parametrize("kept", [0, 1, 5])
 def test_what_is_not_loaded_is_computed_and_stored_again(
-    engine: SimulatedEngine, kept: int, monkeypatch: pytest.MonkeyPatch, faults: Faults
+    engine: SimulatedEngine, kept: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     prompt = stored(engine, 10 + kept)
     longer = [*prompt, *(number * 13 % 250 for number in range(3 * CHUNK))]
@@ -124,7 +121,7 @@ def test_what_is_not_loaded_is_computed_and_stored_again(
     assert engine.said[f"cut {kept}"] == continuation(longer, 4)
     assert saved == set(range(kept * CHUNK, 9 * CHUNK))
     assert not engine.worker.wrong
-    assert faults.counts() == {}
+    assert engine.errors() == {}
     assert not held(engine)
     engine.forget_local()
     engine.hits = 0
@@ -227,7 +224,7 @@ def test_nobody_passes_for_ever_one_that_waits(engine: SimulatedEngine) -> None:
 def test_blending_which_is_not_exact_is_refused(
     engine: SimulatedEngine, monkeypatch: pytest.MonkeyPatch, tmp_path: Any
 ) -> None:
-    scheduler, adapter = engine.scheduler, engine.scheduler.connector._lmcache_engine
+    scheduler, adapter = engine.scheduler, engine.adapters[0]
     monkeypatch.setenv("LMCACHE_CONFIG_FILE", str(tmp_path / "lmcache.yaml"))
     monkeypatch.setattr(adapter.config, "enable_blending", True)
     # LMCache's sockets cannot be there twice in a process.
@@ -239,7 +236,7 @@ def test_blending_which_is_not_exact_is_refused(
     connector = KServeLMCacheConnector(
         scheduler.vllm_config, KVConnectorRole.SCHEDULER, scheduler.kv_cache_config
     )
-    assert "enable_blending is set" in connector.failure
+    assert "enable_blending is set" in connector.scheduler.failure
     assert connector.role == KVConnectorRole.SCHEDULER
 
 
@@ -262,13 +259,13 @@ def test_the_remote_tier_learns_how_fast_a_prefill_is(
 
     real = lmcache_engine.load
 
-    def load(*arguments: Any) -> set[int]:
+    def load(*arguments: Any, **others: Any) -> set[int]:
         said.append("load")
-        return real(*arguments)
+        return real(*arguments, **others)
 
     prompt = stored(engine, 60)
     monkeypatch.setattr(lmcache_engine, "load", load)
-    monkeypatch.setattr(engine.worker.connector, "_prefill", PrefillRate())
+    monkeypatch.setattr(engine.parts[1], "_prefill", PrefillRate())
     engine.ask("paced", prompt, count=2)
     assert said[:3] == ["computed", "load", 0]
     assert said[3::2] == ["computed"] * (len(said[3:]) // 2)
@@ -305,7 +302,7 @@ def test_tokens_are_counted_by_where_they_came_from(engine: SimulatedEngine) -> 
 
 
 def test_a_cache_of_another_shape_than_announced_turns_offloading_off(
-    engine: SimulatedEngine, faults: Faults, monkeypatch: pytest.MonkeyPatch
+    engine: SimulatedEngine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     connector = engine.worker.connector
     # LMCache, which has begun its services already, must not begin them again.
@@ -314,5 +311,5 @@ def test_a_cache_of_another_shape_than_announced_turns_offloading_off(
         {name: cache[:, :1] for name, cache in engine.worker.cache.items()}
     )
     assert "the model's configuration says 2 of [(2, 16)]" in connector.report()["failure"]
-    assert faults.counts() == {"register_kv_caches": 1}
-    connector.failure = ""
+    assert engine.errors() == {"register_kv_caches": 1}
+    connector.worker.containment.failure = ""

@@ -13,8 +13,6 @@ from pathlib import Path
 
 import pytest
 
-from kserve_lmcache.connector import KServeLMCacheConnector
-from kserve_lmcache.connector.error_containment import Faults
 from tests.support.lmcache_faults import inject, lose_chunks
 from tests.support.simulated_engine import CHUNK, SimulatedEngine, continuation, simulated
 
@@ -91,8 +89,6 @@ def test_answers_are_right(
     overlap: bool, blocks: int, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     chance, rate = random.Random(blocks), 0.0
-    faults = Faults()
-    monkeypatch.setattr(KServeLMCacheConnector, "faults", faults)
     cut = []
 
     def kept(count: int) -> int:
@@ -103,7 +99,7 @@ def test_answers_are_right(
 
     lose_chunks(monkeypatch, kept)
     with simulated(tmp_path, blocks, async_scheduling=overlap) as engine:
-        adapter = type(engine.worker.connector._lmcache_engine)
+        adapter = type(engine.adapters[1])
         for name in CALLS:
             inject(
                 monkeypatch,
@@ -118,6 +114,6 @@ def test_answers_are_right(
                 traffic.run(requests=20)
                 rate = 0.0
                 traffic.check()
-        assert set(CALLS) <= set(faults.counts())
+        assert set(CALLS) <= set(engine.errors())
         assert cut
         assert engine.hits > 100 * CHUNK * RUNS

@@ -18,15 +18,17 @@ import pytest
 import torch
 from lmcache.v1.memory_management import MemoryFormat, MemoryObj
 
+from kserve_lmcache.compat.lmcache.engine import plugin_connectors
 from kserve_lmcache.config.stores import Remote
-from kserve_lmcache.config.tier_plugins import REMOTE_PLUGIN
-from kserve_lmcache.connector.lmcache_engine import tiers
+from kserve_lmcache.config.tier_plugins import PLUGINS, REMOTE_PLUGIN
 from kserve_lmcache.tiers.guard.codec import Layout, encode_header
 from kserve_lmcache.tiers.redis.client import KEY_PREFIX
 from tests.support.lmcache_engine import CHUNK, HEAD_SIZE, HEADS, LAYERS
 from tests.support.replica import CHUNKS, TOKENS, Replica, alike, pages, prompt, replica
 from tests.support.stores import Store, redis_process
 from tests.support.waiting import until
+
+NAMES = {plugin.name: plugin.tier for plugin in PLUGINS}
 
 
 @pytest.fixture(scope="module")
@@ -108,23 +110,23 @@ def test_a_full_local_tier_is_a_miss_for_the_rest(remote: Remote) -> None:
 
 
 def test_the_engine_is_asked_for_its_tier(remote: Remote) -> None:
-    """The contract of ``lmcache_engine.tiers``."""
+    """The contract of ``plugin_connectors``."""
     with replica(remote) as one:
         adapter: Any = SimpleNamespace(lmcache_engine=one.engine)
-        assert tiers(adapter) == {"remote": one.tier}
+        assert plugin_connectors(adapter, NAMES) == {"remote": one.connector}
         backends = one.engine.storage_manager.storage_backends
         name = f"RemoteBackend-{REMOTE_PLUGIN.name}"
         backend = backends[name]
         connection, backend.connection = backend.connection, None
         with pytest.raises(RuntimeError, match="could not make the remote tier"):
-            tiers(adapter)
+            plugin_connectors(adapter, NAMES)
         backend.connection = connection
         del backends[name]
         with pytest.raises(RuntimeError, match="could not make the remote tier"):
-            tiers(adapter)
+            plugin_connectors(adapter, NAMES)
         backends[name] = backend
         one.engine.config.remote_storage_plugins = ["theirs"]
-        assert tiers(adapter) == {}
+        assert plugin_connectors(adapter, NAMES) == {}
 
 
 def test_a_payload_that_does_not_fit_its_layout_holds_no_memory(

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -38,6 +38,8 @@ from vllm.v1.structured_output import StructuredOutputManager
 from vllm.v1.worker.kv_connector_model_runner_mixin import KVConnectorModelRunnerMixin
 
 from kserve_lmcache.connector import KServeLMCacheConnector
+from kserve_lmcache.connector.scheduler import SchedulerPart
+from kserve_lmcache.connector.worker import WorkerPart
 from kserve_lmcache.engine.plan import CONNECTOR, CONNECTOR_MODULE
 from kserve_lmcache.identity.namespace import NAMESPACE
 from tests.support.ports import free_port
@@ -336,6 +338,30 @@ class SimulatedEngine:
         self.add(name, prompt, count, **options)
         self.run()
         return self.said[name]
+
+    @property
+    def parts(self) -> tuple[SchedulerPart, WorkerPart]:
+        """Of the two connectors."""
+        return self.scheduler.connector.scheduler, self.worker.connector.worker
+
+    @property
+    def adapters(self) -> tuple[Any, Any]:
+        """LMCache's own, of the scheduler and of the worker."""
+        scheduler, worker = self.parts
+        return scheduler._stock.adapter, worker._stock.adapter
+
+    def forget_errors(self) -> None:
+        """Begin to count and to log exceptions of LMCache anew."""
+        for part in self.parts:
+            part.containment._counts.clear()
+            part.containment._logged.clear()
+
+    def errors(self) -> dict[str, int]:
+        """Exceptions of LMCache by call, of both parts."""
+        counts: Counter[str] = Counter()
+        for part in self.parts:
+            counts.update(part.containment.counts())
+        return dict(counts)
 
     def forget_local(self) -> None:
         """Empty vLLM's own prefix cache, so that LMCache's is asked."""

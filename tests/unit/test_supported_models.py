@@ -7,22 +7,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
 from transformers import AutoConfig
 from vllm.model_executor.models import registry
-from vllm.v1.kv_cache_interface import (
-    ChunkedLocalAttentionSpec,
-    FullAttentionSpec,
-    KVCacheConfig,
-    KVCacheGroupSpec,
-    KVCacheSpec,
-    MambaSpec,
-    MLAAttentionSpec,
-    SlidingWindowSpec,
-)
 
 from kserve_lmcache.cli.arguments import parse_arguments
-from kserve_lmcache.connector.kv_groups import check_groups
 from kserve_lmcache.engine.arguments import create_engine_config, resolve_engine_arguments
 from kserve_lmcache.engine.supported_models import unsupported
 from tests.support.architectures import ARCHITECTURES, Architecture
@@ -96,40 +84,3 @@ def test_a_kind_of_model_is_refused(
 def test_what_is_tested_is_not_refused(tmp_path: Path, architecture: Architecture) -> None:
     sizes = architecture.configuration
     assert not reasons(tmp_path, architecture.model_type, architecture.name, sizes)
-
-
-SHAPE: Mapping[str, Any] = {
-    "block_size": 32,
-    "num_kv_heads": 2,
-    "head_size": 32,
-    "dtype": torch.float32,
-}
-FULL = FullAttentionSpec(**SHAPE)
-
-
-def groups(*specs: KVCacheSpec) -> KVCacheConfig:
-    return KVCacheConfig(
-        8, [], [KVCacheGroupSpec([f"layer {number}"], spec) for number, spec in enumerate(specs)]
-    )
-
-
-@pytest.mark.parametrize("spec", [FULL, MLAAttentionSpec(**{**SHAPE, "num_kv_heads": 1})])
-def test_one_list_of_blocks_of_every_token_is_enough(spec: KVCacheSpec) -> None:
-    check_groups(groups(spec))
-
-
-@pytest.mark.parametrize(
-    "specs",
-    [
-        (),
-        (FULL, FULL),
-        (SlidingWindowSpec(**SHAPE, sliding_window=64),),
-        (ChunkedLocalAttentionSpec(**SHAPE, attention_chunk_size=64),),
-        (FULL, MambaSpec(block_size=32, shapes=((8, 8),), dtypes=(torch.float32,))),
-    ],
-)
-def test_other_kv_caches_are_refused_whatever_the_model_says(specs: tuple[KVCacheSpec]) -> None:
-    with pytest.raises(NotImplementedError, match="not full attention alone") as refused:
-        check_groups(groups(*specs))
-    for spec in specs:
-        assert type(spec).__name__ in str(refused.value)

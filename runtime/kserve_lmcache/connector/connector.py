@@ -1,149 +1,163 @@
-"""The façade over LMCache's in-process connector."""
+"""The connector that vLLM loads: a façade over a scheduler part and a worker part."""
 
 from __future__ import annotations
 
-import copy
 from typing import TYPE_CHECKING, Any
 
 from vllm.distributed.kv_transfer.kv_connector.v1.base import KVConnectorBase_V1, KVConnectorRole
+from vllm.distributed.kv_transfer.kv_connector.v1.lmcache_connector import LMCacheConnectorV1
 
 from kserve_lmcache.config import engine_file
-from kserve_lmcache.connector import lmcache_engine
-from kserve_lmcache.connector.cpu_affinity import every_core
-from kserve_lmcache.connector.error_containment import contain_inherited, contained
-from kserve_lmcache.connector.isolation import Isolation
-from kserve_lmcache.connector.kv_groups import check_groups
-from kserve_lmcache.connector.load_results import LoadResults
-from kserve_lmcache.connector.pending_loads import PendingLoads
-from kserve_lmcache.connector.scheduler import SchedulerSide
-from kserve_lmcache.connector.token_metrics import TokenMetrics
-from kserve_lmcache.connector.traces import Traces
-from kserve_lmcache.connector.worker import WorkerSide
-from kserve_lmcache.identity.namespace import NAMESPACE
-from kserve_lmcache.metrics import start_up_timing
-from kserve_lmcache.tiers.guard.load_cost import PrefillRate
+from kserve_lmcache.connector.scheduler import SchedulerPart
+from kserve_lmcache.connector.worker import WorkerPart
 
 if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+    import torch
     from vllm.config import VllmConfig
+    from vllm.distributed.kv_events import KVCacheEvent, KVConnectorKVEvents
+    from vllm.forward_context import ForwardContext
+    from vllm.v1.attention.backend import AttentionMetadata
+    from vllm.v1.core.kv_cache_manager import KVCacheBlocks
+    from vllm.v1.core.sched.output import SchedulerOutput
     from vllm.v1.kv_cache_interface import KVCacheConfig
+    from vllm.v1.outputs import KVConnectorOutput
+    from vllm.v1.request import Request
 
-# Calls that are LMCache's or vLLM's own business, and what vLLM goes on with when they fail.
-_ANSWERS: dict[str, Any] = {
-    "role": None,
-    "prefer_cross_layer_blocks": False,
-    "requires_kv_delivery": False,
-    "supports_divergent_local_hybrid_hits": False,
-    "bind_gpu_block_pool": None,
-    "build_connector_worker_meta": None,
-    "build_kv_connector_stats": None,
-    "build_prom_metrics": None,
-    "get_required_kvcache_layout": None,
-    "requires_piecewise_for_cudagraph": False,
-    "register_cross_layers_kv_cache": None,
-    "set_host_xfer_buffer_ops": None,
-    "get_finished_count": None,
-    "get_handshake_metadata": None,
-    "get_kv_connector_kv_cache_events": None,
-    "get_kv_connector_stats": None,
-    "has_pending_push_work": False,
-    "reset_cache": None,
-    "set_xfer_handshake_metadata": None,
-    "set_xfer_handshake_metadata_pp_aware": None,
-}
+    from kserve_lmcache.connector.metadata import ConnectorMetadata
 
 
-@contain_inherited(_ANSWERS)
-class KServeLMCacheConnector(SchedulerSide, WorkerSide):
-    """vLLM's LMCache connector that works on a CPU too, and says when it does not work.
+class KServeLMCacheConnector(KVConnectorBase_V1):  # type: ignore[misc]
+    """LMCache's in-process connector for every device, with isolation, containment and reports.
 
-    Whatever route a request came by, it passes here: what makes a hit right beside its tokens is
-    put into the keys here (the model's namespace, and :mod:`.isolation`).
+    - Every request passes :mod:`.isolation`, which completes its keys.
+    - A request waits for its load and is computed, and shared with others, after the load
+      (:mod:`.pending_loads` in the scheduler, :mod:`.load_results` in the workers,
+      :mod:`.metadata` between them). VLLM's own connector loads in the step that computes the
+      request, and repairs afterwards.
+    - Nothing that LMCache raises reaches vLLM (:mod:`.error_containment`). Each load ends in its
+      step whatever happens: its blocks are loaded, or reported for vLLM to compute.
+    - A process whose LMCache does not start survives until the server has read the reason
+      (:mod:`.report`). The server then ends the engine.
 
-    Requests wait for what is loaded for them (:mod:`.promises` in the scheduler, :mod:`.loads` in
-    the workers, :mod:`.step` between them): they are computed, and shared with others, on what
-    is there. vLLM's connector loads in the step that computes them, and repairs afterwards.
-
-    Nothing that LMCache raises reaches vLLM (:mod:`.faults`). What was promised is settled in
-    its step whatever happens: loaded, or reported for vLLM to compute. A request whose books
-    LMCache may have left half-written is hidden from it.
-
-    A process whose LMCache did not start survives until the server has read the reason
-    (:mod:`.report`); the server then ends the engine.
+    Attributes:
+        scheduler: set in the scheduler's process only.
+        worker: set in a worker's process only.
     """
+
+    scheduler: SchedulerPart
+    worker: WorkerPart
 
     def __init__(
-        self,
-        vllm_config: VllmConfig,
-        role: KVConnectorRole,
-        kv_cache_config: KVCacheConfig,
+        self, vllm_config: VllmConfig, role: KVConnectorRole, kv_cache_config: KVCacheConfig
     ) -> None:
+        super().__init__(vllm_config, role, kv_cache_config)
         if role == KVConnectorRole.WORKER:
-            start_up_timing.reached(
-                start_up_timing.LOADED
-            )  # vLLM makes it when it knows how large a cache fits
-        self.failure = ""
-        self._device = vllm_config.device_config.device_type
-        self._block_size = vllm_config.cache_config.block_size
-        self._prefix = {}
-        self._excluded = set()
-        self._dropped = set()
-        self._traces = Traces()
-        self._promises = PendingLoads(self._block_size)
-        self._loads = LoadResults()
-        self._prefill = PrefillRate()
-        self._tiers = {}
-        self._accounts = TokenMetrics({}, 0, False, self._prefill)
-        try:
-            check_groups(kv_cache_config)
-            named = _named(vllm_config)
-            with every_core(self._device):
-                if role == KVConnectorRole.WORKER and self._device == "cpu":
-                    lmcache_engine.create_on_cpu(named)
-                super().__init__(named, role, kv_cache_config)
-            config = lmcache_engine.effective_config(self._lmcache_engine)
-            if config["enable_blending"]:
-                raise NotImplementedError("enable_blending is set: it loads what is not exact")
-            self._isolation = Isolation(tags_reach_keys=not config["use_layerwise"])
-        except Exception as error:
-            self._fail("__init__", error)
-            KVConnectorBase_V1.__init__(self, vllm_config, role, kv_cache_config)
-        if role == KVConnectorRole.SCHEDULER and (failure := self._scheduler_failure()):
+            self.worker = WorkerPart(vllm_config, kv_cache_config)
+            return
+        self.scheduler = SchedulerPart(vllm_config, kv_cache_config)
+        if failure := self.scheduler.failure:
             engine_file.leave_scheduler_failure(failure)
 
-    @contained(lambda self: None)
+    @classmethod
+    def requires_piecewise_for_cudagraph(cls, extra_config: dict[str, Any]) -> bool:
+        """As vLLM's own connector."""
+        return bool(LMCacheConnectorV1.requires_piecewise_for_cudagraph(extra_config))
+
     def shutdown(self) -> None:
-        """Flush and stop LMCache; its threads would keep the process from exiting."""
-        lmcache_engine.stop(self._lmcache_engine)
+        """Flush and stop LMCache."""
+        part = self.worker if self.role == KVConnectorRole.WORKER else self.scheduler
+        part.shutdown()
+
+    # In the workers
+
+    def register_kv_caches(self, kv_caches: dict[str, torch.Tensor]) -> None:
+        """See :meth:`.WorkerPart.register_kv_caches`."""
+        self.worker.register_kv_caches(kv_caches)
+
+    def bind_connector_metadata(self, connector_metadata: ConnectorMetadata) -> None:
+        """See :meth:`.WorkerPart.bind_connector_metadata`."""
+        self.worker.bind_connector_metadata(connector_metadata)
+
+    def has_connector_metadata(self) -> bool:
+        """See :meth:`.WorkerPart.has_connector_metadata`."""
+        return self.worker.has_connector_metadata()
+
+    def start_load_kv(self, forward_context: ForwardContext, **kwargs: Any) -> None:
+        """See :meth:`.WorkerPart.start_load_kv`."""
+        self.worker.start_load_kv(forward_context, **kwargs)
+
+    def wait_for_layer_load(self, layer_name: str) -> None:
+        """See :meth:`.WorkerPart.wait_for_layer_load`."""
+        self.worker.wait_for_layer_load(layer_name)
+
+    def save_kv_layer(
+        self,
+        layer_name: str,
+        kv_layer: torch.Tensor,
+        attn_metadata: AttentionMetadata,
+        **kwargs: Any,
+    ) -> None:
+        """See :meth:`.WorkerPart.save_kv_layer`."""
+        self.worker.save_kv_layer(layer_name, kv_layer, attn_metadata, **kwargs)
+
+    def wait_for_save(self) -> None:
+        """See :meth:`.WorkerPart.wait_for_save`."""
+        self.worker.wait_for_save()
+
+    def get_finished(self, finished_req_ids: set[str]) -> tuple[set[str] | None, set[str] | None]:
+        """See :meth:`.WorkerPart.get_finished`."""
+        return self.worker.get_finished(finished_req_ids)
+
+    def get_block_ids_with_load_errors(self) -> set[int]:
+        """See :meth:`.WorkerPart.get_block_ids_with_load_errors`."""
+        return self.worker.get_block_ids_with_load_errors()
+
+    def get_kv_connector_kv_cache_events(self) -> KVConnectorKVEvents | None:
+        """See :meth:`.WorkerPart.get_kv_connector_kv_cache_events`."""
+        return self.worker.get_kv_connector_kv_cache_events()
+
+    def clear_connector_metadata(self) -> None:
+        """See :meth:`.WorkerPart.clear_connector_metadata`."""
+        self.worker.clear_connector_metadata()
 
     def report(self) -> dict[str, Any]:
-        """State of this worker's LMCache.
+        """See :meth:`.WorkerPart.report`."""
+        return self.worker.report()
 
-        ``failure`` (empty when it works), ``config``, ``faults`` (exceptions by call),
-        ``tiers`` (reports of ours, by name: ``disk``, ``remote``), and ``moments`` of its start.
-        """
-        report: dict[str, Any] = {
-            "failure": self.failure,
-            "config": {},
-            "faults": self.faults.counts(),
-            "tiers": {name: tier.report() for name, tier in self._tiers.items()},
-            "moments": start_up_timing.moments(),
-        }
-        if not self.failure:
-            report["failure"] = lmcache_engine.failure(self._lmcache_engine)
-            report["config"] = lmcache_engine.effective_config(self._lmcache_engine)
-        return report
+    # In the scheduler's process
 
-    def _scheduler_failure(self) -> str:
-        return self.failure or lmcache_engine.scheduler_failure(self._lmcache_engine)
+    def on_new_request(self, request: Request) -> None:
+        """See :meth:`.SchedulerPart.on_new_request`."""
+        self.scheduler.on_new_request(request)
 
+    def get_num_new_matched_tokens(
+        self, request: Request, num_computed_tokens: int
+    ) -> tuple[int | None, bool]:
+        """See :meth:`.SchedulerPart.get_num_new_matched_tokens`."""
+        return self.scheduler.get_num_new_matched_tokens(request, num_computed_tokens)
 
-def _named(vllm_config: VllmConfig) -> VllmConfig:
-    """The configuration with the namespace for the model's name, which LMCache puts into keys.
+    def update_state_after_alloc(
+        self, request: Request, blocks: KVCacheBlocks, num_external_tokens: int
+    ) -> None:
+        """See :meth:`.SchedulerPart.update_state_after_alloc`."""
+        self.scheduler.update_state_after_alloc(request, blocks, num_external_tokens)
 
-    Raises:
-        KeyError: the server left no namespace; the path alone would mix up models.
-    """
-    named = copy.copy(vllm_config)
-    named.model_config = copy.copy(vllm_config.model_config)
-    named.model_config.model = vllm_config.kv_transfer_config.kv_connector_extra_config[NAMESPACE]
-    return named
+    def build_connector_meta(self, scheduler_output: SchedulerOutput) -> ConnectorMetadata:
+        """See :meth:`.SchedulerPart.build_connector_meta`."""
+        return self.scheduler.build_connector_meta(scheduler_output)
+
+    def update_connector_output(self, connector_output: KVConnectorOutput) -> None:
+        """See :meth:`.SchedulerPart.update_connector_output`."""
+        self.scheduler.update_connector_output(connector_output)
+
+    def request_finished(
+        self, request: Request, block_ids: list[int]
+    ) -> tuple[bool, dict[str, Any] | None]:
+        """See :meth:`.SchedulerPart.request_finished`."""
+        return self.scheduler.request_finished(request, block_ids)
+
+    def take_events(self) -> Iterable[KVCacheEvent]:
+        """See :meth:`.SchedulerPart.take_events`."""
+        return self.scheduler.take_events()

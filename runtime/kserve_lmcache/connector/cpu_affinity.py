@@ -1,4 +1,4 @@
-"""Where the threads of LMCache and of its tiers run."""
+"""The cores on which threads of LMCache and of its tiers run."""
 
 from __future__ import annotations
 
@@ -8,16 +8,16 @@ from contextlib import contextmanager
 
 
 @contextmanager
-def every_core(device: str) -> Iterator[None]:
-    """On a CPU, threads that are started here may run wherever this process's parent may.
+def use_all_cores(device: str) -> Iterator[None]:
+    """On a CPU, let threads that start in the block run on every core of the parent process.
 
     OpenMP binds a thread that computes to one core (vLLM gives its workers on a CPU
-    ``GOMP_CPU_AFFINITY`` or the like), and the threads that it starts inherit that: they would
-    take turns with the computation on that core, whatever others are idle. Beside an accelerator
-    nothing is changed; a worker may be bound to the cores that are next to it.
+    ``GOMP_CPU_AFFINITY`` or the like), and threads that it starts inherit the binding. They would
+    share this core with the computation while other cores are idle. Beside an accelerator nothing
+    changes: a worker may be bound to the cores that are next to the accelerator.
 
     Args:
-        device: its type, of vLLM's configuration.
+        device: the type of vLLM's device.
     """
     if device != "cpu":
         yield

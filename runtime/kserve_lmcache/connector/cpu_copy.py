@@ -4,11 +4,11 @@ vLLM's paged cache (0.24 to 0.28) is one tensor a layer: ``[blocks, heads, block
 2 * head_size]``. A memory object is ``[2, layers, tokens, heads * head_size]`` (LMCache's
 ``KV_2LTD``). A slot is the place of one token: ``block * block_size + offset``.
 
-Only the first two axes of the paged cache mean what they say. Within one head's part of a block
-the attention kernel lays K and V out as suits the processor (K by columns, on AMX in pairs of
-tokens, …), so that a row there is no token: whole blocks are copied, as they are, and never a part
-of one. A block's first half goes to the first half of the memory object, its second half to the
-second, each in one piece. What a memory object then holds depends on the block size and the kernel
+Only the first two axes of the paged cache have the meaning of their names. Within one head's part
+of a block the attention kernel chooses the layout of K and V by the processor (K by columns, on AMX
+in pairs of tokens, …), so a row is not a token. Only whole blocks are copied, byte for byte. The
+first half of a block goes to the first half of the memory object, the second half to the second,
+each in one piece. The content of a memory object depends on the block size and the kernel
 (``identity/namespace.py`` puts both into the keys).
 """
 
@@ -49,7 +49,7 @@ def scatter(source: torch.Tensor, layers: Sequence[torch.Tensor], slots: torch.T
 def _pairs(
     layers: Sequence[torch.Tensor], slots: torch.Tensor, memory: torch.Tensor
 ) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
-    """Each block of the paged cache, and its part of the memory object; both ``[2, elements]``."""
+    """Pairs of a block of the paged cache and its part of the memory object: ``[2, elements]``."""
     block_size = layers[0].shape[2]
     blocks = _whole_blocks(slots, block_size)
     for number, layer in enumerate(layers):
@@ -73,7 +73,7 @@ def _whole_blocks(slots: torch.Tensor, block_size: int) -> list[int]:
 
 
 class CPUPagedMemoryConnector(GPUConnectorInterface):  # type: ignore[misc]
-    """LMCache's "GPU connector" for a paged KV cache that lies in the CPU's memory.
+    """LMCache's "GPU connector" for a paged KV cache in the memory of a CPU.
 
     Args:
         layers: number of layers.
@@ -91,25 +91,12 @@ class CPUPagedMemoryConnector(GPUConnectorInterface):  # type: ignore[misc]
     def from_metadata(
         cls, config: LMCacheEngineConfig, metadata: LMCacheMetadata
     ) -> CPUPagedMemoryConnector:
-        """For the model that ``metadata`` describes.
-
-        Raises:
-            NotImplementedError: with every reason why it cannot be offloaded on a CPU.
-        """
-        reasons = []
-        if metadata.use_mla:
-            reasons.append("the model uses multi-head latent attention (MLA)")
-        if config.use_layerwise:
-            reasons.append("use_layerwise is set")
-        if config.enable_blending:
-            reasons.append("enable_blending is set")
-        if reasons:
-            raise NotImplementedError(f"not supported on a CPU: {'; '.join(reasons)}")
+        """Create the copy path for the model that ``metadata`` describes."""
         layers, _, _, heads, head_size = metadata.kv_shape
         return cls(layers, heads, head_size)
 
     def check(self, layers: Sequence[torch.Tensor]) -> None:
-        """Compare the paged cache that there is with the one that was announced.
+        """Compare the paged cache with the model's configuration.
 
         Raises:
             NotImplementedError: a layer has another number or size of heads, or another layout.
@@ -135,8 +122,8 @@ class CPUPagedMemoryConnector(GPUConnectorInterface):  # type: ignore[misc]
     def to_gpu(self, memory_obj: MemoryObj, start: int, end: int, **kwargs: Any) -> None:
         """Copy ``memory_obj`` to tokens ``start`` to ``end`` of ``kwargs["slot_mapping"]``.
 
-        The first ``vllm_cached_tokens`` are vLLM's own, perhaps shared with running requests:
-        they are not written.
+        The first ``vllm_cached_tokens`` belong to vLLM, which may share them with running requests.
+        They are not written.
         """
         skip = min(end - start, max(0, kwargs.get("vllm_cached_tokens", 0) - start))
         scatter(

@@ -1,15 +1,14 @@
-"""Nothing that LMCache raises reaches vLLM: it would end the engine, and every request with it."""
+"""Keeps every exception of LMCache away from vLLM, whose engine would end with all requests."""
 
 from __future__ import annotations
 
 import functools
-import inspect
 import threading
 import time
 import traceback
 from collections import Counter
-from collections.abc import Callable, Mapping
-from typing import Any, TypeVar
+from collections.abc import Callable
+from typing import Any, Protocol, TypeVar
 
 from vllm.logger import init_logger
 
@@ -22,35 +21,47 @@ Call = TypeVar("Call", bound=Callable[..., Any])
 _SECONDS_BETWEEN_LINES = 60.0
 
 
-class Faults:
-    """Counts exceptions and logs them: the first of a kind with its trace, later ones in a line.
+class ErrorContainment:
+    """Counts exceptions, logs them, and keeps why LMCache does not work.
 
-    A kind is the call, the exception's type, and the line that raised it.
+    The first exception of a kind is logged with its traceback, later ones in one line a minute.
+    A kind is the call, the exception's type, and the line that raised the exception.
 
     Args:
-        clock: seconds; each kind gets a line a minute at most.
+        clock: gives seconds.
+
+    Attributes:
+        failure: why LMCache does not work in this process; empty while LMCache works.
     """
 
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
+        self.failure = ""
         self._clock = clock
         self._lock = threading.Lock()
-        self._counts: Counter[str] = Counter()
-        self._kinds: Counter[tuple[str, str, str]] = Counter()
+        self._counts: Counter[tuple[str, str, str]] = Counter()
         self._logged: dict[tuple[str, str, str], float] = {}
 
     def counts(self) -> dict[str, int]:
-        """How many exceptions each call met, by the call's name."""
-        return dict(self._counts)
+        """The number of exceptions by the name of the call."""
+        with self._lock:
+            totals: Counter[str] = Counter()
+            for (call, _, _), count in self._counts.items():
+                totals[call] += count
+        return dict(totals)
+
+    def give_up(self, call: str, error: Exception) -> None:
+        """Record ``error`` as the reason why LMCache does not work in this process."""
+        self.failure = f"{type(error).__name__}: {error}"
+        self.record(call, error)
 
     def record(self, call: str, error: Exception) -> None:
-        """Count ``error``, and log it where that does not repeat what was just logged."""
+        """Count ``error``. Log ``error`` unless the last minute's log has its kind."""
         metric("connector_exceptions_total", call=call).inc()
         kind = (call, type(error).__name__, _place(error))
         now = self._clock()
         with self._lock:
-            self._counts[call] += 1
-            self._kinds[kind] += 1
-            times, logged = self._kinds[kind], self._logged.get(kind)
+            self._counts[kind] += 1
+            times, logged = self._counts[kind], self._logged.get(kind)
             if logged is not None and now - logged < _SECONDS_BETWEEN_LINES:
                 return
             self._logged[kind] = now
@@ -66,62 +77,34 @@ def _place(error: Exception) -> str:
     return f"{frames[-1].filename}:{frames[-1].lineno}" if frames else ""
 
 
-def contained(answer: Callable[..., Any]) -> Callable[[Call], Call]:
-    """Make a method of the connector answer whatever happens in it.
+class Contained(Protocol):
+    """An object whose methods may be decorated with :func:`contained`."""
+
+    @property
+    def containment(self) -> ErrorContainment:
+        """Takes what its methods raise."""
+
+
+def contained(fallback: Callable[..., Any]) -> Callable[[Call], Call]:
+    """Make a method return ``fallback``'s result when the method raises.
+
+    Once LMCache does not work in this process, the method is not called any more.
 
     Args:
-        answer: takes the method's arguments, makes good what it left undone, and gives what vLLM
-            goes on with; asked as well when LMCache did not even start in this process.
+        fallback: takes the method's arguments. Completes the work that the method left undone,
+            and returns what vLLM continues with.
     """
 
     def decorate(method: Call) -> Call:
         @functools.wraps(method)
-        def call(self: Any, *args: Any, **kwargs: Any) -> Any:
-            if not self.failure:
+        def call(self: Contained, *args: Any, **kwargs: Any) -> Any:
+            if not self.containment.failure:
                 try:
                     return method(self, *args, **kwargs)
                 except Exception as error:
-                    self.faults.record(method.__name__, error)
-            return answer(self, *args, **kwargs)
+                    self.containment.record(method.__name__, error)
+            return fallback(self, *args, **kwargs)
 
         return call  # type: ignore[return-value]
 
     return decorate
-
-
-def contain_inherited(answers: Mapping[str, Any]) -> Callable[[type], type]:
-    """Contain what a class inherits: methods, class methods and properties.
-
-    Args:
-        answers: what vLLM goes on with, by name; names that this vLLM does not have are passed
-            over.
-    """
-
-    def decorate(cls: type) -> type:
-        for name, answer in answers.items():
-            inherited = inspect.getattr_static(cls, name, None)
-            if isinstance(inherited, property):
-                setattr(cls, name, property(_forward(cls, name, answer, call=False)))
-            elif isinstance(inherited, classmethod):
-                setattr(cls, name, classmethod(_forward(cls, name, answer)))
-            elif inherited is not None:
-                method = contained(lambda *_, answer=answer, **__: answer)
-                setattr(cls, name, method(_forward(cls, name, answer)))
-        return cls
-
-    return decorate
-
-
-def _forward(cls: type, name: str, answer: Any, call: bool = True) -> Callable[..., Any]:
-    """What ``cls`` inherits as ``name``, for an instance or the class itself; called or not."""
-
-    def forward(own: Any, *args: Any, **kwargs: Any) -> Any:
-        try:
-            inherited = getattr(super(cls, own), name)
-            return inherited(*args, **kwargs) if call else inherited
-        except Exception as error:
-            own.faults.record(name, error)
-            return answer
-
-    forward.__name__ = name
-    return forward

@@ -1,8 +1,8 @@
 """Keeps the KV of adapters and tenants apart, and clients away from the keys.
 
-Every request passes here when the scheduler first meets it, whichever route it came by.
-LMCache puts each ``lmcache.tag.*`` of a request's transfer parameters into its keys: one tag of
-ours stands for all that the tokens do not say.
+Every request passes here when the scheduler first sees the request, whatever route it came by.
+LMCache puts each ``lmcache.tag.*`` of a request's transfer parameters into the request's keys. One
+tag of ours stands for everything that the KV depends on beside the tokens.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ TAG = "lmcache.tag.kserve"
 
 @dataclass(frozen=True)
 class _Adapter:
-    """An adapter as it was when a request first used it."""
+    """The content of an adapter when a request first used the adapter."""
 
     path: Path
     content: Fingerprint
@@ -39,10 +39,10 @@ class _Adapter:
 
 
 class Isolation:
-    """Marks requests.
+    """Tags requests.
 
     Args:
-        tags_reach_keys: whether LMCache puts tags into keys; layer-wise, it does not.
+        tags_reach_keys: whether LMCache puts tags into keys. The layer-wise path does not.
     """
 
     def __init__(self, tags_reach_keys: bool = True) -> None:
@@ -50,12 +50,13 @@ class Isolation:
         self._adapters: dict[tuple[int, str], _Adapter | None] = {}
 
     def mark(self, request: Request) -> bool:
-        """Drop what the client said about the transfer, and tag what is not everybody's.
+        """Remove the client's transfer parameters, and tag a request of an adapter or a tenant.
 
-        May be called again for the same request.
+        A second call for the same request changes nothing.
 
         Returns:
-            Whether the request may use the cache; it may not when its KV cannot be told apart.
+            Whether the request may use the cache. A request may not whose KV cannot be told apart
+            from other requests' KV.
         """
         request.kv_transfer_params = None
         parameters = request.sampling_params
@@ -79,7 +80,7 @@ class Isolation:
         return True
 
     def _adapter(self, lora: LoRARequest) -> str | None:
-        """The digest of an adapter's content; ``None`` when it cannot be told for sure."""
+        """The digest of an adapter's content; ``None`` when the content is not known for sure."""
         key = (lora.lora_int_id, lora.lora_path)
         if key not in self._adapters:
             self._adapters[key] = _examine(lora)
@@ -87,7 +88,7 @@ class Isolation:
         if known is None:
             return None
         if _stamps(known.path) != known.stamps:
-            # The engine may have either the old or the new content in use.
+            # The engine may use the old or the new content.
             logger.warning(
                 "The files of adapter %s changed after it was loaded: its requests are no longer "
                 "offloaded. Load changed adapters under a new name.",
@@ -113,7 +114,7 @@ def _examine(lora: LoRARequest) -> _Adapter | None:
 
 
 def _stamps(path: Path) -> list[tuple[str, tuple[int, ...]]]:
-    """Size, times and inode of the files that are fingerprinted; none when they are gone."""
+    """Size, times and inode of the fingerprinted files; empty when the files are gone."""
     try:
         return [(file.name, file.stamp) for file in model_files(path)]
     except IdentityError:
@@ -121,6 +122,6 @@ def _stamps(path: Path) -> list[tuple[str, tuple[int, ...]]]:
 
 
 def _digest(adapter: str, salt: str | None) -> str:
-    # Nothing of a salt is in a key as it was written: it may be a secret, or hold any character.
+    # A salt may be a secret and may hold any character, so a key holds only its digest.
     canonical: Any = json.dumps([adapter, salt or ""])
     return hashlib.sha256(canonical.encode("utf-8", "surrogatepass")).hexdigest()[:32]

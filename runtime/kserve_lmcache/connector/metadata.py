@@ -1,4 +1,4 @@
-"""What the scheduler's connector tells the workers', step by step."""
+"""Connector metadata: what the scheduler's connector sends to the workers in each step."""
 
 from __future__ import annotations
 
@@ -26,29 +26,29 @@ _BY_REQUEST = (
 
 @dataclass(frozen=True)
 class Source:
-    """What to load.
+    """What a load reads.
 
     Attributes:
-        tokens: up to the last that is loaded; a whole number of LMCache's chunks.
-        computed_tokens: the first of them, which vLLM has.
-        blocks: of all ``tokens``, in their order.
+        tokens: the prompt up to the last token to load; a whole number of LMCache's chunks.
+        computed_tokens: how many of ``tokens`` vLLM has already.
+        blocks: the blocks of ``tokens``, in order.
         request_configs: what LMCache puts into the keys beside the tokens.
     """
 
     tokens: list[int]
     computed_tokens: int
     blocks: Sequence[int]
-    request_configs: dict[str, str] | None
+    request_configs: Mapping[str, str] | None
 
 
 @dataclass
 class Load:
-    """One request's, all in one step.
+    """The load of one request. A load begins and ends in the same step.
 
     Attributes:
-        request_id: the request's.
-        blocks: that vLLM waits for, to be loaded or reported.
-        source: ``None`` when it could not be told; then they are reported.
+        request_id: the request.
+        blocks: the blocks that vLLM waits for. Each is loaded, or reported as failed.
+        source: ``None`` when the scheduler could not determine the source; all blocks fail then.
     """
 
     request_id: str
@@ -57,26 +57,26 @@ class Load:
 
 
 @dataclass
-class Step(KVConnectorMetadata):  # type: ignore[misc]
-    """From the scheduler to the workers.
+class ConnectorMetadata(KVConnectorMetadata):  # type: ignore[misc]
+    """What the workers do in one step.
 
     Attributes:
-        lmcache: LMCache's own metadata; ``None`` when it could not be built.
-        loads: that have to be settled in this step.
-        dropped: requests whose chunks LMCache need not hold any longer.
-        tokens: that are computed in this step.
+        lmcache: LMCache's own metadata; ``None`` when LMCache could not build its metadata.
+        loads: the loads of this step.
+        unpinned: requests whose chunks LMCache need not hold any longer.
+        tokens: the number of tokens that this step computes.
         traces: headers of the traced requests among those that are loaded or computed.
     """
 
     lmcache: KVConnectorMetadata | None
     loads: Sequence[Load] = ()
-    dropped: Collection[str] = ()
+    unpinned: Collection[str] = ()
     tokens: int = 0
     traces: Mapping[str, Headers] = field(default_factory=dict)
 
 
-def without(output: SchedulerOutput, requests: AbstractSet[str]) -> SchedulerOutput:
-    """The same step as though ``requests`` were not in it; ``output`` itself stays as it is."""
+def without_requests(output: SchedulerOutput, requests: AbstractSet[str]) -> SchedulerOutput:
+    """A copy of ``output`` without the given requests; ``output`` itself does not change."""
     if requests.isdisjoint(output.num_scheduled_tokens):
         return output
     visible = copy.copy(output)

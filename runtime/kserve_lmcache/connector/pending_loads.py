@@ -1,4 +1,4 @@
-"""The scheduler's side of a load."""
+"""Pending loads: the scheduler's record of loads that have not ended."""
 
 from __future__ import annotations
 
@@ -20,12 +20,13 @@ class _PendingLoad:
 
 
 class PendingLoads:
-    """What vLLM waits for, from when it gave blocks for it until the request is computed.
+    """The loads of requests from the allocation of their blocks until the requests are computed.
 
-    Requests that wait hold blocks. vLLM asks about requests in the order in which it would
-    compute them, and stops at the first that gets no blocks: when that one stands before those
-    that hold them, none would ever move. So one that could be in their way steps aside, and
-    then nobody behind it is promised anything before it was asked about again.
+    A request that waits for its load holds blocks. VLLM asks about requests in the order in which
+    it would compute them, and stops at the first request that gets no blocks. When that request
+    stands before the requests that hold the blocks, none of them ever moves. So a request that
+    could be in the way of others waits, and no load begins for a request behind it until vLLM has
+    asked about all requests again.
 
     Args:
         block_size: tokens of one block.
@@ -33,78 +34,80 @@ class PendingLoads:
 
     def __init__(self, block_size: int) -> None:
         self._block_size = block_size
-        self._computed: dict[str, int] = {}
+        self._computed_tokens: dict[str, int] = {}
         self._new: list[Load] = []
-        self._open: dict[str, _PendingLoad] = {}
-        self._ready: set[str] = set()
-        self._broken: set[str] = set()
-        self._someone_waits = False
+        self._running: dict[str, _PendingLoad] = {}
+        self._ended: set[str] = set()
+        self._failed: set[str] = set()
+        self._a_request_waits = False
 
     def must_wait(self, request: Request) -> bool:
-        """Whether others have to be computed first.
+        """Whether other requests have to be computed before this one.
 
-        Those whose load is over; and those that some of this request is being loaded for, which
-        vLLM lets it share as soon as it is there.
+        These are the requests whose load has ended, and the requests for which a part of this
+        request's prompt is being loaded. VLLM shares the loaded blocks with this request.
         """
-        self._ready.discard(request.request_id)  # nothing of it was loaded: it holds no blocks
-        waits = bool(self._ready) or any(
-            not promise.hashes.isdisjoint(request.block_hashes) for promise in self._open.values()
+        self._ended.discard(request.request_id)  # its load failed wholly: it holds no blocks
+        waits = bool(self._ended) or any(
+            not pending.hashes.isdisjoint(request.block_hashes)
+            for pending in self._running.values()
         )
-        self._someone_waits |= waits
+        self._a_request_waits |= waits
         return waits
 
-    def offer(self, request: Request, computed_tokens: int) -> bool:
-        """More than the ``computed_tokens`` that vLLM has of a request can be loaded.
+    def may_load(self, request: Request, computed_tokens: int) -> bool:
+        """Whether a load of a request may begin in this step.
+
+        Args:
+            request: a request of which LMCache has more tokens than vLLM.
+            computed_tokens: the tokens that vLLM has.
+        """
+        self._computed_tokens[request.request_id] = computed_tokens
+        return not self._a_request_waits
+
+    def add(self, request: Request, blocks: Sequence[int], tokens: int) -> Load:
+        """Begin the load of ``tokens`` tokens of a request, whose blocks are ``blocks``.
 
         Returns:
-            Whether it may be, in this step.
+            The load, which has no source yet.
         """
-        self._computed[request.request_id] = computed_tokens
-        return not self._someone_waits
-
-    def make(self, request: Request, blocks: Sequence[int], tokens: int) -> Load:
-        """VLLM waits for ``tokens`` tokens of a request whose blocks are ``blocks``.
-
-        Returns:
-            The load of the next step, still without its source.
-        """
-        # Without an offer, all that could have been promised.
-        computed = self._computed.pop(request.request_id, 0)
+        # Without a call of may_load, from the prompt's first token.
+        computed = self._computed_tokens.pop(request.request_id, 0)
         first, end = computed // self._block_size, -(-(computed + tokens) // self._block_size)
         load = Load(request.request_id, tuple(blocks[first:end]))
         self._new.append(load)
-        self._open[request.request_id] = _PendingLoad(
+        self._running[request.request_id] = _PendingLoad(
             load, frozenset(request.block_hashes[first:end])
         )
         return load
 
-    def take(self) -> list[Load]:
-        """What was promised since the last call, when all were asked about."""
-        self._someone_waits = False
-        taken, self._new = self._new, []
-        return taken
+    def take_new(self) -> list[Load]:
+        """The loads that have begun since the last call. VLLM has asked about all requests."""
+        self._a_request_waits = False
+        new, self._new = self._new, []
+        return new
 
-    def settle(self, requests: Iterable[str], failed: AbstractSet[int]) -> None:
-        """The loads of ``requests`` are over; the blocks in ``failed`` were not loaded."""
+    def end(self, requests: Iterable[str], failed_blocks: AbstractSet[int]) -> None:
+        """Record that the loads of ``requests`` have ended, without ``failed_blocks``."""
         for request_id in requests:
-            promise = self._open.pop(request_id, None)
-            if promise is None:
+            pending = self._running.pop(request_id, None)
+            if pending is None:
                 continue
-            self._ready.add(request_id)
-            if not failed.isdisjoint(promise.load.blocks):
-                self._broken.add(request_id)
+            self._ended.add(request_id)
+            if not failed_blocks.isdisjoint(pending.load.blocks):
+                self._failed.add(request_id)
 
-    def computed(self, request_id: str) -> None:
-        """A request is computed in the next step."""
-        self._ready.discard(request_id)
+    def compute(self, request_id: str) -> None:
+        """Record that the next step computes a request."""
+        self._ended.discard(request_id)
 
-    def broke(self, request_id: str) -> bool:
-        """Whether a load of the request failed; it is not tried again."""
-        return request_id in self._broken
+    def has_failed(self, request_id: str) -> bool:
+        """Whether a load of the request failed. A request is loaded once at most then."""
+        return request_id in self._failed
 
     def forget(self, request_id: str) -> None:
-        """A request is finished."""
-        self._computed.pop(request_id, None)
-        self._open.pop(request_id, None)
-        self._ready.discard(request_id)
-        self._broken.discard(request_id)
+        """Remove a finished request."""
+        self._computed_tokens.pop(request_id, None)
+        self._running.pop(request_id, None)
+        self._ended.discard(request_id)
+        self._failed.discard(request_id)

@@ -1,4 +1,4 @@
-"""What of prompts came from where, as a worker sees it."""
+"""Token metrics: how many tokens of prompts came from which tier, as a worker counts them."""
 
 from __future__ import annotations
 
@@ -16,13 +16,14 @@ LOCAL = "local_cpu"
 
 
 class TokenMetrics:
-    """Counts what the tiers of ours do not count themselves.
+    """Counts what our tiers do not count themselves.
 
     Args:
-        tiers: those behind the local one, by the label that they have in metrics.
+        tiers: the tiers behind the local CPU tier, by their label in metrics.
         chunk_tokens: tokens of one chunk.
-        is_first: of the engine's workers, who all load the same tokens: it counts them.
-        prefill: how fast the engine computes.
+        is_first: whether this is the engine's first worker. All workers load the same tokens, and
+            only the first worker counts them.
+        prefill: the speed at which the engine computes.
     """
 
     def __init__(
@@ -33,32 +34,32 @@ class TokenMetrics:
         self._is_first = is_first
         self._prefill = prefill
         if is_first:
-            metric("saved_prefill_seconds_total")  # is 0 until it is known how fast it computes
+            metric("saved_prefill_seconds_total")  # 0 until the speed is known
 
-    def looked_up(self, chunks: int, local: int) -> None:
-        """A prompt of so many chunks was looked up; the local tier has the first ``local``."""
+    def count_lookup(self, chunks: int, local: int) -> None:
+        """Count a lookup of ``chunks`` chunks. The local tier has the first ``local`` of them."""
         metric("lookups_total", tier=LOCAL).inc()
         metric("lookup_hits_total", tier=LOCAL).inc(local)
         metric("lookup_misses_total", tier=LOCAL).inc(chunks - local)
 
-    def read(self) -> dict[str, int]:
-        """Chunks that each tier has read up to now."""
+    def chunks_read(self) -> dict[str, int]:
+        """The number of chunks that each tier has read so far."""
         return {name: tier.counters["chunks_read"] for name, tier in self._tiers.items()}
 
-    def loaded(self, tokens: int, seconds: float, before: Mapping[str, int]) -> dict[str, int]:
-        """A prompt was loaded.
+    def count_load(self, tokens: int, seconds: float, before: Mapping[str, int]) -> dict[str, int]:
+        """Count the load of a prompt.
 
         Args:
-            tokens: that came.
-            seconds: that it took.
-            before: what :meth:`read` was before it.
+            tokens: the number of tokens that were loaded.
+            seconds: the duration of the load.
+            before: the result of :meth:`chunks_read` before the load.
 
         Returns:
-            The tokens by the tier that they came from.
+            The number of tokens by tier.
         """
         sources = {
             name: (chunks - before[name]) * self._chunk_tokens
-            for name, chunks in self.read().items()
+            for name, chunks in self.chunks_read().items()
         }
         sources[LOCAL] = max(0, tokens - sum(sources.values()))
         if sources[LOCAL] == tokens > 0:
@@ -71,7 +72,7 @@ class TokenMetrics:
                 metric("saved_prefill_seconds_total").inc(tokens / self._prefill.tokens_per_second)
         return sources
 
-    def holds(self, used: int, capacity: int) -> None:
-        """The local tier has so many bytes in use, of ``capacity``."""
+    def set_local_bytes(self, used: int, capacity: int) -> None:
+        """Publish the bytes in use and the capacity of the local CPU tier."""
         metric("local_cpu_used_bytes").set(used)
         metric("local_cpu_capacity_bytes").set(capacity)

@@ -1,7 +1,7 @@
-"""Spans of what offloading does for a request, in the trace that the request came with.
+"""Spans of the lookup, load and save of a request, in the trace that the request belongs to.
 
-vLLM gives its processes an exporter where ``--otlp-traces-endpoint`` is set, and only then do
-requests carry the headers of their trace; without them nothing here does anything.
+VLLM exports spans where ``--otlp-traces-endpoint`` is set, and only then do requests carry the
+headers of their trace. Without headers nothing here does anything.
 """
 
 from __future__ import annotations
@@ -20,7 +20,14 @@ Headers = Mapping[str, str]  # W3C Trace Context: traceparent, tracestate
 
 
 def span(name: str, headers: Headers | None, began: float, **attributes: int) -> None:
-    """Export what began at ``began`` (of ``time.monotonic``) and ends now, if it is traced."""
+    """Export a span that ends now, if its request is traced.
+
+    Args:
+        name: the span's name, without our prefix.
+        headers: the headers of the request's trace.
+        began: the span's beginning, of ``time.monotonic``.
+        attributes: the span's attributes, without our prefix.
+    """
     if headers:
         end = time.time_ns()
         instrument_manual(
@@ -33,36 +40,36 @@ def span(name: str, headers: Headers | None, began: float, **attributes: int) ->
 
 
 class Traces:
-    """The headers of requests that the scheduler knows and that are traced."""
+    """The headers of the traced requests in the scheduler."""
 
     def __init__(self) -> None:
         self._headers: dict[str, Headers] = {}
         self._looked_up: set[str] = set()
 
-    def meet(self, request: Request) -> None:
-        """The scheduler asks about a request, perhaps again."""
+    def add(self, request: Request) -> None:
+        """Keep a request's headers. The scheduler may ask about a request several times."""
         if request.trace_headers:
             self._headers[request.request_id] = request.trace_headers
 
-    def looked_up(self, request_id: str, began: float, **attributes: int) -> None:
-        """A lookup has ended; one that waits for blocks is looked up in every step, and told once.
+    def export_lookup(self, request_id: str, began: float, **attributes: int) -> None:
+        """Export the first lookup of a request. A request that waits is looked up in every step.
 
         Args:
-            request_id: the request's.
-            began: of ``time.monotonic``.
-            attributes: of the span.
+            request_id: the request.
+            began: the lookup's beginning, of ``time.monotonic``.
+            attributes: the span's attributes.
         """
         if request_id in self._headers and request_id not in self._looked_up:
             self._looked_up.add(request_id)
             span("lookup", self._headers[request_id], began, **attributes)
 
-    def of(self, request_ids: Iterable[str]) -> dict[str, Headers]:
-        """The headers of those requests that are traced."""
+    def headers(self, request_ids: Iterable[str]) -> dict[str, Headers]:
+        """The headers of the traced requests among ``request_ids``."""
         if not self._headers:
             return {}
         return {name: self._headers[name] for name in request_ids if name in self._headers}
 
     def forget(self, request_id: str) -> None:
-        """A request is finished."""
+        """Remove a finished request."""
         self._headers.pop(request_id, None)
         self._looked_up.discard(request_id)

@@ -1,105 +1,129 @@
-"""The connector in a worker's process."""
+"""The connector's part in a worker's process."""
 
 from __future__ import annotations
 
 import time
 from typing import TYPE_CHECKING, Any
 
+from vllm.distributed.kv_transfer.kv_connector.v1.base import KVConnectorRole
 from vllm.logger import init_logger
 
-from kserve_lmcache.connector import lmcache_engine
-from kserve_lmcache.connector.base import Side
-from kserve_lmcache.connector.cpu_affinity import every_core
-from kserve_lmcache.connector.error_containment import contained
-from kserve_lmcache.connector.metadata import Load, Step
+from kserve_lmcache.compat.lmcache import engine as lmcache_engine
+from kserve_lmcache.config.tier_plugins import PLUGINS
+from kserve_lmcache.connector.cpu_affinity import use_all_cores
+from kserve_lmcache.connector.cpu_copy import CPUPagedMemoryConnector
+from kserve_lmcache.connector.error_containment import ErrorContainment, contained
+from kserve_lmcache.connector.load_results import LoadResults
+from kserve_lmcache.connector.metadata import ConnectorMetadata, Load
+from kserve_lmcache.connector.stock import StockConnector
 from kserve_lmcache.connector.token_metrics import TokenMetrics
 from kserve_lmcache.connector.traces import span
 from kserve_lmcache.metrics import start_up_timing
+from kserve_lmcache.tiers.guard.load_cost import PrefillRate
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
 
     import torch
+    from vllm.config import VllmConfig
+    from vllm.distributed.kv_events import KVConnectorKVEvents
+    from vllm.distributed.kv_transfer.kv_connector.v1.base import KVConnectorMetadata
     from vllm.forward_context import ForwardContext
     from vllm.v1.attention.backend import AttentionMetadata
+    from vllm.v1.kv_cache_interface import KVCacheConfig
 
-    from kserve_lmcache.connector.load_results import LoadResults
-    from kserve_lmcache.tiers.guard.load_cost import PrefillRate
     from kserve_lmcache.tiers.guard.tier import Tier
 
 logger = init_logger(__name__)
 
 
-class WorkerSide(Side):
-    """Loads what was promised, says what did not come, and saves what was computed."""
+class WorkerPart:
+    """Loads what the scheduler asks for, reports blocks that are not loaded, saves new chunks."""
 
-    _device: str
-    _loads: LoadResults
-    _prefill: PrefillRate
-    _tiers: Mapping[str, Tier]
-    _accounts: TokenMetrics
+    def __init__(self, vllm_config: VllmConfig, kv_cache_config: KVCacheConfig) -> None:
+        # vLLM creates the connector once it knows how large a KV cache fits.
+        start_up_timing.reached(start_up_timing.LOADED)
+        self._device = vllm_config.device_config.device_type
+        self._block_size = vllm_config.cache_config.block_size
+        self._stock = StockConnector(vllm_config, KVConnectorRole.WORKER, kv_cache_config)
+        # LMCache's metadata of the current step; None where LMCache takes no part in the step.
+        self._lmcache_metadata: KVConnectorMetadata | None = None
+        self._results = LoadResults()
+        self._prefill = PrefillRate()
+        self._tiers: Mapping[str, Tier] = {}
+        self._token_metrics = TokenMetrics({}, 0, False, self._prefill)
+
+    @property
+    def containment(self) -> ErrorContainment:
+        """Of this process's LMCache."""
+        return self._stock.containment
+
+    @contained(lambda self: None)
+    def shutdown(self) -> None:
+        """Stop LMCache."""
+        self._stock.stop()
 
     @contained(lambda self, kv_caches: None)
     def register_kv_caches(self, kv_caches: dict[str, torch.Tensor]) -> None:
         """Give LMCache the paged KV cache: one tensor a layer, by the layer's name."""
         try:
-            with every_core(self._device):
-                super().register_kv_caches(kv_caches)
-            if not lmcache_engine.failure(self._lmcache_engine):
-                lmcache_engine.check_on_cpu(self._lmcache_engine, list(kv_caches.values()))
-                lmcache_engine.never_wait(self._lmcache_engine)
-                self._know_tiers()
-                lmcache_engine.answer_lookups(
-                    self._lmcache_engine, self._accounts.looked_up, self._record
+            with use_all_cores(self._device):
+                self._stock.connector.register_kv_caches(kv_caches)
+            adapter = self._stock.adapter
+            if not lmcache_engine.worker_failure(adapter):
+                copy_path = lmcache_engine.copy_path(adapter)
+                if isinstance(copy_path, CPUPagedMemoryConnector):
+                    copy_path.check(list(kv_caches.values()))
+                lmcache_engine.never_wait_for_room(adapter)
+                self._set_up_tiers()
+                lmcache_engine.contain_lookups(
+                    adapter, self._token_metrics.count_lookup, self.containment.record
                 )
             start_up_timing.reached(start_up_timing.CACHED)
         except Exception as error:
-            self._fail("register_kv_caches", error)
+            self.containment.give_up("register_kv_caches", error)
 
-    def _know_tiers(self) -> None:
-        engine = self._lmcache_engine
-        self._tiers = lmcache_engine.tiers(engine)
+    def _set_up_tiers(self) -> None:
+        adapter = self._stock.adapter
+        names = {plugin.name: plugin.tier for plugin in PLUGINS}
+        connectors = lmcache_engine.plugin_connectors(adapter, names)
+        self._tiers = {name: connector.tier for name, connector in connectors.items()}
         for tier in self._tiers.values():
             tier.load_cost.prefill = self._prefill
-        self._accounts = TokenMetrics(
-            self._tiers, engine.config.chunk_size, lmcache_engine.is_first(engine), self._prefill
+        self._token_metrics = TokenMetrics(
+            self._tiers, adapter.config.chunk_size, lmcache_engine.is_first(adapter), self._prefill
         )
-        self._accounts.holds(*lmcache_engine.local_cpu_bytes(engine))
+        self._token_metrics.set_local_bytes(*lmcache_engine.local_cpu_bytes(adapter))
 
-    @contained(lambda self, kv_connector_metadata: None)
-    def handle_preemptions(self, kv_connector_metadata: Step) -> None:
-        """Blocks are about to be overwritten."""
-        if kv_connector_metadata.lmcache is not None:
-            super().handle_preemptions(kv_connector_metadata.lmcache)
+    @contained(lambda self, connector_metadata: self._begin_without_lmcache(connector_metadata))
+    def bind_connector_metadata(self, connector_metadata: ConnectorMetadata) -> None:
+        """Begin a step."""
+        self._results.begin_step(connector_metadata)
+        self._stock.connector.bind_connector_metadata(connector_metadata.lmcache)
+        self._lmcache_metadata = connector_metadata.lmcache
 
-    @contained(lambda self, connector_metadata: self._skip(connector_metadata))
-    def bind_connector_metadata(self, connector_metadata: Step) -> None:
-        """A step begins."""
-        self._loads.begin(connector_metadata)
-        super().bind_connector_metadata(connector_metadata.lmcache)
-
-    @contained(lambda self: self._save_nothing() or False)
     def has_connector_metadata(self) -> bool:
-        """Whether LMCache takes part in this step."""
-        return bool(super().has_connector_metadata())
+        """Whether LMCache takes part in the current step."""
+        return self._lmcache_metadata is not None
 
     @contained(lambda self, forward_context, **_: None)
     def start_load_kv(self, forward_context: ForwardContext, **kwargs: Any) -> None:
-        """Load all that this step has to; what is not loaded then is reported."""
+        """Load all that the step asks for."""
+        step = self._results.step
         self._prefill.end_step()
-        for load in self._loads.all:
+        for load in step.loads:
             self._load(load)
-        self._release(self._loads.dropped)
-        self._prefill.begin_step(self._loads.tokens)
-        if self._connector_metadata is not None:
-            super().start_load_kv(forward_context, **kwargs)
+        self._unpin(step.unpinned)
+        self._prefill.begin_step(step.tokens)
+        if self._lmcache_metadata is not None:
+            self._stock.connector.start_load_kv(forward_context, **kwargs)
 
     @contained(lambda self, layer_name: None)
     def wait_for_layer_load(self, layer_name: str) -> None:
-        """Nothing is loaded layer by layer."""
-        super().wait_for_layer_load(layer_name)
+        """Let LMCache continue after a layer. Nothing is loaded layer by layer."""
+        self._stock.connector.wait_for_layer_load(layer_name)
 
-    @contained(lambda self, *_, **__: self._save_nothing())
+    @contained(lambda self, *_, **__: self._drop_saves())
     def save_kv_layer(
         self,
         layer_name: str,
@@ -108,94 +132,128 @@ class WorkerSide(Side):
         **kwargs: Any,
     ) -> None:
         """Begin to save a layer."""
-        super().save_kv_layer(layer_name, kv_layer, attn_metadata, **kwargs)
+        self._stock.connector.save_kv_layer(layer_name, kv_layer, attn_metadata, **kwargs)
 
-    @contained(lambda self: self._save_nothing())
+    @contained(lambda self: self._drop_saves())
     def wait_for_save(self) -> None:
-        """Save what this step computed."""
-        if self._connector_metadata is not None:
+        """Save the chunks that this step completed."""
+        if self._lmcache_metadata is not None:
             began, saved = time.monotonic(), self._traced_saves()
-            super().wait_for_save()
-            self._trace(saved, began)
+            self._stock.connector.wait_for_save()
+            self._export_saves(saved, began)
 
-    @contained(lambda self, finished_req_ids: (None, self._loads.settled() or None))
+    @contained(lambda self, finished_req_ids: (None, self._results.finished_requests() or None))
     def get_finished(self, finished_req_ids: set[str]) -> tuple[set[str] | None, set[str] | None]:
-        """Requests that need not wait any longer, loaded or not, as the second."""
-        sent, received = super().get_finished(finished_req_ids)
-        return sent, (received or set()) | self._loads.settled() or None
+        """Requests whose saves ended, and requests whose loads ended, loaded or not."""
+        sent, received = self._stock.connector.get_finished(finished_req_ids)
+        return sent, (received or set()) | self._results.finished_requests() or None
 
-    @contained(lambda self: self._loads.failed())
+    @contained(lambda self: self._results.missing_blocks())
     def get_block_ids_with_load_errors(self) -> set[int]:
-        """Blocks that were promised in this step and are not loaded, for vLLM to compute."""
-        reported: set[int] = super().get_block_ids_with_load_errors()
-        return reported | self._loads.failed()
+        """Blocks of this step's loads that are not loaded. VLLM computes them."""
+        reported: set[int] = self._stock.connector.get_block_ids_with_load_errors()
+        return reported | self._results.missing_blocks()
 
-    @contained(lambda self: self._end())
+    @contained(lambda self: None)
+    def get_kv_connector_kv_cache_events(self) -> KVConnectorKVEvents | None:
+        """The chunks that LMCache has stored since the last call."""
+        return self._stock.connector.get_kv_connector_kv_cache_events()
+
+    @contained(lambda self: self._end_without_lmcache())
     def clear_connector_metadata(self) -> None:
-        """A step ends."""
-        self._accounts.holds(*lmcache_engine.local_cpu_bytes(self._lmcache_engine))
-        self._loads.end()
-        super().clear_connector_metadata()
+        """End the step."""
+        self._token_metrics.set_local_bytes(*lmcache_engine.local_cpu_bytes(self._stock.adapter))
+        self._stock.connector.clear_connector_metadata()
+        self._end_without_lmcache()
 
-    def _skip(self, step: Step) -> None:
-        self._loads.begin(step)
-        self._connector_metadata = None
+    def report(self) -> dict[str, Any]:
+        """The state of this worker's LMCache.
 
-    def _end(self) -> None:
-        self._loads.end()
-        self._connector_metadata = None
+        ``failure`` (empty when LMCache works), ``config``, ``faults`` (exceptions by call),
+        ``tiers`` (reports of our tiers, by name: ``disk``, ``remote``), and ``moments`` of the
+        worker's start.
+        """
+        report: dict[str, Any] = {
+            "failure": self.containment.failure,
+            "config": {},
+            "faults": self.containment.counts(),
+            "tiers": {name: tier.report() for name, tier in self._tiers.items()},
+            "moments": start_up_timing.moments(),
+        }
+        if not report["failure"]:
+            report["failure"] = lmcache_engine.worker_failure(self._stock.adapter)
+            report["config"] = lmcache_engine.effective_config(self._stock.adapter)
+        return report
+
+    def _begin_without_lmcache(self, metadata: ConnectorMetadata) -> None:
+        self._results.begin_step(metadata)
+        self._lmcache_metadata = None
+
+    def _end_without_lmcache(self) -> None:
+        self._results.end_step()
+        self._lmcache_metadata = None
 
     @contained(lambda self, load: None)
     def _load(self, load: Load) -> None:
         if load.source is None:
-            self._release((load.request_id,))
-        else:
-            began, before = time.monotonic(), self._accounts.read()
-            missing = lmcache_engine.load(
-                self._lmcache_engine, load.request_id, load.source, self._block_size
+            self._unpin((load.request_id,))
+            return
+        source, adapter = load.source, self._stock.adapter
+        began, before = time.monotonic(), self._token_metrics.chunks_read()
+        missing = lmcache_engine.load(
+            adapter,
+            load.request_id,
+            tokens=source.tokens,
+            computed_tokens=source.computed_tokens,
+            blocks=source.blocks,
+            block_size=self._block_size,
+            request_configs=source.request_configs,
+        )
+        missing &= set(load.blocks)
+        self._results.confirm(load, missing)
+        tokens = (len(load.blocks) - len(missing)) * self._block_size
+        sources = self._token_metrics.count_load(tokens, time.monotonic() - began, before)
+        if headers := self._results.step.traces.get(load.request_id):
+            span(
+                "load",
+                headers,
+                began,
+                tokens=tokens,
+                bytes=tokens * lmcache_engine.token_bytes(adapter),
+                missing_blocks=len(missing),
+                **{f"tokens.{name}": count for name, count in sources.items()},
             )
-            missing &= set(load.blocks)
-            self._loads.loaded(load, missing)
-            tokens = (len(load.blocks) - len(missing)) * self._block_size
-            sources = self._accounts.loaded(tokens, time.monotonic() - began, before)
-            if self._loads.traces:
-                span(
-                    "load",
-                    self._loads.traces.get(load.request_id),
-                    began,
-                    tokens=tokens,
-                    bytes=tokens * lmcache_engine.token_bytes(self._lmcache_engine),
-                    missing_blocks=len(missing),
-                    **{f"tokens.{name}": count for name, count in sources.items()},
-                )
-            if missing:
-                logger.warning(
-                    "%d of %d blocks of request %s failed to load and are computed",
-                    len(missing),
-                    len(load.blocks),
-                    load.request_id,
-                )
+        if missing:
+            logger.warning(
+                "%d of %d blocks of request %s failed to load and are computed",
+                len(missing),
+                len(load.blocks),
+                load.request_id,
+            )
 
-    @contained(lambda self: setattr(self, "_connector_metadata", None))
-    def _save_nothing(self) -> None:
-        if self._connector_metadata is not None:
-            lmcache_engine.save_nothing(self._lmcache_engine, self._connector_metadata)
+    @contained(lambda self: setattr(self, "_lmcache_metadata", None))
+    def _drop_saves(self) -> None:
+        if self._lmcache_metadata is not None:
+            lmcache_engine.drop_saves(self._stock.adapter, self._lmcache_metadata)
 
     @contained(lambda self: {})
     def _traced_saves(self) -> dict[str, int]:
-        """Tokens that this step saves of each traced request; LMCache loses count as it saves."""
-        if not (traces := self._loads.traces):
+        """The number of tokens that this step saves, by traced request.
+
+        LMCache changes its metadata while it saves, so this is called before.
+        """
+        if not (traces := self._results.step.traces):
             return {}
-        saved = lmcache_engine.saved_tokens(self._lmcache_engine, self._connector_metadata)
+        saved = lmcache_engine.saved_tokens(self._stock.adapter, self._lmcache_metadata)
         return {name: tokens for name, tokens in saved.items() if name in traces}
 
     @contained(lambda self, saved, began: None)
-    def _trace(self, saved: dict[str, int], began: float) -> None:
-        """The requests of a step are saved one after the other; each is told the whole time."""
+    def _export_saves(self, saved: dict[str, int], began: float) -> None:
+        """Export a span for each traced save. Each has the duration of all saves of the step."""
         for name, tokens in saved.items():
-            size = tokens * lmcache_engine.token_bytes(self._lmcache_engine)
-            span("store", self._loads.traces[name], began, tokens=tokens, bytes=size)
+            size = tokens * lmcache_engine.token_bytes(self._stock.adapter)
+            span("store", self._results.step.traces[name], began, tokens=tokens, bytes=size)
 
     @contained(lambda self, requests: None)
-    def _release(self, requests: Iterable[str]) -> None:
-        lmcache_engine.release(self._lmcache_engine, requests)
+    def _unpin(self, requests: Iterable[str]) -> None:
+        lmcache_engine.unpin(self._stock.adapter, requests)

@@ -1,4 +1,4 @@
-"""The only place that touches LMCache's internals (0.5.1 to 0.5.6).
+"""Internals of LMCache's engine and of its adapter to vLLM (LMCache 0.5.1 to 0.5.6).
 
 ``tests/integration/test_lmcache_contract.py`` fails when an upgrade changes one of them.
 """
@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import functools
 import os
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import msgspec
@@ -21,60 +21,62 @@ from lmcache.v1.cache_engine import LMCacheEngineBuilder
 from lmcache.v1.offload_server.message import OffloadMsg
 from lmcache.v1.rpc_utils import get_zmq_rpc_path_lmcache, get_zmq_socket
 
-from kserve_lmcache.config.tier_plugins import PLUGINS
-from kserve_lmcache.connector.cpu_copy import CPUPagedMemoryConnector
-from kserve_lmcache.connector.metadata import Source
-
 if TYPE_CHECKING:
     from lmcache.integration.vllm.vllm_v1_adapter import (
         LMCacheConnectorMetadata,
         LMCacheConnectorV1Impl,
     )
+    from lmcache.v1.config import LMCacheEngineConfig
+    from lmcache.v1.gpu_connector.gpu_connectors import GPUConnectorInterface
     from lmcache.v1.metadata import LMCacheMetadata
     from lmcache.v1.offload_server.zmq_server import ZMQOffloadServer
     from vllm.config import VllmConfig
+    from vllm.distributed.kv_transfer.kv_connector.v1.lmcache_connector import LMCacheConnectorV1
     from vllm.v1.request import Request
 
-    from kserve_lmcache.tiers.guard.tier import Tier
+# Makes LMCache's copy path from LMCache's configuration and the metadata of a worker.
+MakeCopyPath = Callable[["LMCacheEngineConfig", "LMCacheMetadata"], "GPUConnectorInterface"]
 
 
-def create_on_cpu(vllm_config: VllmConfig) -> None:
-    """Create this worker's LMCache engine with our copy path for the CPU.
+def process_config() -> LMCacheEngineConfig:
+    """The configuration that LMCache reads once in a process."""
+    return lmcache_get_or_create_config()
 
-    LMCache's factory takes the engine that is already there under its name; its own dispatch
-    has no connector for a CPU and would turn caching off.
 
-    Raises:
-        NotImplementedError: the model or the configuration needs a copy that we do not have.
+def adapter_of(connector: LMCacheConnectorV1) -> LMCacheConnectorV1Impl:
+    """LMCache's adapter behind vLLM's connector."""
+    return connector._lmcache_engine
+
+
+def create_engine(vllm_config: VllmConfig, make_copy_path: MakeCopyPath) -> None:
+    """Create this worker's LMCache engine with a copy path of the caller's.
+
+    LMCache's factory takes the engine that exists under its name. LMCache itself has no copy
+    path for a CPU and turns caching off there.
     """
     from vllm.distributed.parallel_state import get_tp_group
 
-    config = lmcache_get_or_create_config()
+    config = process_config()
     metadata = VllmServiceFactory(config, vllm_config, "worker").get_or_create_metadata()
     group = get_tp_group()
     LMCacheEngineBuilder.get_or_create(
         ENGINE_NAME,
         config,
         metadata,
-        CPUPagedMemoryConnector.from_metadata(config, metadata),
+        make_copy_path(config, metadata),
         group.broadcast,
         group.broadcast_object,
     )
 
 
-def check_on_cpu(adapter: LMCacheConnectorV1Impl, layers: Sequence[torch.Tensor]) -> None:
-    """See that this worker's paged KV cache is what our copy path was made for.
-
-    Raises:
-        NotImplementedError: it has another shape.
-    """
+def copy_path(adapter: LMCacheConnectorV1Impl) -> GPUConnectorInterface | None:
+    """The copy path of this worker's engine; ``None`` without an engine."""
     engine = adapter.lmcache_engine
-    if engine is not None and isinstance(engine.gpu_connector, CPUPagedMemoryConnector):
-        engine.gpu_connector.check(layers)
+    return None if engine is None else engine.gpu_connector
 
 
 def stop(adapter: LMCacheConnectorV1Impl) -> None:
-    """Stop LMCache's services; what waits to be stored is flushed."""
+    """Stop LMCache's services. LMCache flushes what waits to be stored."""
     if (server := adapter._manager.offload_server) is not None:
         from vllm.distributed.parallel_state import get_tensor_model_parallel_rank
 
@@ -85,10 +87,10 @@ def stop(adapter: LMCacheConnectorV1Impl) -> None:
 
 
 def end_offload_server(server: ZMQOffloadServer, metadata: LMCacheMetadata, rank: int) -> None:
-    """End the server's thread, by an empty request, before its socket is closed.
+    """End the server's thread by an empty request, before LMCache closes the server's socket.
 
-    LMCache closes the socket while the thread waits on it. Sockets belong to one thread in
-    libzmq, which aborts the process then, and nothing is flushed.
+    LMCache closes the socket while the thread waits on the socket. A socket of libzmq belongs to
+    one thread: libzmq aborts the process then, and LMCache flushes nothing.
     """
     server.running = False
     port = int(os.environ.get("LMCACHE_OFFLOAD_RPC_PORT", 100))
@@ -102,12 +104,12 @@ def end_offload_server(server: ZMQOffloadServer, metadata: LMCacheMetadata, rank
         server.thread.join(timeout=2)
 
 
-def never_wait(adapter: LMCacheConnectorV1Impl) -> None:
-    """Make a full local CPU tier a miss for whatever does not fit into it.
+def never_wait_for_room(adapter: LMCacheConnectorV1Impl) -> None:
+    """Make a chunk that does not fit into the local CPU tier a miss.
 
     LMCache waits without end for room to load into (``busy_loop``), in the middle of an engine
-    step: while it waits nothing is computed, and nothing that would make room ends. There is no
-    setting for it, and no way to hand in a tier of ours, so this worker's one is told.
+    step. Nothing is computed meanwhile, so nothing that would make room ends. LMCache has no
+    setting for this wait and takes no tier of ours, so this changes the worker's own tier.
     """
     backends = adapter.lmcache_engine.storage_manager.storage_backends
     if (memory := backends.get("LocalCPUBackend")) is not None:
@@ -115,101 +117,114 @@ def never_wait(adapter: LMCacheConnectorV1Impl) -> None:
         memory.batched_allocate = functools.partial(memory.batched_allocate, busy_loop=False)
 
 
-def answer_lookups(
+def contain_lookups(
     adapter: LMCacheConnectorV1Impl,
-    count: Callable[[int, int], None],
-    record: Callable[[str, Exception], None],
+    on_lookup: Callable[[int, int], None],
+    on_error: Callable[[str, Exception], None],
 ) -> None:
     """Make a lookup that fails in this worker a miss.
 
-    LMCache's server would not answer then, and the scheduler wait for ``lookup_timeout_ms``.
+    LMCache's lookup server would not answer then, and the scheduler would wait for
+    ``lookup_timeout_ms``.
 
     Args:
         adapter: the worker's.
-        count: is told how many chunks were asked for, and how many the local tier has.
-        record: is told what failed, and the exception. Both are called in the server's thread.
+        on_lookup: takes the number of chunks that were looked up and the number of them that the
+            local CPU tier has. The lookup server's thread calls it.
+        on_error: takes the name of the call that failed and the exception. The lookup server's
+            thread calls it.
     """
     engine = adapter.lmcache_engine
-    lookup = engine.lookup
+    original = engine.lookup
 
-    def answer(hashes: Sequence[int], lookup_id: str, **kwargs: Any) -> int:
+    def lookup(hashes: Sequence[int], lookup_id: str, **kwargs: Any) -> int:
         try:
-            found = int(lookup(hashes=hashes, lookup_id=lookup_id, **kwargs))
+            found = int(original(hashes=hashes, lookup_id=lookup_id, **kwargs))
             pinned = engine.lookup_pins.get(lookup_id, {})
-            count(len(hashes), len(pinned.get("LocalCPUBackend", ())))
+            on_lookup(len(hashes), len(pinned.get("LocalCPUBackend", ())))
             return found
         except Exception as error:
-            record("lookup", error)
+            on_error("lookup", error)
             return 0
 
-    engine.lookup = answer
+    engine.lookup = lookup
 
 
-def source(adapter: LMCacheConnectorV1Impl, request: Request, blocks: Sequence[int]) -> Source:
-    """What to load of a request, as LMCache looked it up in the scheduler's process.
+def found_tokens(
+    adapter: LMCacheConnectorV1Impl, request: Request
+) -> tuple[int, int, dict[str, str] | None]:
+    """The result of LMCache's lookup of a request in the scheduler's process.
 
     Args:
         adapter: the scheduler's.
-        request: that was looked up, and found.
-        blocks: all of the request's.
+        request: a request that LMCache looked up.
+
+    Returns:
+        The number of tokens that LMCache has, the number of tokens that vLLM has, and what
+        LMCache puts into the keys beside the tokens.
 
     Raises:
-        KeyError: it was not looked up.
+        KeyError: LMCache did not look the request up.
     """
     found = adapter.load_specs[request.request_id]
-    return Source(
-        list(request.all_token_ids[: found.lmcache_cached_tokens]),
-        found.vllm_cached_tokens,
-        blocks,
-        extract_request_configs(request.sampling_params),
-    )
+    configs = extract_request_configs(request.sampling_params)
+    return found.lmcache_cached_tokens, found.vllm_cached_tokens, configs
 
 
 def load(
-    adapter: LMCacheConnectorV1Impl, request_id: str, source: Source, block_size: int
+    adapter: LMCacheConnectorV1Impl,
+    request_id: str,
+    *,
+    tokens: list[int],
+    computed_tokens: int,
+    blocks: Sequence[int],
+    block_size: int,
+    request_configs: Mapping[str, str] | None,
 ) -> set[int]:
-    """Load into this worker's paged KV cache, and let go of the chunks.
+    """Load chunks into this worker's paged KV cache, and unpin them.
 
     Args:
         adapter: the worker's.
-        request_id: whose lookup holds the chunks.
-        source: what to load.
+        request_id: the request whose lookup pinned the chunks.
+        tokens: the prompt up to the last token to load; a whole number of LMCache's chunks.
+        computed_tokens: how many of ``tokens`` vLLM has already.
+        blocks: the blocks of ``tokens``, in order.
         block_size: tokens of one block.
+        request_configs: what LMCache puts into the keys beside the tokens.
 
     Returns:
         The blocks that are not, or not wholly, loaded.
 
     Raises:
-        Exception: whatever LMCache does; then nothing can be told of any block.
+        Exception: LMCache failed; the state of all blocks is unknown.
     """
     engine, chunk = adapter.lmcache_engine, adapter.config.chunk_size
-    places = torch.arange(min(len(source.tokens), len(source.blocks) * block_size))
-    slots = torch.tensor(source.blocks)[places // block_size] * block_size + places % block_size
-    # vLLM computes the last token of a whole prompt, and has given no block for it if it were the
-    # first in one: the unfinished chunk that it is in is left out then.
-    count = len(places) if len(places) == len(source.tokens) else len(places) // chunk * chunk
-    tokens = source.tokens[:count]
-    wanted = (places >= source.computed_tokens // chunk * chunk)[:count]
+    places = torch.arange(min(len(tokens), len(blocks) * block_size))
+    slots = torch.tensor(blocks)[places // block_size] * block_size + places % block_size
+    # vLLM computes the last token of a whole prompt. vLLM has given no block for this token when
+    # the token is the first of a block: the unfinished chunk that holds it is left out then.
+    count = len(places) if len(places) == len(tokens) else len(places) // chunk * chunk
+    wanted = (places >= computed_tokens // chunk * chunk)[:count]
     arguments = {
         "kvcaches": list(adapter.kv_caches.values()),
         "slot_mapping": slots[:count].to(adapter.device),
-        "vllm_cached_tokens": source.computed_tokens,
+        "vllm_cached_tokens": computed_tokens,
     }
     try:
         if adapter.config.use_layerwise:
-            # The last thing that it gives is what was loaded, as the other does.
-            *_, loaded = engine.retrieve_layer(tokens, wanted, sync=True, **arguments)
+            # The last item of the generator is the mask that retrieve() returns.
+            *_, loaded = engine.retrieve_layer(tokens[:count], wanted, sync=True, **arguments)
         else:
             loaded = engine.retrieve(
-                tokens,
+                tokens[:count],
                 wanted,
-                request_configs=source.request_configs,
+                request_configs=request_configs,
                 req_id=request_id,
                 **arguments,
             )
     finally:
         engine.lookup_unpin(request_id)
-    missing = places >= source.computed_tokens
+    missing = places >= computed_tokens
     missing[:count] &= ~loaded.cpu()
     return set((slots[missing] // block_size).tolist())
 
@@ -217,7 +232,7 @@ def load(
 def saved_tokens(
     adapter: LMCacheConnectorV1Impl, metadata: LMCacheConnectorMetadata
 ) -> dict[str, int]:
-    """How many tokens of each request a step saves; those of a chunk begun before count again."""
+    """Tokens of each request that a step saves. Tokens of a chunk begun before count again."""
     chunk = adapter.config.chunk_size
     return {
         each.req_id: len(each.token_ids) - each.save_spec.skip_leading_tokens // chunk * chunk
@@ -235,42 +250,44 @@ def token_bytes(adapter: LMCacheConnectorV1Impl) -> int:
     )
 
 
-def save_nothing(adapter: LMCacheConnectorV1Impl, metadata: LMCacheConnectorMetadata) -> None:
-    """Take all requests out of a step; what was begun of them, layer by layer, is not ended."""
+def drop_saves(adapter: LMCacheConnectorV1Impl, metadata: LMCacheConnectorMetadata) -> None:
+    """Take all requests out of a step. Saves that LMCache began layer by layer do not end."""
     adapter._layerwise_save_storers.clear()
     requests = [each.req_id for each in metadata.requests]
     metadata.requests = []
-    release(adapter, requests)
+    unpin(adapter, requests)
 
 
-def release(adapter: LMCacheConnectorV1Impl, requests: Iterable[str]) -> None:
-    """Let go of the chunks that a lookup pinned for ``requests``; none need have been."""
+def unpin(adapter: LMCacheConnectorV1Impl, requests: Iterable[str]) -> None:
+    """Unpin the chunks that lookups of ``requests`` pinned, if there are any."""
     if (engine := adapter.lmcache_engine) is not None:
         for request_id in requests:
             engine.lookup_unpin(request_id)
 
 
-def expect(
+def set_cached_tokens(
     adapter: LMCacheConnectorV1Impl, request_id: str, computed_tokens: int, cached_tokens: int
 ) -> None:
-    """Correct what LMCache takes for stored when it decides, in the scheduler, what to save.
+    """Replace the lookup's result from which LMCache decides, in the scheduler, what to save.
 
     Args:
         adapter: the scheduler's.
-        request_id: of a request that is to be scheduled.
-        computed_tokens: that vLLM has without any load.
-        cached_tokens: that need not be saved.
+        request_id: a request that is about to be scheduled.
+        computed_tokens: tokens that vLLM has without any load.
+        cached_tokens: tokens that LMCache need not save.
     """
     adapter.load_specs[request_id] = LoadSpec(
         vllm_cached_tokens=computed_tokens, lmcache_cached_tokens=cached_tokens, can_load=False
     )
 
 
-def leave_unloaded(adapter: LMCacheConnectorV1Impl, request_id: str, computed_tokens: int) -> None:
-    """Let the scheduler's side of LMCache not count on what it found and chose not to load.
+def limit_cached_tokens(
+    adapter: LMCacheConnectorV1Impl, request_id: str, computed_tokens: int
+) -> None:
+    """Make LMCache, in the scheduler, forget tokens that it found and does not load.
 
-    Below ``min_retrieve_tokens`` it remembers those tokens as the request's own, and when the
-    request comes back after a preemption, an assertion that it has them ends the engine.
+    Below ``min_retrieve_tokens`` LMCache remembers these tokens as the request's own. When the
+    request comes back after a preemption, an assertion about them ends the engine.
     """
     spec = adapter.load_specs.get(request_id)
     if spec is not None:
@@ -278,7 +295,7 @@ def leave_unloaded(adapter: LMCacheConnectorV1Impl, request_id: str, computed_to
 
 
 def forget(adapter: LMCacheConnectorV1Impl, request_id: str) -> None:
-    """Forget, in the scheduler, a request that LMCache will not be asked about again."""
+    """Remove a request from LMCache's state in the scheduler."""
     for kept in (
         adapter.load_specs,
         adapter._requests_priority,
@@ -289,39 +306,44 @@ def forget(adapter: LMCacheConnectorV1Impl, request_id: str) -> None:
     adapter.lookup_client.clear_lookup_status(request_id)
 
 
-def tiers(adapter: LMCacheConnectorV1Impl) -> dict[str, Tier]:
-    """This worker's tiers that are ours, by name (``disk``, ``remote``), as they have in metrics.
+def plugin_connectors(adapter: LMCacheConnectorV1Impl, names: Mapping[str, str]) -> dict[str, Any]:
+    """The remote connectors that LMCache made by plugins.
+
+    Args:
+        adapter: the worker's.
+        names: the names of tiers by plugin; other plugins are left out.
+
+    Returns:
+        The connectors by the name of their tier, in the order in which LMCache asks them.
 
     Raises:
-        RuntimeError: LMCache was told of one, and could not make it.
+        RuntimeError: LMCache could not make one. LMCache would miss for ever.
     """
     engine, found = adapter.lmcache_engine, {}
-    names = {plugin.name: plugin.tier for plugin in PLUGINS}
     for plugin in engine.config.remote_storage_plugins or ():
         if plugin in names:
             backend = engine.storage_manager.storage_backends.get(f"RemoteBackend-{plugin}")
-            # LMCache has logged why it is not there, and would miss for ever.
             if backend is None or backend.connection is None:
                 raise RuntimeError(
                     f"LMCache could not make the {names[plugin]} tier; its log says why"
                 )
-            found[names[plugin]] = backend.connection.getWrappedConnector().tier
+            found[names[plugin]] = backend.connection.getWrappedConnector()
     return found
 
 
 def is_first(adapter: LMCacheConnectorV1Impl) -> bool:
-    """Whether this worker is the first of the engine's."""
+    """Whether this worker is the first of the engine's workers."""
     return bool(adapter.lmcache_engine.metadata.is_first_rank())
 
 
 def local_cpu_bytes(adapter: LMCacheConnectorV1Impl) -> tuple[int, int]:
-    """What of this worker's local CPU tier is used, and its size."""
+    """Bytes in use and capacity in bytes of this worker's local CPU tier."""
     used = LMCStatsMonitor.GetOrCreate().local_cache_usage_bytes
     return int(used), int(adapter.config.max_local_cpu_size * 2**30)
 
 
-def failure(adapter: LMCacheConnectorV1Impl) -> str:
-    """Why LMCache does not work in this process; empty when it does."""
+def worker_failure(adapter: LMCacheConnectorV1Impl) -> str:
+    """Why LMCache does not work in this worker; empty when LMCache works."""
     manager = adapter._manager
     if manager._init_failed:
         return _last_line(manager._init_failed_reason)
@@ -333,7 +355,7 @@ def failure(adapter: LMCacheConnectorV1Impl) -> str:
 
 
 def scheduler_failure(adapter: LMCacheConnectorV1Impl) -> str:
-    """Why LMCache cannot look anything up for the scheduler; empty when it can."""
+    """Why LMCache does not work in the scheduler's process; empty when LMCache works."""
     manager = adapter._manager
     if manager._init_failed:
         return _last_line(manager._init_failed_reason)
@@ -346,6 +368,6 @@ def effective_config(adapter: LMCacheConnectorV1Impl) -> dict[str, Any]:
 
 
 def _last_line(text: str) -> str:
-    """The exception itself, out of a formatted traceback."""
+    """The line of a formatted traceback that names the exception."""
     lines = [line for line in text.strip().splitlines() if line and not line.startswith(" ")]
     return lines[-1] if lines else "unknown"

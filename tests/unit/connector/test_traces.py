@@ -1,4 +1,4 @@
-"""Which requests are traced, and how often a lookup is told."""
+"""Which requests are traced, and how often a lookup is exported."""
 
 from __future__ import annotations
 
@@ -24,21 +24,21 @@ def exported(monkeypatch: pytest.MonkeyPatch) -> list[tuple[Any, ...]]:
 def test_only_requests_with_a_trace_are_traced(exported: list[tuple[Any, ...]]) -> None:
     known = Traces()
     for name, headers in (("a", HEADERS), ("b", None), ("c", {})):
-        known.meet(SimpleNamespace(request_id=name, trace_headers=headers))
-    assert known.of(["a", "b", "c", "d"]) == {"a": HEADERS}
+        known.add(SimpleNamespace(request_id=name, trace_headers=headers))
+    assert known.headers(["a", "b", "c", "d"]) == {"a": HEADERS}
     for name in "abcd":
-        known.looked_up(name, time.monotonic(), found_tokens=0)
-        span("load", known.of(name).get(name), time.monotonic())
+        known.export_lookup(name, time.monotonic(), found_tokens=0)
+        span("load", known.headers(name).get(name), time.monotonic())
     assert [name for name, *_ in exported] == ["kserve_lmcache.lookup", "kserve_lmcache.load"]
     known.forget("a")
-    assert known.of(["a"]) == {}
+    assert known.headers(["a"]) == {}
 
 
 def test_a_lookup_in_every_step_is_told_once(exported: list[tuple[Any, ...]]) -> None:
     known, began = Traces(), time.monotonic() - 0.5
-    known.meet(SimpleNamespace(request_id="a", trace_headers=HEADERS))
+    known.add(SimpleNamespace(request_id="a", trace_headers=HEADERS))
     for _ in range(3):
-        known.looked_up("a", began, found_tokens=7)
+        known.export_lookup("a", began, found_tokens=7)
     ((_, start, end, attributes, context),) = exported
     assert (end - start) / 1e9 == pytest.approx(0.5, abs=0.1)
     assert attributes == {"kserve_lmcache.found_tokens": 7}

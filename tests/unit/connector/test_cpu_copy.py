@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from types import SimpleNamespace
-from typing import Any
 
 import pytest
 import torch
@@ -13,7 +12,6 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from kserve_lmcache.connector.cpu_copy import CPUPagedMemoryConnector, gather, scatter
-from kserve_lmcache.connector.lmcache_engine import check_on_cpu
 
 DTYPES = (torch.bfloat16, torch.float16, torch.float32, torch.uint8)
 
@@ -158,24 +156,6 @@ def test_a_cache_of_another_shape_than_announced_is_refused(
     announced = CPUPagedMemoryConnector(layers=3, heads=2, head_size=8)
     like = [torch.zeros(4, 2, 16, 16) for _ in range(3)]
     announced.check(like)
-    adapter: Any = SimpleNamespace(lmcache_engine=SimpleNamespace(gpu_connector=announced))
     other = [torch.zeros(4, heads, 16, 2 * head_size) for _ in range(layers)]
     with pytest.raises(NotImplementedError, match=r"configuration says 3 of \[\(2, 16\)\]"):
-        check_on_cpu(adapter, other)
-
-
-@pytest.mark.parametrize(
-    ("settings_", "reason"),
-    [
-        ({"use_mla": True}, "multi-head latent attention"),
-        ({"use_layerwise": True}, "use_layerwise is set"),
-        ({"enable_blending": True}, "enable_blending is set"),
-    ],
-)
-def test_what_cannot_be_copied_is_refused_with_its_reason(
-    settings_: dict[str, bool], reason: str
-) -> None:
-    flags = {"use_mla": False, "use_layerwise": False, "enable_blending": False, **settings_}
-    both = SimpleNamespace(kv_shape=(1, 2, 256, 1, 64), **flags)
-    with pytest.raises(NotImplementedError, match=reason):
-        CPUPagedMemoryConnector.from_metadata(both, both)
+        announced.check(other)

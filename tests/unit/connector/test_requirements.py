@@ -1,0 +1,107 @@
+"""Engines that the connector refuses, with every reason at once."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+from vllm.v1.kv_cache_interface import (
+    ChunkedLocalAttentionSpec,
+    FullAttentionSpec,
+    KVCacheConfig,
+    KVCacheGroupSpec,
+    KVCacheSpec,
+    MambaSpec,
+    MLAAttentionSpec,
+    SlidingWindowSpec,
+)
+
+from kserve_lmcache.connector.requirements import check_supported
+from kserve_lmcache.identity.namespace import NAMESPACE
+
+SHAPE: Mapping[str, Any] = {
+    "block_size": 32,
+    "num_kv_heads": 2,
+    "head_size": 32,
+    "dtype": torch.float32,
+}
+FULL = FullAttentionSpec(**SHAPE)
+MLA = MLAAttentionSpec(**{**SHAPE, "num_kv_heads": 1})
+
+
+def check(
+    *specs: KVCacheSpec,
+    device: str = "cuda",
+    extra: Mapping[str, Any] = {NAMESPACE: "model"},
+    **lmcache: bool,
+) -> None:
+    vllm_config: Any = SimpleNamespace(
+        kv_transfer_config=SimpleNamespace(kv_connector_extra_config=extra),
+        device_config=SimpleNamespace(device_type=device),
+    )
+    groups = [KVCacheGroupSpec([f"layer {number}"], spec) for number, spec in enumerate(specs)]
+    config: Any = SimpleNamespace(**{"use_layerwise": False, "enable_blending": False, **lmcache})
+    check_supported(vllm_config, KVCacheConfig(8, [], groups), config)
+
+
+def reasons(*specs: KVCacheSpec, **others: Any) -> str:
+    with pytest.raises(NotImplementedError) as refused:
+        check(*specs, **others)
+    return str(refused.value)
+
+
+@pytest.mark.parametrize("spec", [FULL, MLA])
+def test_one_list_of_blocks_of_every_token_is_enough(spec: KVCacheSpec) -> None:
+    check(spec, use_layerwise=True)
+
+
+@pytest.mark.parametrize(
+    "specs",
+    [
+        (),
+        (FULL, FULL),
+        (SlidingWindowSpec(**SHAPE, sliding_window=64),),
+        (ChunkedLocalAttentionSpec(**SHAPE, attention_chunk_size=64),),
+        (FULL, MambaSpec(block_size=32, shapes=((8, 8),), dtypes=(torch.float32,))),
+    ],
+)
+def test_other_kv_caches_are_refused_whatever_the_model_says(specs: tuple[KVCacheSpec]) -> None:
+    refused = reasons(*specs)
+    assert "not full attention alone" in refused
+    for spec in specs:
+        assert type(spec).__name__ in refused
+
+
+@pytest.mark.parametrize(
+    ("spec", "settings", "reason"),
+    [
+        (MLA, {}, "multi-head latent attention"),
+        (FULL, {"use_layerwise": True}, "use_layerwise is set"),
+        (FULL, {"enable_blending": True}, "enable_blending is set"),
+    ],
+)
+def test_what_cannot_be_copied_on_a_cpu_is_refused(
+    spec: KVCacheSpec, settings: dict[str, bool], reason: str
+) -> None:
+    assert reason in reasons(spec, device="cpu", **settings)
+
+
+def test_every_reason_is_in_one_error() -> None:
+    refused = reasons(
+        FULL,
+        FULL,
+        device="cpu",
+        extra={"use_native": True},
+        use_layerwise=True,
+        enable_blending=True,
+    )
+    assert [reason.split()[0] for reason in refused.split("; ")] == [
+        "kv_connector_extra_config",
+        "kv_connector_extra_config",
+        "the",
+        "enable_blending",
+        "use_layerwise",
+    ]
