@@ -441,7 +441,7 @@ def test_the_executor_of_connectors_ends_without_waiting_for_itself() -> None:
 
 
 def test_configurations_are_changed_without_changing_lmcaches() -> None:
-    told = {"kserve_lmcache.tiers": {"password": "p"}, "kserve_lmcache.disk": {}, "s3_region": "r"}
+    told = {"kserve_lmcache.remote": {"password": "p"}, "kserve_lmcache.disk": {}, "s3_region": "r"}
     config = LMCacheEngineConfig.from_defaults(
         remote_storage_plugins=["kserve-disk", "theirs", "kserve"],
         extra_config=told,

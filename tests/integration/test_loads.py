@@ -249,12 +249,12 @@ def test_the_remote_tier_learns_how_fast_a_prefill_is(
     class PrefillRate:
         """A stand-in that keeps what it is told."""
 
-        rate = None
+        tokens_per_second = None
 
-        def computed(self) -> None:
+        def end_step(self) -> None:
             said.append("computed")
 
-        def computes(self, tokens: int) -> None:
+        def begin_step(self, tokens: int) -> None:
             said.append(tokens)
 
     real = lmcache_engine.load
