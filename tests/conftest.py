@@ -1,21 +1,35 @@
-"""What holds for all tests."""
+"""What holds for all tests: their options, their markers and their time limits."""
 
 from __future__ import annotations
 
 import gc
-import os
+import sys
+from pathlib import Path
 
-# Minutes each, and about what seldom changes: with SLOW=1.
-_SLOW = (
-    "e2e/clients/test_schemathesis.py",
-    "e2e/test_architectures.py",
-    "e2e/test_bench.py",
-    "e2e/test_kubernetes_examples.py",
-    "e2e/test_numerics.py",
-    "e2e/test_tensor_parallel.py",
-    "integration/test_kubernetes_multinode.py",
-)
-collect_ignore = [] if os.environ.get("SLOW") else list(_SLOW)
+import pytest
+
+from tests.support import options
+
+# Seconds after which a test fails; a module's fixtures count for its first test. A test that needs
+# longer has a marker of its own.
+TIME_LIMITS = {"unit": 120, "packaging": 120, "integration": 180, "e2e": 600}
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    options.register(parser)
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    options.read(config)
+    # KServe parses this process's arguments when it is imported; pytest's are no business of its.
+    del sys.argv[1:]
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    for item in items:
+        if item.get_closest_marker("timeout") is None:
+            folder = item.path.relative_to(Path(__file__).parent).parts[0]
+            item.add_marker(pytest.mark.timeout(TIME_LIMITS[folder]))
 
 
 def pytest_collection_finish() -> None:

@@ -1,12 +1,8 @@
-"""A prefix that LMCache loads gives what computing it gives, whatever the model's architecture.
-
-``ARCHITECTURES=all`` asks for all of them, which takes a few minutes.
-"""
+"""A prefix that LMCache loads gives what computing it gives, whatever the model's architecture."""
 
 from __future__ import annotations
 
 import math
-import os
 
 import pytest
 
@@ -16,9 +12,6 @@ from tests.support.engines import Job, Round
 
 # Beside the small model of the other tests: head sizes of their own, and no RoPE.
 USUAL = ("Qwen3ForCausalLM", "GPT2LMHeadModel")
-CHOSEN = [
-    each for each in ARCHITECTURES if os.environ.get("ARCHITECTURES") == "all" or each.name in USUAL
-]
 BLOCK, CHUNK, LENGTH = 32, 64, 150
 LOADED = LENGTH // CHUNK * CHUNK
 # As in test_numerics: three layers of some thousand additions, logits below 2**5.
@@ -30,8 +23,18 @@ OTHER = random_prompt("other", LOADED) + PROMPT[LOADED:]
 
 
 @pytest.fixture(scope="module")
-def outcomes(tmp_path_factory: pytest.TempPathFactory) -> dict[str, engines.Outcome]:
-    """By architecture: the prompt, the prompt again, and another that ends alike."""
+def outcomes(
+    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
+) -> dict[str, engines.Outcome]:
+    """By architecture: the prompt, the prompt again, and another that ends alike.
+
+    One process runs the engines of all architectures whose tests are selected.
+    """
+    chosen: list[Architecture] = [
+        item.callspec.params["architecture"]
+        for item in request.session.items
+        if isinstance(item, pytest.Function) and item.module is request.module
+    ]
     directory = tmp_path_factory.mktemp("architectures")
     variables = {"LMCACHE_MAX_LOCAL_CPU_SIZE": "0.1", "LMCACHE_CHUNK_SIZE": str(CHUNK)}
     jobs = [
@@ -41,13 +44,21 @@ def outcomes(tmp_path_factory: pytest.TempPathFactory) -> dict[str, engines.Outc
             variables,
             [Round([prompt]) for prompt in (PROMPT, PROMPT, OTHER)],
         )
-        for each in CHOSEN
+        for each in chosen
     ]
     found = engines.run(jobs, directory)
-    return {each.name: outcome for each, outcome in zip(CHOSEN, found, strict=True)}
+    return {each.name: outcome for each, outcome in zip(chosen, found, strict=True)}
 
 
-@pytest.mark.parametrize("architecture", CHOSEN, ids=lambda each: each.name)
+@pytest.mark.slow
+@pytest.mark.timeout(1800)
+@pytest.mark.parametrize(
+    "architecture",
+    [
+        pytest.param(each, id=each.name, marks=() if each.name in USUAL else pytest.mark.exhaustive)
+        for each in ARCHITECTURES
+    ],
+)
 def test_a_loaded_prefix_gives_the_same(
     outcomes: dict[str, engines.Outcome], architecture: Architecture
 ) -> None:

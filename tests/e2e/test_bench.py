@@ -15,6 +15,8 @@ from tests.support.models import first_layers
 from tests.support.server import Server, engine_environment, running
 from tests.support.waiting import until
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture(scope="module")
 def server(logs: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:

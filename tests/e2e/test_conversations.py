@@ -1,24 +1,22 @@
-"""Random conversations over two replicas and one Redis answer as one server without a cache does.
-
-``CONVERSATIONS=200`` asks for more than the usual number.
-"""
+"""Two replicas and one Redis answer random conversations as one server without a cache does."""
 
 from __future__ import annotations
 
-import os
 import random
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import pytest
 from transformers import AutoTokenizer
 
 from tests.support import models
 from tests.support.answers import Answer, answer_of
+from tests.support.options import option
 from tests.support.server import MODEL, Server, cached_tokens, engine_environment, running
 from tests.support.stores import Store
 
-CONVERSATIONS = int(os.environ.get("CONVERSATIONS", "10"))
+CONVERSATIONS = option("--conversations")
 TURNS = 4
 SEED = 7
 CHUNK = 256
@@ -118,6 +116,7 @@ def converse(replicas: list[Server]) -> list[Turn]:
     return turns
 
 
+@pytest.mark.timeout(600 + 20 * CONVERSATIONS)
 def test_random_conversations(logs: Path, redis_store: Store, tmp_path: Path) -> None:
     environ = engine_environment(
         LMCACHE_REMOTE_URL=redis_store.url, LMCACHE_MAX_LOCAL_CPU_SIZE="1.0"

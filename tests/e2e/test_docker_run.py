@@ -10,6 +10,7 @@ import re
 from pathlib import Path
 
 import psutil
+import pytest
 
 from tests.support.cluster import Cluster, images
 from tests.support.cluster.deployment import SMALL, download, hub_cache, wait_until_ready
@@ -30,6 +31,7 @@ def test_every_line_is_understood_and_names_an_image_that_is_built() -> None:
         assert f"-t {parse(line).image}" in README
 
 
+@pytest.mark.cluster
 def test_the_line_answers_from_its_cache(tmp_path: Path) -> None:
     run = _of_cpu()
     assert run.memory is not None

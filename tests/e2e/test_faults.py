@@ -1,8 +1,7 @@
 """One server whose LMCache raises, call by call and then at random: nobody notices.
 
-It takes minutes, and ``FAULT_ROUNDS=3`` asks for it and for so many rounds at random: what every
-call of the connector does when LMCache raises is tested in
-``tests/integration/test_connector_faults.py``.
+What every call of the connector does when LMCache raises is tested in
+``tests/integration/test_connector_faults.py`` as well, and in seconds.
 """
 
 from __future__ import annotations
@@ -12,11 +11,14 @@ import random
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+import pytest
+
 from tests.support.fault_injector.sitecustomize import CALLS
 from tests.support.metrics import samples
+from tests.support.options import option
 from tests.support.server import Server, engine_environment, long_prompt, running
 
-ROUNDS = int(os.environ.get("FAULT_ROUNDS", "0"))
+ROUNDS = option("--fault-rounds")
 NAMES = [name for _, calls in CALLS.values() for name in calls]
 # A cached prefix changes the shape in which the rest is computed, and with it the rounding: too
 # little in float32 to turn a tie between two tokens.
@@ -50,45 +52,45 @@ def loaded(server: Server) -> float:
     return samples(server.url)["vllm:external_prefix_cache_hits_total"]
 
 
-if ROUNDS:
+@pytest.mark.slow
+@pytest.mark.timeout(1200 + 60 * ROUNDS)
+def test_no_request_fails_and_no_answer_changes(logs: Path, tmp_path: Path) -> None:
+    faults = Faults(tmp_path / "switch")
+    faults.set({})
+    injector = Path(__file__).parents[1] / "support" / "fault_injector"
+    path = os.pathsep.join(filter(None, [str(injector), os.environ.get("PYTHONPATH")]))
+    environ = engine_environment(
+        PYTHONPATH=path,
+        FAULT_INJECTOR_SWITCH=str(faults.path),
+        LMCACHE_MAX_LOCAL_CPU_SIZE="1.0",
+    )
+    prompts = [long_prompt(seed, words=330) for seed in SEEDS]
+    with running(logs / "server.log", EXACT, *SMALL_CACHE, environ=environ) as server:
+        expected = answers(server, prompts)
+        assert len(set(expected)) > 1
+        assert answers(server, prompts) == expected
+        assert loaded(server) > 2 * CHUNK * len(prompts)
 
-    def test_no_request_fails_and_no_answer_changes(logs: Path, tmp_path: Path) -> None:
-        faults = Faults(tmp_path / "switch")
+        chance = random.Random(0)
+        at_random = [{name: 0.3 * chance.random() for name in NAMES} for _ in range(ROUNDS)]
+        for number, chances in enumerate([*({name: 1.0} for name in NAMES), *at_random]):
+            faults.set(chances)
+            # A new one, which would be stored now, and known ones, which are loaded.
+            some = [long_prompt(f"new{number}", words=270), *prompts]
+            assert answers(server, some)[1:] == expected, chances
         faults.set({})
-        injector = Path(__file__).parents[1] / "support" / "fault_injector"
-        path = os.pathsep.join(filter(None, [str(injector), os.environ.get("PYTHONPATH")]))
-        environ = engine_environment(
-            PYTHONPATH=path,
-            FAULT_INJECTOR_SWITCH=str(faults.path),
-            LMCACHE_MAX_LOCAL_CPU_SIZE="1.0",
-        )
-        prompts = [long_prompt(seed, words=330) for seed in SEEDS]
-        with running(logs / "server.log", EXACT, *SMALL_CACHE, environ=environ) as server:
-            expected = answers(server, prompts)
-            assert len(set(expected)) > 1
-            assert answers(server, prompts) == expected
-            assert loaded(server) > 2 * CHUNK * len(prompts)
 
-            chance = random.Random(0)
-            at_random = [{name: 0.3 * chance.random() for name in NAMES} for _ in range(ROUNDS)]
-            for number, chances in enumerate([*({name: 1.0} for name in NAMES), *at_random]):
-                faults.set(chances)
-                # A new one, which would be stored now, and known ones, which are loaded.
-                some = [long_prompt(f"new{number}", words=270), *prompts]
-                assert answers(server, some)[1:] == expected, chances
-            faults.set({})
-
-            before = loaded(server)
-            assert answers(server, prompts) == answers(server, prompts) == expected
-            assert loaded(server) > before + 2 * CHUNK * len(prompts)
-            log = server.process.output()
-        for name in NAMES:
-            assert f"fault injector: {name}" in log
-        for call in set(NAMES) - {"retrieve", "store", "get_kv_events"}:
-            assert log.count(f"LMCache failed in {call}; requests go on without it:") == 1, call
-        # Those are called by others of ours.
-        for call in ("_load", "get_kv_connector_kv_cache_events"):
-            assert log.count(f"LMCache failed in {call}; requests go on without it:") == 1, call
+        before = loaded(server)
+        assert answers(server, prompts) == answers(server, prompts) == expected
+        assert loaded(server) > before + 2 * CHUNK * len(prompts)
+        log = server.process.output()
+    for name in NAMES:
+        assert f"fault injector: {name}" in log
+    for call in set(NAMES) - {"retrieve", "store", "get_kv_events"}:
+        assert log.count(f"LMCache failed in {call}; requests go on without it:") == 1, call
+    # Those are called by others of ours.
+    for call in ("_load", "get_kv_connector_kv_cache_events"):
+        assert log.count(f"LMCache failed in {call}; requests go on without it:") == 1, call
 
 
 def test_the_injector_knows_the_calls() -> None:

@@ -1,7 +1,7 @@
 """A hit means the same weights, adapter, tenant, numerics and tokens: every pair, one Redis.
 
-Each identity writes a prompt of its own, and reads those of all that wrote before; with
-``IDENTITIES=all`` it is started once more and reads the others' as well. Redis is the only cache.
+Each identity writes a prompt of its own, and reads those of all that wrote before. The exhaustive
+tests start each server once more, and read the others' as well. Redis is the only cache.
 KServe mounts every model at ``/mnt/models``: so do these servers, each in a mount namespace of its
 own.
 """
@@ -9,7 +9,7 @@ own.
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -34,7 +34,7 @@ EXACT = "--dtype=float32"
 REDIS_ALONE = "--no-enable-prefix-caching"
 TENANT = "X-Tenant-Id"
 ADAPTERS = (("first", 1), ("second", 2))
-BOTH_WAYS = os.environ.get("IDENTITIES") == "all"
+ALIKE = {"model", "same, elsewhere"}
 
 
 @dataclass(frozen=True)
@@ -63,6 +63,7 @@ class Table:
     """What was cached of each identity's prompt when each other one asked."""
 
     identities: list[str]
+    written: set[bytes] = field(default_factory=set)
     cached: dict[tuple[str, str], int] = field(default_factory=dict)
     answers: dict[tuple[str, str], Answer] = field(default_factory=dict)
 
@@ -167,12 +168,8 @@ def setups(tmp_path_factory: pytest.TempPathFactory) -> list[Setup]:
 
 
 @pytest.fixture(scope="module")
-def table(
-    setups: list[Setup], redis_store: Store, logs: Path, tmp_path_factory: pytest.TempPathFactory
-) -> Iterator[Table]:
-    is_new = not MOUNT.exists()
-    MOUNT.mkdir(parents=True, exist_ok=True)
-    environ = engine_environment(
+def environ(redis_store: Store, tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
+    return engine_environment(
         LMCACHE_REMOTE_URL=redis_store.url,
         LMCACHE_LOCAL_CPU="false",
         LMCACHE_MAX_LOCAL_CPU_SIZE="0.5",
@@ -180,45 +177,75 @@ def table(
         LMCACHE_REMOTE_LOOKUP_TIMEOUT="5",
         XDG_CACHE_HOME=str(tmp_path_factory.mktemp("cache")),
     )
+
+
+@pytest.fixture(scope="module")
+def table(
+    setups: list[Setup], redis_store: Store, logs: Path, environ: dict[str, str]
+) -> Iterator[Table]:
+    """Each identity has written, and read what was written before."""
+    is_new = not MOUNT.exists()
+    MOUNT.mkdir(parents=True, exist_ok=True)
     table = Table([identity.name for setup in setups for identity in setup.identities])
-    written = redis_store.chunks()
+    table.written = redis_store.chunks()
     for number, setup in enumerate(setups):
         with serving(setup, logs / f"{number}.log", environ) as server:
             for identity in setup.identities:
                 answer = ask(server, identity, prompt_of(identity.name))
                 assert cached_tokens(answer) == 0
                 table.answers[identity.name, "cold"] = answer_of(answer)
-            stored = len(written) + len(setup.identities)  # a chunk a prompt
+            stored = len(table.written) + len(setup.identities)  # a chunk a prompt
             server.process.wait_until(lambda n=stored: len(redis_store.chunks()) >= n, 30)
-            written = redis_store.chunks()
+            table.written = redis_store.chunks()
             table.read(server, setup)
-        forget_all_but(redis_store, written)
-    for number, setup in enumerate(setups[:-1] if BOTH_WAYS else ()):
-        with serving(setup, logs / f"again-{number}.log", environ) as server:
-            table.read(server, setup)
-        forget_all_but(redis_store, written)
+        forget_all_but(redis_store, table.written)
     yield table
     if is_new:
         MOUNT.rmdir()
 
 
-def test_hits_where_all_is_alike_and_nowhere_else(table: Table) -> None:
+@pytest.fixture(scope="module")
+def full_table(
+    table: Table, setups: list[Setup], redis_store: Store, logs: Path, environ: dict[str, str]
+) -> Table:
+    """Each identity has read what every other one wrote."""
+    for number, setup in enumerate(setups[:-1]):
+        with serving(setup, logs / f"again-{number}.log", environ) as server:
+            table.read(server, setup)
+        forget_all_but(redis_store, table.written)
+    return table
+
+
+def check_hits(table: Table) -> None:
     print(f"\n{table}")
-    alike = {("model", "same, elsewhere"), ("same, elsewhere", "model")}
-    count = len(table.identities)
-    # Of each pair at least one has read the other's, and of those at one server both.
-    assert len(table.cached) >= (count**2 if BOTH_WAYS else (count**2 + count) // 2)
     for (reader, writer), cached in table.cached.items():
-        if reader == writer or (reader, writer) in alike:
+        if reader == writer or {reader, writer} == ALIKE:
             assert cached >= 256, (reader, writer)
         else:
             assert cached == 0, (reader, writer)
 
 
-def test_every_hit_answers_as_nothing_cached_does(table: Table) -> None:
-    pairs = [(name, name) for name in table.identities] + [("same, elsewhere", "model")]
-    if BOTH_WAYS:
-        pairs.append(("model", "same, elsewhere"))
+def check_answers(table: Table, pairs: Iterable[tuple[str, str]]) -> None:
     for reader, writer in pairs:
         right = table.answers[writer, "cold"]
         assert table.answers[reader, writer].is_like(right), (reader, writer)
+
+
+def test_hits_where_all_is_alike_and_nowhere_else(table: Table) -> None:
+    count = len(table.identities)
+    # Of each pair at least one has read the other's, and of those at one server both.
+    assert len(table.cached) >= (count**2 + count) // 2
+    check_hits(table)
+
+
+def test_every_hit_answers_as_nothing_cached_does(table: Table) -> None:
+    check_answers(table, [(name, name) for name in table.identities])
+    check_answers(table, [("same, elsewhere", "model")])
+
+
+@pytest.mark.exhaustive
+@pytest.mark.timeout(1200)
+def test_both_of_every_pair_have_read(full_table: Table) -> None:
+    assert len(full_table.cached) == len(full_table.identities) ** 2
+    check_hits(full_table)
+    check_answers(full_table, [("model", "same, elsewhere")])

@@ -2,12 +2,11 @@
 
 The real entry point with the merged command, args and environment, under the containers' user,
 volumes and memory limits, with the overlay's Redis; on the CPU, with the small model in place of
-each example's. ``EXAMPLES=all`` starts every example, ``EXAMPLES=NAME,NAME`` some.
+each example's.
 """
 
 from __future__ import annotations
 
-import os
 import re
 import signal
 from concurrent.futures import ThreadPoolExecutor
@@ -29,7 +28,6 @@ from tests.packaging.manifests import (
 from tests.support.cluster import Cluster
 from tests.support.cluster.container import ContainerProcess
 from tests.support.cluster.deployment import (
-    RUNTIME_KINDS,
     SECRETS,
     Replica,
     hub_cache,
@@ -55,11 +53,6 @@ ENDLESS = {"ignore_eos": True}
 TENANT = {"tenants": {"X-Tenant-Id": "one"}}
 
 
-def _chosen() -> list[str]:
-    wanted = os.environ.get("EXAMPLES", DEFAULT)
-    return ALL if wanted == "all" else wanted.split(",")
-
-
 def _documents(name: str) -> list[dict[str, Any]]:
     if name == "local":
         return load(render(RUNTIMES / "overlays" / "local"))
@@ -68,7 +61,12 @@ def _documents(name: str) -> list[dict[str, Any]]:
     return load(kustomize([RUNTIMES / "base", example(name)], ["redis"]))
 
 
-@pytest.mark.parametrize("name", _chosen())
+@pytest.mark.slow
+@pytest.mark.cluster
+@pytest.mark.parametrize(
+    "name",
+    [pytest.param(name, marks=() if name == DEFAULT else pytest.mark.exhaustive) for name in ALL],
+)
 def test_the_second_replica_takes_what_the_first_computed(name: str, tmp_path: Path) -> None:
     claims = {"adapters": tmp_path / "adapters"}
     if name == "lora":
@@ -150,8 +148,3 @@ def _asked_metrics() -> set[str]:
         for path in (COMPONENTS / name).iterdir()
     ]
     return set(re.findall(r"\b((?:vllm:|lmcache:|kserve_lmcache_)[a-z_0-9]+)", "\n".join(texts)))
-
-
-def test_every_example_is_named() -> None:
-    assert set(_chosen()) <= set(ALL)
-    assert {document["kind"] for document in _documents(DEFAULT)} & set(RUNTIME_KINDS)

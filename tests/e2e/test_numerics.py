@@ -17,6 +17,8 @@ import pytest
 from tests.support import engines, models
 from tests.support.engines import Answer, Job, Round
 
+pytestmark = pytest.mark.slow
+
 BLOCK, CHUNK = 32, 64  # so that a few chunks are soon computed
 LAYERS = 3
 KV_BYTES = 2 * LAYERS * 3 * 64 * 4  # of one token: K and V, layers, heads, head size, float32

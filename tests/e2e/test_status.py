@@ -20,6 +20,7 @@ from kserve_lmcache.metrics.table import PREFIX, TABLE
 from kserve_lmcache.server.status.history import PERIOD
 from tests.packaging.manifests import MONITORING, alert_groups
 from tests.support import models
+from tests.support.options import option
 from tests.support.otlp import Collector, collector
 from tests.support.prometheus import prometheus
 from tests.support.server import Server, engine_environment, long_prompt, running
@@ -31,7 +32,7 @@ TOKEN_BYTES = 3 * 2 * 192 * 2  # of the KV of 3 layers of SmolLM2 in bfloat16
 PASSWORD = "test-password-61ce"
 CHROMIUM = "/usr/bin/chromium"
 # Where the pictures of the page are kept, to be looked at.
-PICTURES = Path(os.environ.get("PICTURES", "build/pictures"))
+PICTURES = option("--pictures")
 PHONE = {"width": 375, "height": 812}
 
 

@@ -6,6 +6,8 @@ import re
 from contextlib import closing
 from pathlib import Path
 
+import pytest
+
 from tests.support import engines
 from tests.support.architectures import random_prompt
 from tests.support.engines import Job, Round
@@ -14,6 +16,8 @@ from tests.support.models import first_layers
 from tests.support.server import cached_tokens, engine_environment, long_prompt, running
 from tests.support.stores import Store
 from tests.support.waiting import until
+
+pytestmark = pytest.mark.slow
 
 WORKERS, BLOCK, CHUNK, CHUNKS = 3, 32, 64, 4
 FLAGS = (

@@ -11,10 +11,14 @@ import dataclasses
 import json
 from pathlib import Path
 
+import pytest
+
 from tests.packaging.manifests import documents
 from tests.support.cluster import Cluster, images, kserve
 from tests.support.cluster.deployment import RUNTIME_KINDS, of_kind
 from tests.support.server import MODEL
+
+pytestmark = [pytest.mark.slow, pytest.mark.cluster, pytest.mark.timeout(600)]
 
 SECONDS = 120
 MEMORY = "4Gi"

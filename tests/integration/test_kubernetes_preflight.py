@@ -5,9 +5,13 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
+import pytest
+
 from tests.packaging.manifests import documents
 from tests.support.cluster import Cluster
 from tests.support.cluster.deployment import SECRETS, of_kind, preflight, start_store
+
+pytestmark = pytest.mark.cluster
 
 SECONDS = 60
 

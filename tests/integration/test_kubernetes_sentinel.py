@@ -7,6 +7,7 @@ from contextlib import closing
 from pathlib import Path
 from typing import Any
 
+import pytest
 import redis
 
 from tests.packaging.manifests import documents
@@ -21,6 +22,8 @@ from tests.support.cluster.deployment import (
 )
 from tests.support.stores import Store
 from tests.support.waiting import until
+
+pytestmark = pytest.mark.cluster
 
 FAILOVER_SECONDS = 40
 

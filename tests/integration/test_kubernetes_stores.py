@@ -21,6 +21,8 @@ from tests.support.cluster.deployment import (
 )
 from tests.support.stores.binaries import script
 
+pytestmark = pytest.mark.cluster
+
 GIB = 2**30
 
 

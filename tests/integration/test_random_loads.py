@@ -1,22 +1,21 @@
 """Random requests, with random failures of LMCache, are answered as without any cache.
 
 The connectors, LMCache and vLLM's scheduler are the real ones; the model is a formula
-(:mod:`tests.support.simulated_engine`). ``SIMULATED_RUNS=100`` asks for more than the usual
-number.
+(:mod:`tests.support.simulated_engine`).
 """
 
 from __future__ import annotations
 
-import os
 import random
 from pathlib import Path
 
 import pytest
 
 from tests.support.lmcache_faults import inject, lose_chunks
+from tests.support.options import option
 from tests.support.simulated_engine import CHUNK, SimulatedEngine, continuation, simulated
 
-RUNS = int(os.environ.get("SIMULATED_RUNS", "5"))
+RUNS = option("--simulated-runs")
 CALLS = (
     "get_num_new_matched_tokens",
     "update_state_after_alloc",

@@ -1,7 +1,4 @@
-"""Arbitrary files and variables: a configuration, or our problems; nothing else.
-
-``CONFIG_FUZZ_INPUTS=1000000`` asks for more than the usual number.
-"""
+"""Arbitrary files and variables: a configuration, or our problems; nothing else."""
 
 from __future__ import annotations
 
@@ -19,10 +16,12 @@ from hypothesis import strategies as st
 from kserve_lmcache.config import keys
 from tests.fuzz.configuration import hold, known_names
 from tests.support.configuration import resolved
+from tests.support.options import option
 from tests.support.processes import Process
 from tests.support.server import ROOT
 
-INPUTS = int(os.environ.get("CONFIG_FUZZ_INPUTS", "10000"))
+INPUTS = option("--fuzz-inputs")
+pytestmark = pytest.mark.timeout(120 + INPUTS / 10)
 
 any_text = st.text(st.characters(exclude_characters="\0", exclude_categories=("Cs",)), max_size=20)
 likely_text = st.one_of(

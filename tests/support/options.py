@@ -1,0 +1,71 @@
+"""The project's own options of pytest: how much of a test, and against which connector.
+
+``tests/conftest.py`` registers :data:`OPTIONS`; ``pytest --help`` and ``tests/README.md`` list them.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+
+@dataclass(frozen=True)
+class Option:
+    """One option.
+
+    Attributes:
+        name: as on the command line.
+        default: the value that ``make test`` uses; its type is the type of every value.
+        help: a sentence without the default.
+        choices: the values that are allowed, or nothing where all are.
+    """
+
+    name: str
+    default: Any
+    help: str
+    choices: tuple[str, ...] = ()
+
+
+OPTIONS = (
+    Option("--fuzz-inputs", 10_000, "Inputs that the configuration's fuzzers try."),
+    Option("--simulated-runs", 5, "Runs of random requests over the simulated engine."),
+    Option("--soak-seconds", 30.0, "Length of the soak test of the remote tier."),
+    Option("--conversations", 10, "Random conversations over two replicas."),
+    Option("--api-examples", 4, "Requests that schemathesis makes for each operation."),
+    Option("--fault-rounds", 3, "Rounds of random errors inside LMCache."),
+    Option("--fault-seconds", 2.0, "Seconds that each fault of a store lasts at least."),
+    Option(
+        "--remote-connector",
+        "kserve",
+        "Connector in the fault table; LMCache's own one is shown, and not checked.",
+        ("kserve", "lmcache"),
+    ),
+    Option("--pictures", Path("build/pictures"), "Directory for pictures of the status page."),
+)
+_values: dict[str, Any] = {}
+
+
+def register(parser: pytest.Parser) -> None:
+    """Add the options to pytest's."""
+    group = parser.getgroup("kserve-lmcache")
+    for each in OPTIONS:
+        group.addoption(
+            each.name,
+            type=type(each.default),
+            default=each.default,
+            choices=each.choices or None,
+            help=f"{each.help} Default: %(default)s.",
+        )
+
+
+def read(config: pytest.Config) -> None:
+    """Take the values from the command line."""
+    _values.update({each.name: config.getoption(each.name) for each in OPTIONS})
+
+
+def option(name: str) -> Any:
+    """The value of an option; test modules may ask when pytest imports them."""
+    return _values[name]
