@@ -19,11 +19,12 @@ TORCH_INDEX := https://download.pytorch.org/whl/cpu
 SERVE_LOCK := $(VENV)/.locked-$(DEVICE)
 TEST_LOCK := $(VENV)/.locked-test
 
-.PHONY: help install install-test serve test test-kserve lint lock clean
+.PHONY: help install install-test serve test test-all test-kserve lint lock clean
 
 help:
 	@echo "make serve [REMOTE_URL=redis://…] [DEVICE=gpu] [PORT=8080] [MODEL=dir or hub id] [ARGS=…]"
-	@echo "make test      lint, types and every test (what .ci/run runs)"
+	@echo "make test      lint, types and the default selection of tests (what .ci/run runs)"
+	@echo "make test-all  lint, types and every test; takes hours"
 	@echo "make test-kserve KSERVE_SRC=DIR   the clients' tests on the versions of KServe's image"
 	@echo "make install   only the set-up, into $(VENV)"
 	@echo "make lock      renew the locks under requirements/"
@@ -78,9 +79,10 @@ lint: install-test
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 
-test: lint $(VENV)/.debian
+# tests/README.md lists the markers and the options for PYTEST_ARGS.
+test test-all: lint $(VENV)/.debian
 	@test -f $(DEMO_MODEL)/config.json || $(BIN)/python -m kserve_lmcache demo-model $(DEMO_MODEL)
-	$(BIN)/pytest $(PYTEST_ARGS)
+	$(BIN)/pytest $(if $(filter test-all,$@),-m '') $(PYTEST_ARGS)
 
 # The clients' tests on the versions of KServe's own image, with its huggingfaceserver on the path.
 KSERVE_VENV ?= .venv-kserve

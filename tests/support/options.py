@@ -1,7 +1,4 @@
-"""The project's own options of pytest: how much of a test, and against which connector.
-
-``tests/conftest.py`` registers :data:`OPTIONS`; ``pytest --help`` and ``tests/README.md`` list them.
-"""
+"""The project's own options of pytest, which ``tests/README.md`` and ``pytest --help`` list."""
 
 from __future__ import annotations
 
