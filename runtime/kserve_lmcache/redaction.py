@@ -1,4 +1,4 @@
-"""What must not be shown, and how it is shown instead."""
+"""Removes secrets from texts, values and log records."""
 
 from __future__ import annotations
 
@@ -15,19 +15,24 @@ _SECRET_NAME = re.compile(
     r"|connection_?string|sas($|_)",
     re.IGNORECASE,
 )
-# user:password@ of a URL; a password may hold any character but the last @ ends it.
+# user:password@ of a URL. A password may have any character, and ends at the last @.
 _URL_CREDENTIALS = re.compile(
-    r"(?P<scheme>[a-z][a-z0-9+.-]*://)(?P<who>[^/?#\s'\"]*)@", re.IGNORECASE
+    r"(?P<scheme>[a-z][a-z0-9+.-]*://)(?P<user>[^/?#\s'\"]*)@", re.IGNORECASE
 )
 
 
 def is_secret_name(name: str) -> bool:
-    """Whether a key's name says that its value is a secret."""
+    """Whether the value of a key with this name is a secret."""
     return _SECRET_NAME.search(name) is not None
 
 
 def redact(value: Any, name: str = "") -> Any:
-    """``value`` as it may be shown: passwords in URLs and values of secret names as ``***``."""
+    """A copy of ``value`` with ``***`` for passwords in URLs and for values of secret names.
+
+    Args:
+        value: a plain value, a list or a mapping.
+        name: the key of the value.
+    """
     if isinstance(value, Mapping):
         return {key: redact(inner, str(key)) for key, inner in value.items()}
     if isinstance(value, list):
@@ -40,17 +45,17 @@ def redact(value: Any, name: str = "") -> Any:
 
 
 def redact_urls(text: str) -> str:
-    """``text`` with the password, or the lone user, of every URL in it hidden."""
+    """``text`` with ``***`` for the password of every URL, or for a user without a password."""
 
     def replace(match: re.Match[str]) -> str:
-        user, colon, _ = match["who"].partition(":")
+        user, colon, _ = match["user"].partition(":")
         return f"{match['scheme']}{user + ':' if colon else ''}{REDACTED}@"
 
     return _URL_CREDENTIALS.sub(replace, text)
 
 
 def secrets_in(value: Any, name: str = "") -> Iterator[str]:
-    """Every secret in ``value``, as it is written and as it is meant."""
+    """Every secret in ``value``. A password of a URL comes both percent-encoded and decoded."""
     if isinstance(value, Mapping):
         for key, inner in value.items():
             yield from secrets_in(inner, str(key))
@@ -63,31 +68,31 @@ def secrets_in(value: Any, name: str = "") -> Iterator[str]:
         if is_secret_name(name):
             yield value
         for match in _URL_CREDENTIALS.finditer(value):
-            _, _, password = match["who"].rpartition(":")
+            _, _, password = match["user"].rpartition(":")
             yield from {password, unquote(password)} - {""}
 
 
 def redact_logs(secrets: Iterable[str]) -> None:
-    """Keep secrets out of every log record of this process, whichever library writes it.
+    """Remove the secrets from every later log record of this process, of any library.
 
-    LMCache logs the URLs that it is given, passwords included.
+    LMCache logs remote URLs with their passwords.
     """
-    wanted = sorted({secret for secret in secrets if len(secret) > 1}, key=len, reverse=True)
-    if not wanted:
+    longest_first = sorted({secret for secret in secrets if len(secret) > 1}, key=len, reverse=True)
+    if not longest_first:
         return
-    pattern = re.compile("|".join(map(re.escape, wanted)))
+    pattern = re.compile("|".join(map(re.escape, longest_first)))
     make = logging.getLogRecordFactory()
 
     def make_without_secrets(*args: Any, **kwargs: Any) -> logging.LogRecord:
         record = make(*args, **kwargs)
         try:
             message = record.getMessage()
-        except (TypeError, ValueError):  # the caller's mistake; logging reports it itself
+        except (TypeError, ValueError):  # logging itself reports wrong arguments
             return record
         if pattern.search(message):
             record.msg, record.args = pattern.sub(REDACTED, message), ()
         if record.exc_info:
-            # Formatters take this text where it is there already.
+            # A formatter uses this text instead of making its own.
             text = logging.Formatter().formatException(record.exc_info)
             record.exc_text = pattern.sub(REDACTED, text)
         return record

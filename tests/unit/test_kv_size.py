@@ -25,8 +25,8 @@ def test_a_latent_vector_stands_for_both() -> None:
 
 def test_what_a_tier_holds_is_said_for_one_worker() -> None:
     alone = EngineShape("cpu", 1, 128, 1000, 4096, 8)
-    assert alone.holds(5_000_999).startswith(
+    assert alone.capacity_note(5_000_999).startswith(
         "The KV of one token is 1000 bytes: the local tier holds 5000 tokens"
     )
     three = EngineShape("cuda", 3, 16, 1000, 4096, 8)
-    assert "1000 bytes in each of 3 workers" in three.holds(1e6)
+    assert "1000 bytes in each of 3 workers" in three.capacity_note(1e6)

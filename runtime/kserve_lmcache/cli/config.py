@@ -46,7 +46,9 @@ def run(argv: Sequence[str]) -> str:
     complete(configuration, shape)
     configuration.raise_problems()
     if shape:
-        configuration.notes.append(shape.holds(configuration.get("max_local_cpu_size") * 2**30))
+        configuration.notes.append(
+            shape.capacity_note(configuration.get("max_local_cpu_size") * 2**30)
+        )
     if own.explain:
         return explain(configuration, own.explain)
     if own.json:

@@ -44,7 +44,7 @@ def run(argv: Sequence[str]) -> tuple[str, int]:
     args = _parser().parse_args(argv)
     start = time.monotonic()
     device = "cuda" if Path("/proc/driver/nvidia/version").exists() else "cpu"
-    configuration = resolve(flags_of(args), os.environ, device, applied=rules.FAST)
+    configuration = resolve(flags_of(args), os.environ, device, checks=rules.FAST)
     configuration.values.setdefault(
         "max_local_cpu_size", local_tier.default_size(memory_limit(), device, workers=1)
     )

@@ -1,11 +1,33 @@
-"""One effective configuration, from flags, a YAML file, variables and defaults.
+"""The configuration of one server, from flags, a YAML file, environment variables and defaults.
 
-``keys``       what can be set: LMCache's own table, read at run time, and our settings
-``flags``      our flags, for a parser and from its result
-``values``     a text or a YAML value as the type of its key
-``sources``    reads flags, the file and the environment; nothing is decided there
-``configuration``  the result
-``resolve``    merges them, strongest first, and says which lost
-``rules``      what is refused although every value has the right type
-``engine_file``  hands the result to LMCache in the engine's processes
+The road of a value:
+
+``settings``       the settings of this runtime
+``keys``           every key that can be set: LMCache's, and the settings of this runtime
+``flags``          the flags of the settings, on the parser of a command
+``sources``        reads the flags, the file and the variables
+``values``         parses the text or the YAML value of a key
+``resolve``        merges the sources: flags, then the file, then variables, then defaults
+``rules``          checks values of the right type that cannot work
+``configuration``  the result: values with their sources, notes and problems
+
+What the result means on this machine:
+
+``resources``      the memory, cores and directories of the container
+``engine_shape``   the sizes of the engine's KV cache
+``local_tier``     the size of the local CPU tier
+``disk_tier``      the disk tier: directories, size and limits
+``remote_tier``    the limits of the remote tier
+``credentials``    the address and the credentials of the remote store
+``stores``         a remote store and a disk, as values
+``tier_limits``    deadlines and memory of one tier, as values
+``environment``    variables that must be set before Python starts
+
+What the engine's processes read:
+
+``engine_file``    LMCache's configuration file, and the files by which the processes report
+``tier_plugins``   the tiers in LMCache's extra configuration
+
+May import ``identity``, ``metrics``, ``compat`` and the leaves. Uses no network, no HTTP and no
+engine: LMCache and vLLM are asked through ``compat``.
 """

@@ -1,4 +1,4 @@
-"""The values in force, with where each came from."""
+"""The values in force, each with its source."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from kserve_lmcache.redaction import redact
 
 @dataclass(frozen=True)
 class Value:
-    """A value in force and where it came from (``file:line``, a variable, a flag, a default)."""
+    """A value in force, and its source: ``file:line``, a variable, a flag or a default."""
 
     value: Any
     source: str
@@ -20,12 +20,12 @@ class Value:
 
 @dataclass
 class Configuration:
-    """The configuration in force, or everything that keeps it from being so.
+    """The configuration in force. With problems, it must not be used.
 
     Attributes:
-        values: what was set, and the defaults of ours, by key.
-        notes: what an operator should know: values that lost, older names.
-        problems: all mistakes.
+        values: the values that a source sets, and the defaults of this runtime, by key.
+        notes: what an operator should know: unused values, former names.
+        problems: every mistake that was found.
     """
 
     values: dict[str, Value] = field(default_factory=dict)
@@ -33,15 +33,15 @@ class Configuration:
     problems: list[Problem] = field(default_factory=list)
 
     def get(self, name: str) -> Any:
-        """The value in force; LMCache's default where nothing was set."""
+        """The value in force. LMCache's default where no source sets the key."""
         return self.values[name].value if name in self.values else keys.table()[name].default
 
     def source(self, name: str) -> str:
-        """Where the value in force came from."""
+        """The source of the value in force."""
         return self.values[name].source if name in self.values else "LMCache's default"
 
     def lmcache_values(self) -> dict[str, Any]:
-        """What LMCache has to be told; nothing where its own default is nothing too."""
+        """The values of LMCache's keys, without those that are None like LMCache's default."""
         table = keys.table()
         return {
             name: value.value
@@ -51,18 +51,22 @@ class Configuration:
         }
 
     def redacted(self) -> dict[str, Value]:
-        """All values as they may be shown, those of LMCache's table first."""
+        """All values without their secrets. LMCache's keys come first."""
         names = sorted(self.values, key=lambda name: keys.table()[name].is_setting)
         return {
             name: Value(redact(self.values[name].value, name), self.values[name].source)
             for name in names
         }
 
+    def add_problem(self, name: str, message: str, fix: str) -> None:
+        """Add a problem of the key ``name``. The message follows the key's name."""
+        self.problems.append(Problem(f"{name} {message}", self.source(name), fix))
+
     def raise_problems(self) -> None:
-        """Refuse it when it has problems.
+        """Refuse a configuration with problems.
 
         Raises:
-            ConfigurationError: with all of them.
+            ConfigurationError: the configuration has problems. The error has all of them.
         """
         if self.problems:
             raise ConfigurationError(self.problems)

@@ -1,4 +1,4 @@
-"""The remote store's address and credentials, each from its own place, as one :class:`Remote`."""
+"""The address and the credentials of the remote store, from all the places that may hold them."""
 
 from __future__ import annotations
 
@@ -7,32 +7,40 @@ from urllib.parse import unquote, urlsplit
 
 from kserve_lmcache.config.configuration import Configuration
 from kserve_lmcache.config.stores import LARGEST_FILE, Remote, password_of
-from kserve_lmcache.errors import Problem
 
-_NO_TEXT = ("is not UTF-8", "Write the password as text.")
+_NOT_TEXT = ("is not UTF-8", "Write the password as text.")
 
 
 def remote_of(configuration: Configuration) -> Remote | None:
-    """The remote store that is asked for; what is wrong with it goes to the problems."""
+    """The remote store of the configuration. Adds the problems of its credentials and files.
+
+    Returns:
+        None when the configuration has no ``remote_url``.
+    """
     url = configuration.get("remote_url")
     if not url:
         return None
     source = configuration.source("remote_url")
     bare, username, password = _split(url)
     if password and source.startswith("--"):
-        what = "has a password on the command line, where every process sees it"
-        fix = "Use LMCACHE_REMOTE_PASSWORD or LMCACHE_REMOTE_PASSWORD_FILE."
-        _refuse(configuration, "remote_url", what, fix)
-    username = _one(configuration, "remote_username", username)
-    password = _one(configuration, "remote_password", password)
+        configuration.add_problem(
+            "remote_url",
+            "has a password on the command line, which every process can read",
+            "Use LMCACHE_REMOTE_PASSWORD or LMCACHE_REMOTE_PASSWORD_FILE.",
+        )
+    username = _setting_or_url(configuration, "remote_username", username)
+    password = _setting_or_url(configuration, "remote_password", password)
     if password and not _is_text(password):
-        _refuse(configuration, "remote_password", *_NO_TEXT)
+        configuration.add_problem("remote_password", *_NOT_TEXT)
         password = None
     from_file = _password_file(configuration)
     if from_file is not None:
         if password and password != from_file:
-            what = "contradicts another password"
-            _refuse(configuration, "remote_password_file", what, "Keep one of them.")
+            configuration.add_problem(
+                "remote_password_file",
+                "holds another password than remote_password or remote_url",
+                "Keep one of them.",
+            )
         password = from_file
     for name in ("remote_ca_file", "remote_cert_file", "remote_key_file"):
         _read(configuration, name)
@@ -49,28 +57,28 @@ def remote_of(configuration: Configuration) -> Remote | None:
 
 
 def _split(url: str) -> tuple[str, str | None, str | None]:
-    """The URL without credentials, its user and its password."""
+    """The URL without credentials, the user and the password."""
     try:
         netloc = urlsplit(url).netloc
-    except ValueError:  # refused by the rules
+    except ValueError:  # the rules refuse such a URL
         return url, None, None
-    who, at, where = netloc.rpartition("@")
+    credentials, at, host = netloc.rpartition("@")
     if not at:
         return url, None, None
-    user, _, password = who.partition(":")
-    return url.replace(f"{netloc}", where, 1), unquote(user) or None, unquote(password) or None
+    user, _, password = credentials.partition(":")
+    return url.replace(netloc, host, 1), unquote(user) or None, unquote(password) or None
 
 
-def _one(configuration: Configuration, name: str, in_url: str | None) -> str | None:
-    own: str | None = configuration.get(name)
-    if own and in_url and own != in_url:
-        what = "contradicts remote_url, which holds another"
-        _refuse(configuration, name, what, "Keep one of them.")
-    return own or in_url
+def _setting_or_url(configuration: Configuration, name: str, in_url: str | None) -> str | None:
+    """The value of the setting or of the URL. Adds a problem when they differ."""
+    setting: str | None = configuration.get(name)
+    if setting and in_url and setting != in_url:
+        configuration.add_problem(name, "contradicts remote_url", "Keep one of them.")
+    return setting or in_url
 
 
 def _is_text(value: str) -> bool:
-    """Whether it can be sent; a variable's bytes that are not UTF-8 come as lone surrogates."""
+    """Whether UTF-8 can encode the value. Python reads other bytes of a variable as surrogates."""
     try:
         value.encode("utf-8")
     except UnicodeEncodeError:
@@ -85,12 +93,12 @@ def _password_file(configuration: Configuration) -> str | None:
     try:
         return password_of(content)
     except UnicodeDecodeError:
-        _refuse(configuration, "remote_password_file", *_NO_TEXT)
+        configuration.add_problem("remote_password_file", *_NOT_TEXT)
         return None
 
 
 def _read(configuration: Configuration, name: str) -> bytes | None:
-    """The start of a file that a setting names; what is wrong with it goes to the problems."""
+    """The start of the file that a setting names. Adds a problem when it cannot be read."""
     path = configuration.get(name)
     if not path:
         return None
@@ -99,11 +107,7 @@ def _read(configuration: Configuration, name: str) -> bytes | None:
             return file.read(LARGEST_FILE)
     except (OSError, ValueError) as error:
         reason = getattr(error, "strerror", None) or str(error)
-        fix = "Mount it, and let uid 1000 read it."
-        _refuse(configuration, name, f"{path!r} cannot be read ({reason})", fix)
+        configuration.add_problem(
+            name, f"{path!r} cannot be read ({reason})", "Mount the file so that uid 1000 reads it."
+        )
         return None
-
-
-def _refuse(configuration: Configuration, name: str, what: str, fix: str) -> None:
-    problem = Problem(f"{name} {what}", configuration.source(name), fix)
-    configuration.problems.append(problem)

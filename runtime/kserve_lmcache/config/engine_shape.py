@@ -1,4 +1,4 @@
-"""What the engine's configuration means for a KV cache outside it."""
+"""The sizes of an engine's KV cache, which decide the sizes of the tiers."""
 
 from __future__ import annotations
 
@@ -7,15 +7,15 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class EngineShape:
-    """Sizes that the offloaded KV cache must fit.
+    """The sizes of an engine's KV cache.
 
     Attributes:
-        device: ``cpu``, ``cuda``, …
-        workers: engine workers that share this container's memory.
-        block_size: tokens of one block of vLLM's paged KV cache.
-        kv_bytes_per_token: bytes of one token's KV in one worker.
-        max_model_len: tokens of the longest request.
-        max_num_seqs: requests that may run at a time.
+        device: the device on which the engine computes: ``cpu``, ``cuda``, …
+        workers: the workers of the engine that share this container's memory.
+        block_size: the tokens of one block of vLLM's paged KV cache.
+        kv_bytes_per_token: the bytes of one token's KV in one worker.
+        max_model_len: the tokens of the longest request.
+        max_num_seqs: the largest number of requests that run at a time.
     """
 
     device: str
@@ -27,11 +27,11 @@ class EngineShape:
 
     @property
     def request_bytes(self) -> int:
-        """Bytes of the longest request's KV in one worker."""
+        """The bytes of the longest request's KV in one worker."""
         return self.kv_bytes_per_token * self.max_model_len
 
-    def holds(self, size: float) -> str:
-        """What a token takes, and what ``size`` bytes of one worker's local tier hold."""
+    def capacity_note(self, size: float) -> str:
+        """A sentence about the tokens that a local tier of ``size`` bytes a worker holds."""
         each = f" in each of {self.workers} workers" if self.workers > 1 else ""
         return (
             f"The KV of one token is {self.kv_bytes_per_token} bytes{each}: the local tier holds "
@@ -43,13 +43,14 @@ class EngineShape:
 def bytes_per_token(
     layers: int, kv_heads: int, head_size: int, element_bytes: int, latent: bool = False
 ) -> int:
-    """Bytes of one token's KV, over the layers and heads given.
+    """The bytes of one token's KV in the given layers and heads.
 
     Args:
-        layers: that have a KV cache.
-        kv_heads: of a layer; with grouped queries fewer than there are heads.
-        head_size: elements of a head; of a latent vector, its length.
-        element_bytes: of the KV cache's data type: 2 for bfloat16, 1 for FP8.
+        layers: the number of layers that have a KV cache.
+        kv_heads: the number of KV heads of a layer. Grouped-query attention has fewer KV heads
+            than heads.
+        head_size: the elements of one head, or of the latent vector.
+        element_bytes: the bytes of one element: 2 for bfloat16, 1 for FP8.
         latent: whether one latent vector stands for K and V (multi-head latent attention).
     """
     tensors = 1 if latent else 2  # K and V

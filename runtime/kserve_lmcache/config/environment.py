@@ -1,7 +1,7 @@
-"""Environment that must be in place before the interpreter starts.
+"""The environment variables that must be set before Python starts.
 
-``entrypoint.sh`` sets the same variables; a test holds the two alike. Started without them,
-the process executes itself once more with them (:func:`ensure`).
+``entrypoint.sh`` sets these variables too, and a test compares both. A process that starts without
+them executes itself again with them (:func:`ensure`).
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from kserve_lmcache.errors import UsageError
 from kserve_lmcache.identity.namespace import DEFAULT_HASH_SEED
 
 DEFAULTS: Mapping[str, str] = {
-    # vLLM seeds the first hash of a prefix chain from it: replicas that differ never share.
+    # The seed of the hash of every prefix in vLLM. Replicas with different seeds share nothing.
     "PYTHONHASHSEED": DEFAULT_HASH_SEED,
     "LMCACHE_TRACK_USAGE": "false",
     "DO_NOT_TRACK": "1",
@@ -28,7 +28,7 @@ _REEXECUTED = "_KSERVE_LMCACHE_REEXECUTED"
 
 
 def missing(environ: Mapping[str, str]) -> dict[str, str]:
-    """The defaults that ``environ`` does not set; what it sets is never replaced."""
+    """The defaults of the variables that are absent from ``environ``, or empty."""
     return {name: value for name, value in DEFAULTS.items() if not environ.get(name)}
 
 
@@ -36,23 +36,22 @@ def check_hash_seed(environ: Mapping[str, str]) -> None:
     """Refuse a random hash seed.
 
     Raises:
-        UsageError: ``PYTHONHASHSEED`` is not a number that every replica could repeat.
+        UsageError: ``PYTHONHASHSEED`` is not a number that Python takes.
     """
     seed = environ.get("PYTHONHASHSEED", "")
     if not (seed.isascii() and seed.isdigit() and int(seed) < 2**32):
         raise UsageError(
-            f"PYTHONHASHSEED={seed!r} gives every process other cache keys, so that nothing would "
-            "ever be shared. Set it to a number below 4294967296, the same in every replica, "
-            "or leave it unset (0)."
+            f"PYTHONHASHSEED={seed!r} gives every process other cache keys, so no KV would be "
+            "shared. Set PYTHONHASHSEED to a number below 4294967296, the same in every replica, "
+            "or unset it (the default is 0)."
         )
 
 
 def ensure() -> None:
-    """Execute this process again, once, if the interpreter started without the environment.
+    """Execute this process again, once, if it started without the variables.
 
     Raises:
-        UsageError: the environment cannot be put right (a random seed was asked for, or the
-            second start still lacks it).
+        UsageError: the hash seed is random, or the second start lacks a variable too.
     """
     additions = missing(os.environ)
     if "PYTHONHASHSEED" not in additions:
@@ -63,8 +62,8 @@ def ensure() -> None:
         return
     if _REEXECUTED in os.environ:
         raise UsageError(
-            f"{', '.join(sorted(additions))} cannot be set for this process. "
-            "Set them in the environment, or start by entrypoint.sh."
+            f"this process cannot set {', '.join(sorted(additions))} for itself. "
+            "Set these variables in the environment, or start the server by entrypoint.sh."
         )
     environ = {**os.environ, **additions, _REEXECUTED: "1"}
     os.execve(sys.executable, [sys.executable, *sys.orig_argv[1:]], environ)  # noqa: S606

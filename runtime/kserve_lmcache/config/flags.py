@@ -1,4 +1,4 @@
-"""Our own flags, declared on the parser of every command that takes the configuration."""
+"""The flags of the configuration, for the parser of every command that takes them."""
 
 from __future__ import annotations
 
@@ -10,7 +10,10 @@ from kserve_lmcache.config.sources import KEY_FLAG
 
 
 def add_setting_flags(parser: argparse.ArgumentParser) -> None:
-    """Their values are texts here: they are parsed where those of the other sources are."""
+    """Add the flags of the settings, and the flag of LMCache's keys.
+
+    The parsed values are texts. :mod:`.sources` converts them like the texts of variables.
+    """
     group = parser.add_argument_group("KV-cache offloading")
     for setting in SETTINGS:
         if not setting.secret:
@@ -26,17 +29,17 @@ def add_setting_flags(parser: argparse.ArgumentParser) -> None:
         action="extend",
         default=[],
         metavar="KEY=VALUE",
-        help="Keys of LMCache's configuration, stronger than its file and variables.",
+        help="Keys of LMCache's configuration. A flag wins over the file and the variables.",
     )
 
 
 def flags_of(args: argparse.Namespace) -> Flags:
-    """What they and the connector's JSON say."""
-    wanted = getattr(args, "kv_transfer_config", None)
+    """The flags of the configuration among all parsed flags."""
+    transfer = getattr(args, "kv_transfer_config", None)
     return Flags(
         settings={
             setting.name: getattr(args, f"setting_{setting.name}", None) for setting in SETTINGS
         },
-        assignments=args.lmcache,
-        connector=(wanted.kv_connector_extra_config or {}) if wanted is not None else {},
+        lmcache_keys=args.lmcache,
+        connector=(transfer.kv_connector_extra_config or {}) if transfer is not None else {},
     )

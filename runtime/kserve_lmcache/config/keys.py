@@ -1,4 +1,7 @@
-"""What can be set: LMCache's own table, read at run time and never copied, and our settings."""
+"""Every key that can be set: those of LMCache's table, and the settings of this runtime.
+
+LMCache's table is read at run time, so the keys are those of the installed LMCache.
+"""
 
 from __future__ import annotations
 
@@ -12,38 +15,41 @@ from kserve_lmcache.config.settings import SETTINGS
 
 PREFIX = "LMCACHE_"
 
-# What an operator would set, where LMCache's table has no words for it.
+# The keys that operators set, and their meaning: LMCache's table describes few of them.
 HELP = {
-    "chunk_size": "Tokens of one cached chunk; a hit is a whole number of them.",
-    "local_cpu": "Keep chunks in the container's memory.",
-    "max_local_cpu_size": "Size of that memory, in GB of 2**30 bytes, of each engine worker.",
-    "local_disk": "Directory for a tier on a local disk; several between commas, one a disk.",
-    "max_local_disk_size": "Size of that directory, in GB of 2**30 bytes, whoever writes there.",
-    "remote_url": "Store that replicas share: redis://HOST:PORT and others.",
-    "remote_serde": "How chunks are written to the remote store; only naive keeps them exact.",
-    "save_decode_cache": "Store what was generated too, not the prompt alone.",
-    "save_unfull_chunk": "Store the last chunk of a prompt although it is not full.",
-    "pre_caching_hash_algorithm": "Hash of a chunk's tokens; must be alike in all replicas.",
-    "cache_policy": "Which chunks leave a full local CPU tier first.",
-    "blocking_timeout_secs": "Seconds to wait for a remote read.",
-    "extra_config": "Options of single backends and plugins, a mapping.",
-    "priority_limit": "Do not store requests of a lower priority than this.",
+    "chunk_size": "Tokens of one chunk. A hit is a whole number of chunks.",
+    "local_cpu": "Keep chunks in the container's memory (the local tier).",
+    "max_local_cpu_size": "Size of the local tier of each worker, in GB of 2**30 bytes.",
+    "local_disk": "Directory of the disk tier. Several directories, separated by commas, stand for "
+    "several disks.",
+    "max_local_disk_size": "Size of one directory of the disk tier, in GB of 2**30 bytes. All "
+    "processes that use the directory share the size.",
+    "remote_url": "Remote store that replicas share, for example redis://HOST:PORT.",
+    "remote_serde": "Format of chunks in the remote store. Only naive keeps them exact.",
+    "save_decode_cache": "Store the KV of generated tokens too, not of prompts alone.",
+    "save_unfull_chunk": "Store the last chunk of a prompt even when the chunk is not full.",
+    "pre_caching_hash_algorithm": "Hash of a chunk's tokens. Must be the same in all replicas.",
+    "cache_policy": "Order in which chunks leave a full local tier.",
+    "blocking_timeout_secs": "Seconds that LMCache waits for a read of a chunk.",
+    "extra_config": "Options of backends and plugins, as a mapping.",
+    "priority_limit": "Largest priority number of a request whose KV is stored.",
 }
 
 
 @dataclass(frozen=True)
 class Key:
-    """One thing that can be set.
+    """A key that can be set.
 
     Attributes:
-        name: as in the YAML file.
-        type: its Python type, perhaps ``Optional`` or ``list[...]``.
-        default: LMCache's or ours.
-        variable: its environment variable.
-        help: what it does; empty where LMCache does not say.
-        is_setting: one of ours, not LMCache's.
-        secret: its value is never shown, and only a variable may hold it.
-        convert: LMCache's own conversion, run last, so that what is shown is what it uses.
+        name: the name in the YAML file.
+        type: the Python type of the value, perhaps ``Optional`` or ``list[...]``.
+        default: the default of LMCache or of the setting.
+        variable: the environment variable.
+        help: the meaning. Empty where LMCache has no description.
+        is_setting: whether the key is a setting of this runtime, not a key of LMCache.
+        secret: whether the value is never shown, and comes from the variable alone.
+        convert: LMCache's conversion of the parsed value. The last step of parsing, so that the
+            value shown is the value used.
     """
 
     name: str
@@ -58,7 +64,7 @@ class Key:
 
 @functools.cache
 def table() -> Mapping[str, Key]:
-    """Every key by its name."""
+    """Every key, by its name."""
     keys = {
         name: Key(
             name=name,
@@ -85,14 +91,14 @@ def table() -> Mapping[str, Key]:
 
 @functools.cache
 def aliases() -> Mapping[str, str]:
-    """Older names of LMCache's keys, each with its name of today."""
+    """The current name of each key that LMCache has renamed, by its former name."""
     known = table()
     return {old: new for old, new in lmcache.aliases().items() if old not in known and new in known}
 
 
 @functools.cache
 def variables() -> Mapping[str, Key]:
-    """The key that each environment variable sets, older names included."""
+    """The key of each environment variable. Variables of former names are included."""
     known = {key.variable: key for key in table().values()}
     known.update({PREFIX + old.upper(): table()[new] for old, new in aliases().items()})
     return known

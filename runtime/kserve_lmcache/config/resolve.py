@@ -1,8 +1,8 @@
-"""Merges what the sources give, strongest first: flags, file, variables, defaults."""
+"""Merges the sources. Flags win over the file, the file over variables, variables over defaults."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -12,8 +12,8 @@ from kserve_lmcache.config.configuration import Configuration, Value
 from kserve_lmcache.config.sources import (
     CONFIG_FILE,
     MOUNTED_FILE,
-    Given,
-    Source,
+    Assignment,
+    Content,
     read_environment,
     read_file,
     read_flags,
@@ -23,18 +23,19 @@ from kserve_lmcache.errors import Problem
 
 @dataclass(frozen=True)
 class Flags:
-    """What the command line says about the configuration (see :func:`.sources.read_flags`)."""
+    """The flags of the configuration. See :func:`.sources.read_flags`."""
 
     settings: Mapping[str, str | None] = field(default_factory=dict)
-    assignments: Iterable[str] = ()
+    lmcache_keys: Iterable[str] = ()
     connector: Mapping[str, Any] = field(default_factory=dict)
 
 
-# Where LMCache's own do not fit; the size of the local tier depends on the machine.
+# The defaults of this runtime for LMCache's keys. The size of the local tier has no constant
+# default: it depends on the machine.
 DEFAULTS = {
     "local_cpu": Value(True, "default"),
     "chunk_size": Value(256, "default"),
-    # Stable between processes and machines, which Python's own hash is not.
+    # The same in every process and on every machine, unlike Python's own hash.
     "pre_caching_hash_algorithm": Value("sha256_cbor", "default"),
 }
 
@@ -44,75 +45,74 @@ def resolve(
     environ: Mapping[str, str],
     device: str = "cuda",
     mounted_file: Path = MOUNTED_FILE,
-    applied: Iterable[rules.Rule] = rules.ALL,
+    checks: Iterable[rules.Check] = rules.ALL,
 ) -> Configuration:
-    """Merge all sources. Problems are collected in the configuration, not raised.
+    """Merge all sources and check the result. Problems are collected, not raised.
 
     Args:
-        flags: what the command line says.
+        flags: the flags of the configuration.
         environ: the environment.
-        device: what the engine computes on: some keys work on an accelerator alone.
-        mounted_file: read where ``LMCACHE_CONFIG_FILE`` names no other.
-        applied: the rules that it must keep.
+        device: the device on which the engine computes. Some keys only work on an accelerator.
+        mounted_file: the file to read when ``LMCACHE_CONFIG_FILE`` names no other.
+        checks: the rules to check.
     """
-    configuration = Configuration(
-        values={
-            **{
-                key.name: Value(key.default, "default")
-                for key in keys.table().values()
-                if key.is_setting and key.default is not None
-            },
-            **DEFAULTS,
-        }
-    )
+    settings = {
+        key.name: Value(key.default, "default")
+        for key in keys.table().values()
+        if key.is_setting and key.default is not None
+    }
+    configuration = Configuration(values={**settings, **DEFAULTS})
     path = Path(environ[CONFIG_FILE]) if environ.get(CONFIG_FILE) else mounted_file
-    sources = [
-        read_flags(flags.settings, flags.assignments, flags.connector),
-        read_file(path) if environ.get(CONFIG_FILE) or path.exists() else Source(),
+    contents = [
+        read_flags(flags.settings, flags.lmcache_keys, flags.connector),
+        read_file(path) if environ.get(CONFIG_FILE) or path.exists() else Content(),
         read_environment(environ),
     ]
-    for source in sources:
-        configuration.problems += source.problems
-        configuration.notes += source.notes
-    _merge(configuration, sources)
-    for rule in applied:
-        configuration.problems += rule(configuration, device)
+    for content in contents:
+        configuration.problems += content.problems
+        configuration.notes += content.notes
+    _merge(configuration, contents)
+    context = rules.Context(configuration, device)
+    for check in checks:
+        configuration.problems += check(context)
     return configuration
 
 
-def _merge(configuration: Configuration, sources: Iterable[Source]) -> None:
-    """``sources`` are ordered, strongest first."""
-    by_key: dict[str, list[Given]] = {}
-    for source in sources:
-        strongest = {given.key.name: given for given in reversed(source.given)}
-        for given in source.given:
-            kept = strongest[given.key.name]
-            if given.value != kept.value:
-                what = f"{given.key.name} contradicts {kept.where}"
-                configuration.problems.append(Problem(what, given.where, "Keep one of them."))
-        for name, given in strongest.items():
-            by_key.setdefault(name, []).append(given)
-    for name, found in by_key.items():
+def _merge(configuration: Configuration, contents: Iterable[Content]) -> None:
+    """Merge the contents of the sources, the strongest first."""
+    by_key: dict[str, list[Assignment]] = {}
+    for content in contents:
+        first: dict[str, Assignment] = {}
+        for assignment in content.assignments:
+            kept = first.setdefault(assignment.key.name, assignment)
+            if assignment.value != kept.value:
+                message = f"{assignment.key.name} contradicts {kept.source}"
+                problem = Problem(message, assignment.source, "Keep one of them.")
+                configuration.problems.append(problem)
+        for name, assignment in first.items():
+            by_key.setdefault(name, []).append(assignment)
+    for name, assignments in by_key.items():
         if name == "extra_config":
-            configuration.values[name] = _merge_extra_config(configuration, found)
+            configuration.values[name] = _merge_extra_config(configuration, assignments)
             continue
-        winner, *losers = found
-        configuration.values[name] = Value(winner.value, winner.where)
+        winner, *losers = assignments
+        configuration.values[name] = Value(winner.value, winner.source)
         configuration.notes += [
-            f"{loser.where} is not used: {winner.where} sets {name}" for loser in losers
+            f"{loser.source} is not used: {winner.source} sets {name}" for loser in losers
         ]
 
 
-def _merge_extra_config(configuration: Configuration, found: Iterable[Given]) -> Value:
+def _merge_extra_config(configuration: Configuration, assignments: Sequence[Assignment]) -> Value:
+    """Merge the mappings of all sources, option by option."""
     merged: dict[str, Any] = {}
-    origin: dict[str, str] = {}
-    for given in found:
-        for name, value in (given.value or {}).items():
-            if name in origin:
+    sources: dict[str, str] = {}
+    for assignment in assignments:
+        for name, value in (assignment.value or {}).items():
+            if name in sources:
                 configuration.notes.append(
-                    f"{name} of {given.where} is not used: {origin[name]} sets it"
+                    f"{name} of {assignment.source} is not used: {sources[name]} sets {name}"
                 )
             else:
                 merged[name] = value
-                origin[name] = given.where
-    return Value(merged, " + ".join(given.where for given in found))
+                sources[name] = assignment.source
+    return Value(merged, " + ".join(assignment.source for assignment in assignments))

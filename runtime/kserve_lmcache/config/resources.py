@@ -1,7 +1,7 @@
-"""What this container may use: memory, CPU cores, directories.
+"""The memory, the CPU cores and the directories of this container.
 
-Read from cgroup v2 (https://docs.kernel.org/admin-guide/cgroup-v2.html: ``memory.max``,
-``cpu.max``) or v1 (``memory.limit_in_bytes``, ``cpu.cfs_quota_us``), else the machine.
+Limits come from cgroup v2 (https://docs.kernel.org/admin-guide/cgroup-v2.html: ``memory.max``,
+``cpu.max``) or v1 (``memory.limit_in_bytes``, ``cpu.cfs_quota_us``), and else from the machine.
 """
 
 from __future__ import annotations
@@ -13,13 +13,13 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-# cgroup v1 has no word for "no limit": the kernel reports the largest page-aligned integer.
+# Without a limit, cgroup v1 reports the largest page-aligned integer.
 _V1_UNLIMITED = 1 << 60
 
 
 @dataclass(frozen=True)
 class Limit:
-    """A limit and where it was read: ``value`` in bytes (memory) or cores (CPU)."""
+    """A limit and its source. ``value`` is in bytes (memory) or cores (CPU)."""
 
     value: float
     source: str
@@ -28,7 +28,8 @@ class Limit:
 def memory_limit(root: Path = Path("/")) -> Limit:
     """The memory that this process may use, in bytes.
 
-    ``root`` is where ``/proc`` and ``/sys`` are looked for.
+    Args:
+        root: the directory of ``/proc`` and ``/sys``.
     """
     limits = [Limit(_machine_memory(root), "the machine's memory")]
     address_space, _ = resource.getrlimit(resource.RLIMIT_AS)
@@ -43,10 +44,10 @@ def memory_limit(root: Path = Path("/")) -> Limit:
 
 
 def cpu_cores(root: Path = Path("/")) -> tuple[list[int], str]:
-    """The cores to compute on, and why: the process's affinity, cut to the CPU quota.
+    """The cores for computing, and the source of the limit.
 
-    A quota below one core still gets one; fractions of a core are dropped, since a thread
-    that is throttled stalls the others at every barrier.
+    These are cores of the process's affinity, as many as the CPU quota allows and at least one. A
+    fraction of a core is not used: a throttled thread delays all others at every barrier.
     """
     cores = sorted(os.sched_getaffinity(0))
     quota = _cpu_quota(root)
@@ -56,7 +57,7 @@ def cpu_cores(root: Path = Path("/")) -> tuple[list[int], str]:
 
 
 def write_error(directory: Path) -> OSError | None:
-    """What keeps a file from being written there, tried by writing one."""
+    """Write a file to the directory. Returns the error, or None when the file was written."""
     try:
         with tempfile.TemporaryFile(dir=directory) as file:
             file.write(os.urandom(16))
@@ -67,13 +68,13 @@ def write_error(directory: Path) -> OSError | None:
 
 
 def nearest_existing(directory: Path) -> Path:
-    """The directory, or else the one in which it would be made."""
+    """The directory, or its nearest parent that exists."""
     directory = directory.absolute()
     return next(each for each in (directory, *directory.parents) if each.exists())
 
 
 def why_unwritable(directory: Path) -> str | None:
-    """In words, what keeps a file from being written there."""
+    """The text of :func:`write_error`."""
     error = write_error(directory)
     return None if error is None else error.strerror or str(error)
 
@@ -94,7 +95,7 @@ def _cpu_quota(root: Path) -> Limit | None:
 
 
 def _cgroup_directories(root: Path, controller: str) -> Iterator[Path]:
-    """This process's cgroup and its ancestors: a limit may be set on any of them."""
+    """The cgroup of this process and its ancestors. Each of them may have a limit."""
     mount = root / "sys/fs/cgroup"
     for line in (_read(root / "proc/self/cgroup") or "").splitlines():
         _, controllers, path = line.split(":", 2)

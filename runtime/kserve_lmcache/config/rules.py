@@ -1,285 +1,324 @@
-"""What is refused although every value has the right type.
+"""The rules of a configuration whose values all have the right type.
 
-LMCache answers most of it by switching a tier, or everything, off, and serving on.
+LMCache reacts to most of these mistakes by turning a tier, or all offloading, off while the server
+runs on. Most rules are rows of :data:`TABLE`. A rule that needs more is a function below it.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any, NamedTuple
 from urllib.parse import urlsplit
 
 from kserve_lmcache.compat import vllm
 from kserve_lmcache.compat.lmcache import configuration as lmcache
 from kserve_lmcache.config import keys
 from kserve_lmcache.config.configuration import Configuration
-from kserve_lmcache.config.settings import (
-    FINGERPRINTS,
-    LOG_FORMATS,
-    LOG_LEVELS,
-    REMOTE_CONNECTORS,
-    ROUTE_GROUPS,
-    parse_route_groups,
-)
+from kserve_lmcache.config.settings import ROUTE_GROUPS, SETTINGS, parse_route_groups
 from kserve_lmcache.config.stores import REDIS_SCHEMES, TLS_SCHEMES
 from kserve_lmcache.config.values import is_size
 from kserve_lmcache.errors import Problem
 from kserve_lmcache.redaction import redact, redact_urls
 
-Rule = Callable[[Configuration, str], Iterator[Problem]]
 
-_TIMEOUTS = (
-    "remote_connect_timeout",
-    "remote_lookup_timeout",
-    "remote_load_timeout",
-    "remote_write_timeout",
-)
-_POSITIVE = (
-    "chunk_size",
-    "max_local_cpu_size",
-    "blocking_timeout_secs",
-    "lookup_timeout_ms",
-    "remote_queue_size",
-    "max_body_size",
-    "max_concurrent_requests",
-    "request_timeout",
-    *_TIMEOUTS,
-)
-_LONGEST_TIMEOUT = 60.0  # seconds; more is no deadline
-_SERDES = {
-    "cachegen": "knows a few models only and changes what it stores",
-    "kivi": "is not implemented in LMCache",
-}
-_NOT_ON_CPU = ("use_layerwise", "enable_blending", "use_gds", "save_unfull_chunk")
-_TLS_SETTINGS = ("remote_ca_file", "remote_cert_file", "remote_key_file")
-_CREDENTIALS = ("remote_username", "remote_password", "remote_password_file")
-# LMCache's connector for sentinels stores nothing, and it has none for the others.
-_OURS_ALONE = ("redis-sentinel", "redis-cluster", "unix")
-_OF_LMCACHES_DISK = ("use_odirect", "disk_io_threads")
-_DANGEROUS = {
-    "remote_config_url": "would post the whole environment to that address",
-    "internal_api_server_enabled": "shows every variable, passwords included, to whoever asks",
-    "run_script_api_enabled": "runs whatever code it is sent",
-}
+@dataclass(frozen=True)
+class Context:
+    """A configuration, and the device on which the engine computes (``cpu``, ``cuda``, …)."""
 
+    configuration: Configuration
+    device: str
 
-def _problem(configuration: Configuration, name: str, what: str, fix: str) -> Problem:
-    return Problem(f"{name} {what}", configuration.source(name), fix)
+    def __getitem__(self, name: str) -> Any:
+        """The value in force. None for a key that the installed LMCache does not have."""
+        return self.configuration.get(name) if name in keys.table() else None
 
+    def is_set(self, name: str) -> bool:
+        """Whether a source sets the key."""
+        return name in self.configuration.values
 
-def _ranges(configuration: Configuration, device: str) -> Iterator[Problem]:
-    for name in configuration.values:
-        key, value = keys.table()[name], configuration.get(name)
-        if value is None:
-            continue
-        if name in _POSITIVE and not value > 0:
-            fix = f"Set {name} to more than 0."
-            yield _problem(configuration, name, f"must be positive, got {value}", fix)
-        elif name in _TIMEOUTS and value > _LONGEST_TIMEOUT:
-            fix = f"Set {name} to at most {_LONGEST_TIMEOUT:g}."
-            yield _problem(configuration, name, f"of {value:g} seconds is no deadline", fix)
-        elif name in ("remote_ttl", "drain_timeout") and value < 0:
-            what = "no time to live" if name == "remote_ttl" else "none"
-            fix = f"Set {name} to seconds, or to 0 for {what}."
-            yield _problem(configuration, name, f"must not be negative, got {value}", fix)
-        elif is_size(key) and not (value >= 0 and math.isfinite(value)):
-            fix = f"Set {name} to a size in GB, for example 2.0 or 512Mi."
-            yield _problem(configuration, name, f"must be a size, got {value}", fix)
-
-
-def _dangerous(configuration: Configuration, device: str) -> Iterator[Problem]:
-    for name, reason in _DANGEROUS.items():
-        if name in keys.table() and configuration.get(name):
-            yield _problem(configuration, name, reason, "Leave it out.")
-
-
-def _names(configuration: Configuration, device: str) -> Iterator[Problem]:
-    policies = lmcache.cache_policies()
-    policy = configuration.get("cache_policy")
-    if policy.upper() not in policies:
-        what = f"is {policy!r}, which LMCache does not know"
-        fix = f"Use one of {', '.join(policies)}."
-        yield _problem(configuration, "cache_policy", what, fix)
-    algorithm = configuration.get("pre_caching_hash_algorithm")
-    if algorithm != "builtin" and not vllm.knows_hash_algorithm(algorithm):
-        what = f"is {algorithm!r}, which vLLM does not know: LMCache would use another, silently"
-        yield _problem(
-            configuration, "pre_caching_hash_algorithm", what, "Use sha256_cbor (the default)."
-        )
-
-
-def _own(configuration: Configuration, device: str) -> Iterator[Problem]:
-    fingerprint = configuration.get("model_fingerprint")
-    if fingerprint not in FINGERPRINTS:
-        what = f"is {fingerprint!r}, which is none of {', '.join(FINGERPRINTS)}"
-        yield _problem(configuration, "model_fingerprint", what, "Use sampled (the default).")
-    who = configuration.get("remote_connector")
-    if who not in REMOTE_CONNECTORS:
-        what = f"is {who!r}, which is none of {', '.join(REMOTE_CONNECTORS)}"
-        yield _problem(configuration, "remote_connector", what, "Use kserve (the default).")
-    log_format = configuration.get("log_format")
-    if log_format not in LOG_FORMATS:
-        what = f"is {log_format!r}, which is none of {', '.join(LOG_FORMATS)}"
-        yield _problem(configuration, "log_format", what, "Use text (the default).")
-    log_level = configuration.get("log_level")
-    if log_level not in LOG_LEVELS:
-        what = f"is {log_level!r}, which is none of {', '.join(LOG_LEVELS)}"
-        yield _problem(configuration, "log_level", what, "Use info (the default).")
-    for group in parse_route_groups(configuration.get("enable_routes")):
-        if group not in ROUTE_GROUPS:
-            what = f"has {group!r}, which is none of {', '.join(ROUTE_GROUPS)}"
-            yield _problem(configuration, "enable_routes", what, "Leave it out.")
-    if configuration.get("pre_caching_hash_algorithm") == "builtin":
-        what = "is builtin, which two texts can easily be made to share: a hit would be wrong"
-        fix = "Use sha256_cbor (the default)."
-        yield _problem(configuration, "pre_caching_hash_algorithm", what, fix)
-
-
-def _tiers(configuration: Configuration, device: str) -> Iterator[Problem]:
-    disk, size = configuration.get("local_disk"), configuration.get("max_local_disk_size")
-    if disk and not size > 0:
-        what = "is not used without max_local_disk_size"
-        yield _problem(configuration, "local_disk", what, "Set max_local_disk_size too.")
-    if size > 0 and not disk:
-        what = "is not used without local_disk"
-        yield _problem(configuration, "max_local_disk_size", what, "Set local_disk too.")
-    others = ("remote_url", "remote_storage_plugins", "storage_plugins", "gds_path", "maru_path")
-    if configuration.get("local_cpu") or disk or any(configuration.get(name) for name in others):
-        return
-    if configuration.get("enable_p2p") or configuration.get("enable_pd"):
-        return
-    extra = configuration.get("extra_config") or {}
-    if not any(name.startswith("enable_") for name in extra):
-        what = "is off and there is no other tier: nothing would ever be kept"
-        yield _problem(configuration, "local_cpu", what, "Set another tier, or --offload=off.")
-
-
-def _disk(configuration: Configuration, device: str) -> Iterator[Problem]:
-    """What is for LMCache's own disk tier, in whose place ours is."""
-    if not configuration.get("local_disk"):
-        return
-    sharding = configuration.get("local_disk_path_sharding")
-    if sharding != "by_gpu":
-        what = f"is {sharding!r}, and by_gpu is all there is"
-        fix = "Leave out local_disk_path_sharding."
-        yield _problem(configuration, "local_disk_path_sharding", what, fix)
-    extra = configuration.get("extra_config") or {}
-    for name in _OF_LMCACHES_DISK:
-        if name in extra and not configuration.get("gds_path"):
-            what = f"holds {name}, which the disk tier does not know"
-            yield _problem(configuration, "extra_config", what, f"Leave out {name}.")
-
-
-def _device(configuration: Configuration, device: str) -> Iterator[Problem]:
-    for name in _NOT_ON_CPU:
-        if device == "cpu" and name in configuration.values and configuration.get(name):
-            yield _problem(configuration, name, "does not work on a CPU", f"Leave {name} out.")
-
-
-def _layerwise(configuration: Configuration, device: str) -> Iterator[Problem]:
-    if configuration.get("use_layerwise"):
-        for name in ("remote_url", "local_disk"):
-            if configuration.get(name):
-                what = f"does not work together with {name}: a layer that fails to load is used"
-                fix = f"Leave out use_layerwise or {name}."
-                yield _problem(configuration, "use_layerwise", what, fix)
-
-
-def _unfull_chunks(configuration: Configuration, device: str) -> Iterator[Problem]:
-    # LMCache counts the tokens it loaded from the chunk's start, and those it should have from the
-    # end of vLLM's own: a chunk that is smaller than the difference can be missing unnoticed.
-    for asked in ("save_unfull_chunk", "enable_blending"):  # the second implies the first
-        for name in ("remote_url", "local_disk"):
-            if configuration.get(asked) and configuration.get(name):
-                what = f"does not work together with {name}: a chunk that fails to load is used"
-                yield _problem(configuration, asked, what, f"Leave out {asked} or {name}.")
-
-
-def _serde(configuration: Configuration, device: str) -> Iterator[Problem]:
-    serde = configuration.get("remote_serde")
-    if serde not in (None, "naive"):
-        what = f"is {serde}, which {_SERDES.get(serde, 'LMCache does not know')}"
-        yield _problem(configuration, "remote_serde", what, "Use naive.")
-
-
-def _remote(configuration: Configuration, device: str) -> Iterator[Problem]:
-    url = configuration.get("remote_url")
-    scheme = ""
-    if url:
+    def scheme(self) -> str:
+        """The scheme of ``remote_url``. Empty without a URL, and for text that is no URL."""
         try:
-            split = urlsplit(url)
-            scheme, _ = split.scheme, split.port if "," not in split.netloc else None
-        except ValueError as error:
-            what = f"is {redact_urls(url)!r}, which is no URL ({error})"
-            yield _problem(configuration, "remote_url", what, "Write SCHEME://HOST:PORT.")
-            return
-        yield from _scheme(configuration, url, scheme)
-    for name in (*_CREDENTIALS, *_TLS_SETTINGS):
-        if not configuration.get(name):
-            continue
-        if not url:
-            what = "is set and remote_url is not"
-            yield _problem(configuration, name, what, f"Set remote_url, or leave {name} out.")
-        elif scheme not in REDIS_SCHEMES:
-            what = f"is for Redis and Valkey, and remote_url is {scheme}://"
-            yield _problem(configuration, name, what, f"Leave {name} out.")
-        elif name in _TLS_SETTINGS and scheme not in TLS_SCHEMES:
-            what = f"is for TLS, and remote_url is {scheme}://, which is not encrypted"
-            yield _problem(configuration, name, what, "Use rediss:// or valkeys://.")
-    if bool(configuration.get("remote_cert_file")) != bool(configuration.get("remote_key_file")):
-        missing, present = ("remote_key_file", "remote_cert_file")
-        if configuration.get("remote_key_file"):
-            missing, present = present, missing
-        yield _problem(configuration, present, f"needs {missing} as well", f"Set {missing}.")
+            return urlsplit(self["remote_url"] or "").scheme
+        except ValueError:
+            return ""
+
+    def problem(self, name: str, message: str, fix: str) -> Problem:
+        """A problem of the key ``name``."""
+        return Problem(f"{name} {message}", self.configuration.source(name), fix)
 
 
-def _scheme(configuration: Configuration, url: str, scheme: str) -> Iterator[Problem]:
+Check = Callable[[Context], Iterator[Problem]]
+
+
+@dataclass(frozen=True)
+class Rule:
+    """A rule about one key.
+
+    Attributes:
+        key: the key that has the problem.
+        is_broken: whether a configuration breaks the rule. The result is used as a boolean.
+        message: what is wrong, after the key's name. ``{value}`` is the key's value.
+        fix: what the user has to do. By default to remove the key.
+    """
+
+    key: str
+    is_broken: Callable[[Context], Any]
+    message: str
+    fix: str = "Remove {key}."
+
+    def __call__(self, context: Context) -> Iterator[Problem]:
+        """The problem, if the configuration breaks the rule."""
+        if self.is_broken(context):
+            message = self.message.format(value=redact(context[self.key], self.key))
+            yield context.problem(self.key, message, self.fix.format(key=self.key))
+
+
+def _forbidden(key: str, message: str) -> Rule:
+    return Rule(key, lambda c: c[key], message)
+
+
+def _conflict(key: str, other: str, reason: str) -> Rule:
+    message = f"does not work together with {other}: {reason}"
+    return Rule(key, lambda c: c[key] and c[other], message, f"Remove {key} or {other}.")
+
+
+def _needs(key: str, other: str) -> Rule:
+    message = f"has no effect without {other}"
+    return Rule(key, lambda c: c[key] and not c[other], message, f"Set {other}, or remove {key}.")
+
+
+def _not_on_cpu(key: str) -> Rule:
+    return Rule(
+        key, lambda c: c.device == "cpu" and c.is_set(key) and c[key], "does not work on a CPU"
+    )
+
+
+def _redis_only(key: str) -> Rule:
+    return Rule(
+        key,
+        lambda c: c[key] and c.scheme() not in ("", *REDIS_SCHEMES),
+        "is for Redis and Valkey, but remote_url names another store",
+    )
+
+
+def _tls_only(key: str) -> Rule:
+    return Rule(
+        key,
+        lambda c: c[key] and c.scheme() in set(REDIS_SCHEMES) - set(TLS_SCHEMES),
+        "is for TLS, but remote_url has a scheme without TLS",
+        "Use rediss:// or valkeys://.",
+    )
+
+
+def _not_for_disk(option: str) -> Rule:
+    # An option of LMCache's own disk tier, which the disk tier of this runtime replaces.
+    return Rule(
+        "extra_config",
+        lambda c: c["local_disk"] and option in (c["extra_config"] or {}) and not c["gds_path"],
+        f"has {option}, which the disk tier does not know",
+        f"Remove {option}.",
+    )
+
+
+_TLS_FILES = ("remote_ca_file", "remote_cert_file", "remote_key_file")
+_CREDENTIALS = ("remote_username", "remote_password", "remote_password_file", *_TLS_FILES)
+_FROM_BELOW = ("remote_url", "local_disk")  # tiers whose loads can fail
+_TIERS = (
+    "local_cpu",
+    "local_disk",
+    "remote_url",
+    "remote_storage_plugins",
+    "storage_plugins",
+    "gds_path",
+    "maru_path",
+    "enable_p2p",
+    "enable_pd",
+)
+
+TABLE: tuple[Rule, ...] = (
+    # LMCache gives secrets away, or runs the code of a stranger.
+    _forbidden("remote_config_url", "sends every environment variable to that address"),
+    _forbidden(
+        "internal_api_server_enabled",
+        "shows every environment variable, passwords included, to any client",
+    ),
+    _forbidden("run_script_api_enabled", "runs the code that any client sends"),
+    # LMCache loads wrong KV.
+    Rule(
+        "pre_caching_hash_algorithm",
+        lambda c: c["pre_caching_hash_algorithm"] == "builtin",
+        "is builtin, for which collisions are easy to make: colliding texts share their KV",
+        "Use sha256_cbor (the default).",
+    ),
+    Rule(
+        "remote_serde",
+        lambda c: c["remote_serde"] not in (None, "naive"),
+        "is {value}, but only naive keeps the KV of every model exact",
+        "Use naive (the default).",
+    ),
+    *(
+        _conflict("use_layerwise", tier, "a layer that fails to load is used all the same")
+        for tier in _FROM_BELOW
+    ),
+    # LMCache counts the loaded tokens from the start of a chunk, and the expected tokens from the
+    # end of vLLM's own. A missing chunk that is smaller than the difference goes unnoticed.
+    # Blending stores such chunks too.
+    *(
+        _conflict(key, tier, "a chunk that fails to load is used all the same")
+        for key in ("save_unfull_chunk", "enable_blending")
+        for tier in _FROM_BELOW
+    ),
+    # A key has no effect.
+    _needs("local_disk", "max_local_disk_size"),
+    _needs("max_local_disk_size", "local_disk"),
+    *(_needs(key, "remote_url") for key in _CREDENTIALS),
+    _needs("remote_cert_file", "remote_key_file"),
+    _needs("remote_key_file", "remote_cert_file"),
+    Rule(
+        "local_cpu",
+        lambda c: (
+            not any(c[name] for name in _TIERS)
+            and not any(name.startswith("enable_") for name in c["extra_config"] or {})
+        ),
+        "is off and no other tier is set, so nothing is cached",
+        "Set a tier, or --offload=off.",
+    ),
+    # A key does not fit the device, the disk tier or the remote store.
+    *(
+        _not_on_cpu(key)
+        for key in ("use_layerwise", "enable_blending", "use_gds", "save_unfull_chunk")
+    ),
+    Rule(
+        "local_disk_path_sharding",
+        lambda c: c["local_disk"] and c["local_disk_path_sharding"] != "by_gpu",
+        "is {value!r}, but the disk tier knows by_gpu alone",
+    ),
+    *(_not_for_disk(option) for option in ("use_odirect", "disk_io_threads")),
+    *(_redis_only(key) for key in _CREDENTIALS),
+    *(_tls_only(key) for key in _TLS_FILES),
+)
+
+
+class Range(NamedTuple):
+    """The numbers that a key may have, in words and as a test."""
+
+    text: str
+    contains: Callable[[float], bool]
+
+
+_LONGEST_TIMEOUT = 60.0  # seconds; a longer timeout is no deadline
+_POSITIVE = Range("greater than 0", lambda number: number > 0)
+_NOT_NEGATIVE = Range("0 or greater", lambda number: number >= 0)
+_TIMEOUT = Range(
+    f"greater than 0 and at most {_LONGEST_TIMEOUT:g} seconds",
+    lambda number: 0 < number <= _LONGEST_TIMEOUT,
+)
+_SIZE = Range("a size in GB, for example 2.0 or 512Mi", lambda number: 0 <= number < math.inf)
+_POSITIVE_SIZE = Range(
+    "a size in GB greater than 0, for example 2.0 or 512Mi", lambda number: 0 < number < math.inf
+)
+_RANGES: dict[str, Range] = {
+    **dict.fromkeys(("chunk_size", "blocking_timeout_secs", "lookup_timeout_ms"), _POSITIVE),
+    **dict.fromkeys(("max_concurrent_requests", "request_timeout"), _POSITIVE),
+    **dict.fromkeys(("drain_timeout", "remote_ttl"), _NOT_NEGATIVE),
+    **dict.fromkeys(("remote_connect_timeout", "remote_lookup_timeout"), _TIMEOUT),
+    **dict.fromkeys(("remote_load_timeout", "remote_write_timeout"), _TIMEOUT),
+    **dict.fromkeys(("max_local_cpu_size", "remote_queue_size", "max_body_size"), _POSITIVE_SIZE),
+}
+
+
+def _ranges(context: Context) -> Iterator[Problem]:
+    """A number is in the range of its key. A size of any key is finite."""
+    for name in context.configuration.values:
+        allowed = _RANGES.get(name) or (_SIZE if is_size(keys.table()[name]) else None)
+        value = context[name]
+        if allowed and value is not None and not allowed.contains(value):
+            message = f"is {value}, but must be {allowed.text}"
+            yield context.problem(name, message, f"Correct {name}.")
+
+
+def _choices(context: Context) -> Iterator[Problem]:
+    """A setting has one of its choices, and every group of routes exists."""
+    for setting in SETTINGS:
+        value = context[setting.name]
+        if setting.choices and value not in setting.choices:
+            message = f"is {value!r}, which is none of {', '.join(setting.choices)}"
+            yield context.problem(setting.name, message, f"Use {setting.default} (the default).")
+    for group in parse_route_groups(context["enable_routes"]):
+        if group not in ROUTE_GROUPS:
+            message = f"has {group!r}, which is none of {', '.join(ROUTE_GROUPS)}"
+            yield context.problem("enable_routes", message, f"Remove {group}.")
+
+
+def _remote_url(context: Context) -> Iterator[Problem]:
+    """A client of this runtime or of LMCache takes the URL."""
+    url = context["remote_url"]
+    if not url:
+        return
     shown = redact_urls(url)
-    if configuration.get("remote_connector") == "lmcache" and scheme in _OURS_ALONE:
-        what = f"is {shown!r}, which LMCache's own connector cannot use"
-        fix = "Leave out remote_connector, or use redis:// or rediss://."
-        yield _problem(configuration, "remote_url", what, fix)
+    try:
+        split = urlsplit(url)
+        _ = split.port if "," not in split.netloc else None
+    except ValueError as error:
+        message = f"is {shown!r}, which is no URL ({error})"
+        yield context.problem("remote_url", message, "Write SCHEME://HOST:PORT.")
+        return
+    stock = context["remote_connector"] == "lmcache"
+    # LMCache's connector for sentinels stores nothing, and LMCache has none for the others.
+    if stock and split.scheme in ("redis-sentinel", "redis-cluster", "unix"):
+        message = f"is {shown!r}, which LMCache's own connector cannot use"
+        fix = "Remove remote_connector, or use redis:// or rediss://."
+        yield context.problem("remote_url", message, fix)
     elif not (
-        scheme in REDIS_SCHEMES
-        or configuration.get("remote_storage_plugins")
+        split.scheme in REDIS_SCHEMES
+        or context["remote_storage_plugins"]
         or lmcache.takes_remote_url(url)
     ):
-        what = f"is {shown!r}, a scheme that LMCache does not know: it would turn every tier off"
-        schemes = sorted({*lmcache.remote_schemes(), *(f"{s}://" for s in REDIS_SCHEMES)})
-        yield _problem(configuration, "remote_url", what, f"Use one of {', '.join(schemes)}.")
+        schemes = sorted({*lmcache.remote_schemes(), *(f"{name}://" for name in REDIS_SCHEMES)})
+        message = (
+            f"is {shown!r}, a scheme that LMCache does not know: LMCache would turn all tiers off"
+        )
+        yield context.problem("remote_url", message, f"Use one of {', '.join(schemes)}.")
 
 
-def _lmcache(configuration: Configuration, device: str) -> Iterator[Problem]:
-    """LMCache's own check of features that need each other."""
+def _lmcache_accepts(context: Context) -> Iterator[Problem]:
+    """LMCache's own check accepts the configuration, and changes no value of it."""
+    configuration = context.configuration
     values = configuration.lmcache_values()
     try:
-        used = lmcache.effective_values(values)
+        effective = lmcache.effective_values(values)
     except ValueError as error:
-        what = f"LMCache refuses it: {redact(str(error))}"
-        where = ", ".join(
-            sorted({configuration.source(n) for n in values if n.startswith("enable_")})
-        )
-        yield Problem(what, where or "the configuration", "Set what it needs, or leave it out.")
+        features = {configuration.source(name) for name in values if name.startswith("enable_")}
+        source = ", ".join(sorted(features)) or "the configuration"
+        message = f"LMCache refuses the configuration: {redact(str(error))}"
+        yield Problem(message, source, "Set what the feature needs, or remove the feature.")
         return
     for name, value in values.items():
-        if used[name] != value:
-            shown = redact(used[name], name)
-            what = f"is {redact(value, name)!r}, and LMCache makes it {shown!r} for another setting"
-            yield _problem(configuration, name, what, f"Leave {name} out.")
+        if effective[name] != value:
+            message = (
+                f"is {redact(value, name)!r}, but LMCache changes it to "
+                f"{redact(effective[name], name)!r} because of another key"
+            )
+            yield context.problem(name, message, f"Remove {name}.")
 
 
-# Without those that import parts of the engine, which takes seconds.
-FAST: tuple[Rule, ...] = (
-    _ranges,
-    _dangerous,
-    _own,
-    _tiers,
-    _disk,
-    _device,
-    _layerwise,
-    _unfull_chunks,
-    _serde,
-    _remote,
-    _lmcache,
-)
-ALL: tuple[Rule, ...] = (*FAST, _names)
+def _engine_names(context: Context) -> Iterator[Problem]:
+    """LMCache has the cache policy, and vLLM has the hash algorithm."""
+    policies = lmcache.cache_policies()
+    policy = context["cache_policy"]
+    if policy.upper() not in policies:
+        message = f"is {policy!r}, which LMCache does not know"
+        yield context.problem("cache_policy", message, f"Use one of {', '.join(policies)}.")
+    algorithm = context["pre_caching_hash_algorithm"]
+    if algorithm != "builtin" and not vllm.knows_hash_algorithm(algorithm):
+        message = f"is {algorithm!r}, which vLLM does not know: LMCache would use another hash"
+        fix = "Use sha256_cbor (the default)."
+        yield context.problem("pre_caching_hash_algorithm", message, fix)
+
+
+FAST: tuple[Check, ...] = (_ranges, _choices, *TABLE, _remote_url, _lmcache_accepts)
+# The last check imports parts of the engine, which takes seconds.
+ALL: tuple[Check, ...] = (*FAST, _engine_names)

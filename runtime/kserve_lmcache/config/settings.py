@@ -1,7 +1,7 @@
-"""The runtime's own settings, beside LMCache's: one table for flags, variables, file and README.
+"""The settings of this runtime. LMCache's own keys are not among them: see :mod:`.keys`.
 
-Each is taken, strongest first, from its flag, from the YAML file, from its variable, else from
-its default (see :mod:`kserve_lmcache.config`).
+A setting takes its value from the first of these sources that has one: its flag, its key in the
+YAML file, its variable, its default.
 """
 
 from __future__ import annotations
@@ -10,11 +10,7 @@ from dataclasses import dataclass
 from typing import Any
 
 VARIABLE_PREFIX = "KSERVE_LMCACHE_"
-FINGERPRINTS = ("sampled", "full", "private")
-REMOTE_CONNECTORS = ("kserve", "lmcache")
-LOG_FORMATS = ("text", "json")
-LOG_LEVELS = ("debug", "info", "warning", "error")
-# Groups of routes that are off until they are asked for; server/http/routes.py lists the routes.
+# Groups of routes that are off by default. The table in server/http/routes.py lists their routes.
 ROUTE_GROUPS = (
     "docs",
     "lora",
@@ -37,16 +33,17 @@ def parse_route_groups(text: str | None) -> tuple[str, ...]:
 
 @dataclass(frozen=True)
 class Setting:
-    """One setting of ours.
+    """A setting of this runtime.
 
     Attributes:
-        name: its key in the YAML file.
-        type: ``bool``, ``int``, ``float`` or ``str``; a float that ends in ``_size`` is in GB.
-        default: ``None`` where it may be left out.
-        help: one sentence, for ``--help`` and the README.
-        variable: its environment variable; by default the prefix and the name.
-        secret: never shown, and taken from its variable alone: a flag is seen by every process
-            of the machine, and a file is often a ConfigMap.
+        name: the key in the YAML file.
+        type: ``bool``, ``int``, ``float`` or ``str``. A float that ends in ``_size`` is in GB.
+        default: ``None`` for a setting that may be absent.
+        help: the text of ``--help`` and of the reference.
+        variable: the environment variable. By default the prefix and the name.
+        secret: whether the value is never shown and comes from its variable alone. Every process
+            of the machine sees a flag, and a file is often a ConfigMap.
+        choices: the allowed values. Empty when every value of the type is allowed.
     """
 
     name: str
@@ -55,133 +52,156 @@ class Setting:
     help: str
     variable: str = ""
     secret: bool = False
+    choices: tuple[str, ...] = ()
 
     @property
     def flag(self) -> str:
-        """Its flag, with dashes."""
+        """The flag, with dashes."""
         return "--" + self.name.replace("_", "-")
 
     @property
     def environment_variable(self) -> str:
-        """The name of its variable."""
+        """The name of the variable."""
         return self.variable or VARIABLE_PREFIX + self.name.upper()
 
 
 SETTINGS = (
-    Setting("offload", bool, True, "Offload the KV cache by LMCache (on or off)."),
+    Setting(
+        "offload",
+        bool,
+        True,
+        "Offload the KV cache by LMCache (on or off).",
+    ),
     Setting(
         "offload_required",
         bool,
         True,
-        "Do not become ready when offloading cannot start; false serves on without it.",
+        "Do not become ready when offloading cannot start. With false, the server serves "
+        "without offloading.",
     ),
     Setting(
         "model_fingerprint",
         str,
         "sampled",
-        "How the model's content is told: sampled, full (every byte is read), or private "
-        "(nothing is shared with other servers).",
+        "How the content of the model is identified: sampled reads pieces of every tensor, "
+        "full reads every byte, private shares nothing with other servers.",
+        choices=("sampled", "full", "private"),
     ),
     Setting(
         "tenant_header",
         str,
         None,
-        "HTTP header whose value keeps the caches of tenants apart, for example X-Tenant-Id.",
+        "HTTP header that names the tenant of a request, for example X-Tenant-Id. Tenants "
+        "share no cached KV.",
     ),
     Setting(
         "enable_routes",
         str,
         None,
-        "Groups of routes to turn on, comma-separated, as the table of routes names them.",
+        "Groups of routes to turn on, separated by commas. The table of routes names the groups.",
     ),
     Setting(
         "max_body_size",
         float,
         0.0625,
-        "Size of the largest body of a request, in GB (64 MiB); a larger one is answered with 413.",
+        "Largest body of a request, in GB (0.0625 is 64 MiB). A larger body is answered with 413.",
     ),
     Setting(
         "max_concurrent_requests",
         int,
         None,
-        "How many requests are answered at a time; one more gets 429, not a place in a queue.",
+        "Largest number of requests that run at a time. One more request is answered with 429 "
+        "and does not wait.",
     ),
     Setting(
         "request_timeout",
         float,
         None,
-        "Seconds that a request may take, its stream included; then it ends, with 504.",
+        "Seconds that a request may take, its stream included. A longer request ends with 504.",
     ),
     Setting(
         "drain_timeout",
         float,
         25.0,
-        "Seconds for running requests to finish after SIGTERM; less than the pod's grace period.",
+        "Seconds that running requests have to finish after SIGTERM. Must be less than the "
+        "pod's grace period.",
     ),
     Setting(
         "exit_on_engine_death",
         bool,
         True,
-        "End the server when its engine has died; false leaves that to the liveness probe.",
+        "End the server when its engine dies. With false, the liveness probe has to restart "
+        "the server.",
     ),
-    Setting("log_format", str, "text", "How log records are written: text, or json, one a line."),
+    Setting(
+        "log_format",
+        str,
+        "text",
+        "Format of log records: text, or json with one object on each line.",
+        choices=("text", "json"),
+    ),
     Setting(
         "log_level",
         str,
         "info",
-        "Lowest level that is logged: debug (this server and its libraries), info (libraries log "
-        "warnings and errors only), warning or error.",
+        "Lowest level that is logged: debug (this server and its libraries), info (warnings "
+        "and errors of libraries only), warning or error.",
+        choices=("debug", "info", "warning", "error"),
     ),
     Setting(
         "remote_connector",
         str,
         "kserve",
-        "Who talks to the remote store: kserve (with deadlines, checksums and reconnection), or "
-        "lmcache (its own connector as it is).",
+        "Client of the remote store: kserve has deadlines, checksums and reconnection, "
+        "lmcache is LMCache's own connector.",
         variable="LMCACHE_REMOTE_CONNECTOR",
+        choices=("kserve", "lmcache"),
     ),
     Setting(
         "remote_ttl",
         int,
         86400,
-        "Seconds that a chunk stays in the remote store after its last use; 0 for as long as "
-        "the store keeps it.",
+        "Seconds that a chunk stays in the remote store after its last use. With 0, the store "
+        "decides.",
         variable="LMCACHE_REMOTE_TTL",
     ),
     Setting(
         "remote_connect_timeout",
         float,
         1.0,
-        "Seconds for a connection to the remote store; nobody waits for it.",
+        "Deadline of a connection to the remote store, in seconds. No request waits for a "
+        "connection.",
         variable="LMCACHE_REMOTE_CONNECT_TIMEOUT",
     ),
     Setting(
         "remote_lookup_timeout",
         float,
         0.05,
-        "Seconds in which the remote store must say what it has of a prompt.",
+        "Deadline of a lookup in the remote store, in seconds. A prompt has one lookup.",
         variable="LMCACHE_REMOTE_LOOKUP_TIMEOUT",
     ),
     Setting(
         "remote_load_timeout",
         float,
         2.0,
-        "Seconds for reading all chunks of a prompt; less where computing them takes less.",
+        "Deadline of a load from the remote store, in seconds. A prompt has one load. The "
+        "deadline is shorter when computing the prompt takes less time.",
         variable="LMCACHE_REMOTE_LOAD_TIMEOUT",
     ),
     Setting(
         "remote_write_timeout",
         float,
         2.0,
-        "Seconds for writing a batch of chunks; nobody waits for it.",
+        "Deadline of a write to the remote store, in seconds. A write is a batch of chunks. "
+        "No request waits for a write.",
         variable="LMCACHE_REMOTE_WRITE_TIMEOUT",
     ),
     Setting(
         "remote_queue_size",
         float,
         None,
-        "Size of what may wait to be written, in GB; by default 0.25, and no more than a "
-        "quarter of the local tier, where it waits.",
+        "Size of the queue of chunks to write, in GB. The queue is in the local tier. The "
+        "default is 0.25, or a quarter of the local tier if that is less.",
         variable="LMCACHE_REMOTE_QUEUE_SIZE",
     ),
     Setting(
@@ -203,14 +223,14 @@ SETTINGS = (
         "remote_password_file",
         str,
         None,
-        "File that holds the password, for a mounted Secret.",
+        "File with the password of the remote store, for a mounted Secret.",
         variable="LMCACHE_REMOTE_PASSWORD_FILE",
     ),
     Setting(
         "remote_ca_file",
         str,
         None,
-        "PEM file of the authorities that may sign the remote store's certificate.",
+        "PEM file of the certificate authorities that are trusted for the remote store.",
         variable="LMCACHE_REMOTE_CA_FILE",
     ),
     Setting(
@@ -224,7 +244,7 @@ SETTINGS = (
         "remote_key_file",
         str,
         None,
-        "PEM file of that certificate's key.",
+        "PEM file of the key of this server's certificate.",
         variable="LMCACHE_REMOTE_KEY_FILE",
     ),
 )

@@ -1,4 +1,4 @@
-"""Reads flags, the YAML file and the environment; nothing is decided here."""
+"""Reads the flags, the YAML file and the environment. :mod:`.resolve` merges the results."""
 
 from __future__ import annotations
 
@@ -24,96 +24,100 @@ MOUNTED_FILE = Path("/lmcache/lmcache_config.yaml")
 KEY_FLAG = "--lmcache"
 
 _LARGEST_FILE = 2**20  # bytes; a ConfigMap holds no more
-# KServe's guide sets it; LMCache does not read it any more.
+# KServe's guide sets this variable, and LMCache no longer reads it.
 _FORMER_VARIABLES = {"LMCACHE_USE_EXPERIMENTAL"}
-# What Kubernetes sets for every Service of the namespace, one called "lmcache-server" included
+# Kubernetes sets such variables for every Service of the namespace, also for "lmcache-server"
 # (https://kubernetes.io/docs/concepts/services-networking/service/#environment-variables).
 _SERVICE_LINK = re.compile(
     r".*_(SERVICE_HOST|SERVICE_PORT(_\w+)?|PORT_\d+_(TCP|UDP|SCTP)(_(PROTO|PORT|ADDR))?)=.*"
-    # LMCACHE_MP_PORT is a key, and what a Service called lmcache-mp brings: its value tells.
+    # LMCACHE_MP_PORT is a key, and the variable of a Service "lmcache-mp": the value decides.
     r"|.*_PORT=(tcp|udp|sctp)://.*",
     re.DOTALL,
 )
 
 
 @dataclass(frozen=True)
-class Given:
-    """A value that a source gives for a key, parsed, and where exactly."""
+class Assignment:
+    """A parsed value that one source gives to a key. ``source`` is the exact place."""
 
     key: Key
     value: Any
-    where: str
+    source: str
 
 
 @dataclass
-class Source:
-    """What one source gives.
+class Content:
+    """The content of one source.
 
     Attributes:
-        given: values of known keys and of the right types.
-        problems: everything else that it holds.
-        notes: what is accepted with a word about it.
+        assignments: the values of known keys that have the right type.
+        problems: everything else in the source.
+        notes: remarks about what is accepted.
     """
 
-    given: list[Given] = field(default_factory=list)
+    assignments: list[Assignment] = field(default_factory=list)
     problems: list[Problem] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
 
-    def take(self, key: Key, raw: Any, where: str) -> None:
-        """Parse a value, or note what is wrong with it."""
+    def assign(self, key: Key, raw: Any, source: str) -> None:
+        """Parse a value. Adds an assignment or a problem."""
         try:
-            self.given.append(Given(key, parse(key, raw), where))
+            self.assignments.append(Assignment(key, parse(key, raw), source))
         except (ValueError, TypeError, OverflowError) as error:
-            self.problems.append(Problem(f"{key.name} {error}", where, f"Correct {key.name}."))
+            self.problems.append(Problem(f"{key.name} {error}", source, f"Correct {key.name}."))
 
-    def unknown(self, what: str, name: str, where: str, known: Iterable[str]) -> None:
-        """Note a name that nothing has, with the nearest that something has."""
+    def add_unknown(self, message: str, name: str, source: str, known: Iterable[str]) -> None:
+        """Add the problem of an unknown name, with the nearest known name."""
         near = get_close_matches(name, known, n=1)
-        fix = f"Did you mean {near[0]}?" if near else "Remove it."
-        self.problems.append(Problem(what, where, fix))
+        fix = f"Did you mean {near[0]}?" if near else f"Remove {name}."
+        self.problems.append(Problem(message, source, fix))
 
 
 def read_flags(
-    settings: Mapping[str, str | None], assignments: Iterable[str], connector: Mapping[str, Any]
-) -> Source:
-    """Our flags, ``--lmcache KEY=VALUE``, and ``lmcache.KEY`` of the connector's extra config.
+    settings: Mapping[str, str | None],
+    lmcache_keys: Iterable[str],
+    connector: Mapping[str, Any],
+) -> Content:
+    """Read the flags of the settings, ``--lmcache``, and the connector's extra configuration.
 
     Args:
-        settings: text of each of our settings' flags; ``None`` where it was not given.
-        assignments: the values of ``--lmcache``.
-        connector: ``kv_connector_extra_config`` of ``--kv-transfer-config``.
+        settings: the text of each setting's flag. None for a flag that is absent.
+        lmcache_keys: the values of ``--lmcache``, each ``KEY=VALUE``.
+        connector: ``kv_connector_extra_config`` of ``--kv-transfer-config``. Only the entries
+            ``lmcache.KEY`` are read.
     """
-    source = Source()
+    content = Content()
     known = keys.table()
     for setting in SETTINGS:
         if (text := settings.get(setting.name)) is not None:
-            source.take(known[setting.name], text, setting.flag)
-    for assignment in assignments:
-        name, separator, text = assignment.partition("=")
+            content.assign(known[setting.name], text, setting.flag)
+    for pair in lmcache_keys:
+        name, separator, text = pair.partition("=")
         if separator:
-            _take_flag(source, name.strip(), text, f"{KEY_FLAG} {name.strip()}")
+            _assign_lmcache_key(content, name.strip(), text, f"{KEY_FLAG} {name.strip()}")
         else:
-            what = f"{assignment!r} has no value"
-            source.problems.append(Problem(what, KEY_FLAG, f"Write {KEY_FLAG} KEY=VALUE."))
+            message = f"{pair!r} has no value"
+            content.problems.append(Problem(message, KEY_FLAG, f"Write {KEY_FLAG} KEY=VALUE."))
     for name, raw in connector.items():
         if name.startswith("lmcache."):
-            _take_flag(source, name.removeprefix("lmcache."), raw, f"--kv-transfer-config {name}")
-    return source
+            key_name = name.removeprefix("lmcache.")
+            _assign_lmcache_key(content, key_name, raw, f"--kv-transfer-config {name}")
+    return content
 
 
-def _take_flag(source: Source, name: str, raw: Any, where: str) -> None:
+def _assign_lmcache_key(content: Content, name: str, raw: Any, source: str) -> None:
     name = keys.aliases().get(name, name)
     key = keys.table().get(name)
     if key is None or key.is_setting:
-        names = [known.name for known in keys.table().values() if not known.is_setting]
-        source.unknown(f"{name} is not a key of LMCache", name, where, names)
+        known = [key.name for key in keys.table().values() if not key.is_setting]
+        content.add_unknown(f"{name} is not a key of LMCache", name, source, known)
     else:
-        source.take(key, raw, where)
+        content.assign(key, raw, source)
 
 
-def read_environment(environ: Mapping[str, str]) -> Source:
-    """``LMCACHE_*`` and ``KSERVE_LMCACHE_*`` variables."""
-    source = Source()
+def read_environment(environ: Mapping[str, str]) -> Content:
+    """Read the variables ``LMCACHE_*`` and ``KSERVE_LMCACHE_*``."""
+    content = Content()
     known = keys.variables()
     for variable in sorted(environ):
         text = environ[variable]
@@ -123,13 +127,14 @@ def read_environment(environ: Mapping[str, str]) -> Source:
             continue
         if (key := known.get(variable)) is not None:
             if key.variable != variable:
-                source.notes.append(f"{variable} is the older name of {key.variable}")
-            source.take(key, unquote(text), variable)
+                content.notes.append(f"{variable} is the former name of {key.variable}")
+            content.assign(key, unquote(text), variable)
         elif variable in _FORMER_VARIABLES:
-            source.notes.append(f"{variable} is not read by LMCache any more; remove it")
+            content.notes.append(f"LMCache no longer reads {variable}. Remove {variable}")
         elif not _is_read_elsewhere(variable):
-            source.unknown(f"{variable} is not read by anything", variable, variable, known)
-    return source
+            message = f"{variable} is an unknown variable"
+            content.add_unknown(message, variable, variable, known)
+    return content
 
 
 def _is_read_elsewhere(variable: str) -> bool:
@@ -139,36 +144,36 @@ def _is_read_elsewhere(variable: str) -> bool:
     )
 
 
-def read_file(path: Path) -> Source:
-    """A YAML file that maps keys to values."""
-    source = Source()
+def read_file(path: Path) -> Content:
+    """Read a YAML file: a mapping of keys to values."""
+    content = Content()
     try:
-        pairs = _pairs(path)
+        entries = _entries(path)
     except _UnreadableFileError as error:
         fix = f"Correct the file, or unset {CONFIG_FILE}."
-        where = f"{path}:{error.line}" if error.line else str(path)
-        source.problems.append(Problem(str(error), where, fix))
-        return source
-    seen: dict[str, int] = {}
-    for name, raw, line in pairs:
-        where = f"{path}:{line}"
-        if name in seen:
-            what = f"{name} stands twice, in line {seen[name]} as well"
-            source.problems.append(Problem(what, where, "Remove one of them."))
+        source = f"{path}:{error.line}" if error.line else str(path)
+        content.problems.append(Problem(str(error), source, fix))
+        return content
+    lines: dict[str, int] = {}
+    for name, raw, line in entries:
+        source = f"{path}:{line}"
+        if name in lines:
+            message = f"{name} is in line {lines[name]} as well"
+            content.problems.append(Problem(message, source, "Remove one of them."))
             continue
-        seen[name] = line
+        lines[name] = line
         key = keys.table().get(keys.aliases().get(name, name))
         if key is None:
-            what = f"{name} is not a key of LMCache"
-            source.unknown(what, name, where, keys.table())
+            message = f"{name} is not a key of LMCache"
+            content.add_unknown(message, name, source, keys.table())
         elif key.secret:
             fix = f"Use {key.variable} or {key.name}_file with a Secret."
-            source.problems.append(Problem(f"{name} may not stand in a file", where, fix))
+            content.problems.append(Problem(f"{name} must not be in a file", source, fix))
         else:
             if key.name != name:
-                source.notes.append(f"{where}: {name} is the older name of {key.name}")
-            source.take(key, raw, where)
-    return source
+                content.notes.append(f"{source}: {name} is the former name of {key.name}")
+            content.assign(key, raw, source)
+    return content
 
 
 class _UnreadableFileError(Exception):
@@ -177,14 +182,18 @@ class _UnreadableFileError(Exception):
         super().__init__(message)
 
 
-def _pairs(path: Path) -> list[tuple[str, Any, int]]:
-    """The root mapping's keys, values and lines."""
+def _entries(path: Path) -> list[tuple[str, Any, int]]:
+    """The keys, values and lines of the file's mapping.
+
+    Raises:
+        _UnreadableFileError: the file cannot be read, or holds no mapping in YAML.
+    """
     try:
         with path.open("rb") as file:
             data = file.read(_LARGEST_FILE + 1)
         if len(data) > _LARGEST_FILE:
             raise _UnreadableFileError("is larger than 1 MiB")
-        return _pairs_of(yaml.SafeLoader(data.decode("utf-8")))
+        return _mapping_entries(yaml.SafeLoader(data.decode("utf-8")))
     except OSError as error:
         raise _UnreadableFileError(f"cannot be read ({error.strerror})") from None
     except UnicodeDecodeError:
@@ -199,26 +208,26 @@ def _pairs(path: Path) -> list[tuple[str, Any, int]]:
         ) from None
 
 
-def _pairs_of(loader: yaml.SafeLoader) -> list[tuple[str, Any, int]]:
+def _mapping_entries(loader: yaml.SafeLoader) -> list[tuple[str, Any, int]]:
     root = loader.get_single_node()
     if root is None or root.tag == "tag:yaml.org,2002:null":
         return []
     if not isinstance(root, yaml.MappingNode):
-        kind = "list" if isinstance(root, yaml.SequenceNode) else "text"
-        raise _UnreadableFileError(f"holds a {kind} where a mapping of keys to values must stand")
+        kind = "list" if isinstance(root, yaml.SequenceNode) else "string"
+        raise _UnreadableFileError(f"is a {kind}, but must be a mapping of keys to values")
     loader.flatten_mapping(root)
-    pairs = []
+    entries = []
     for name, node in root.value:
         line = name.start_mark.line + 1
         if not isinstance(name, yaml.ScalarNode):
-            raise _UnreadableFileError("has a key that is not a text", line)
+            raise _UnreadableFileError("has a key that is not a string", line)
         try:
-            pairs.append((name.value, loader.construct_object(node, deep=True), line))
+            entries.append((name.value, loader.construct_object(node, deep=True), line))
         except (yaml.YAMLError, RecursionError):
             raise
         except Exception:
-            # PyYAML's constructors let anything out: KeyError for "!!bool maybe", ValueError for
+            # PyYAML's constructors raise any exception: KeyError for "!!bool maybe", ValueError for
             # the date 2026-99-99, AttributeError for "!!timestamp soon".
-            what = f"has a value for {name.value} that its YAML tag does not fit"
-            raise _UnreadableFileError(what, line) from None
-    return pairs
+            message = f"has a value of {name.value} that does not fit its YAML tag"
+            raise _UnreadableFileError(message, line) from None
+    return entries

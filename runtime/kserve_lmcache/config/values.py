@@ -1,4 +1,4 @@
-"""A text or a YAML value as the type of its key."""
+"""Parses the text or the YAML value of a key."""
 
 from __future__ import annotations
 
@@ -13,23 +13,28 @@ from kserve_lmcache.config.keys import Key
 
 _TRUE = {"true", "1", "yes", "on"}
 _FALSE = {"false", "0", "no", "off"}
-# Suffixes of Kubernetes, in bytes (https://kubernetes.io/docs/reference/kubernetes-api/
+# The suffixes of Kubernetes, in bytes (https://kubernetes.io/docs/reference/kubernetes-api/
 # common-definitions/quantity/).
 _UNITS = {"Ki": 2**10, "Mi": 2**20, "Gi": 2**30, "Ti": 2**40}
 _NAMES: Mapping[Any, str] = {
     int: "a whole number",
     float: "a number",
-    str: "a text",
+    str: "a string",
     bool: "a boolean (true, false, yes, no, on, off, 1, 0)",
 }
-_LARGEST_MAPPING = 10_000  # values; YAML's aliases make a few lines into billions
+_LARGEST_MAPPING = 10_000  # values: a few lines with YAML aliases can make billions
 
 
 def parse(key: Key, raw: Any) -> Any:
-    """``raw`` as the type of its key, as LMCache would hold it.
+    """The value of a key, of the key's type and as LMCache uses it.
+
+    Args:
+        key: the key.
+        raw: a text, or a value that YAML or JSON gives.
 
     Raises:
-        ValueError: saying what is wrong; never showing a secret.
+        ValueError: the value has another type. The text continues the key's name.
+        OverflowError, TypeError: LMCache's conversion refuses the value.
     """
     kind, optional = _unwrap_optional(key.type)
     if raw is None or (optional and raw == ""):
@@ -43,13 +48,13 @@ def parse(key: Key, raw: Any) -> Any:
 
 
 def is_size(key: Key) -> bool:
-    """Whether a key is a size in GB of 2**30 bytes, which may be written with a unit."""
+    """Whether a key is a size in GB of 2**30 bytes. A size may have a unit, such as ``512Mi``."""
     kind, _ = _unwrap_optional(key.type)
     return kind is float and key.name.endswith("_size")
 
 
 def unquote(text: str) -> str:
-    """A variable's text without the quotes around it, which LMCache takes off as well."""
+    """The text of a variable without the quotes around it. LMCache removes them too."""
     if len(text) >= 2 and text[0] == text[-1] and text[0] in "'\"":
         return text[1:-1]
     return text
@@ -68,7 +73,7 @@ def _parse(kind: Any, name: str, raw: Any) -> Any:
     if origin is list:
         (item,) = typing.get_args(kind) or (str,)
         if isinstance(raw, dict):
-            raise ValueError("is a mapping where a list must stand")
+            raise ValueError("is a mapping, but must be a list")
         parts = raw if isinstance(raw, list) else [part.strip() for part in str(raw).split(",")]
         return [_scalar(item, part) for part in parts if part != ""]
     if origin is dict:
@@ -80,10 +85,10 @@ def _parse(kind: Any, name: str, raw: Any) -> Any:
 
 def _scalar(kind: type[Any], raw: Any) -> Any:
     if isinstance(raw, dict | list | None):
-        raise ValueError(f"is a {type(raw).__name__} where {_NAMES[kind]} must stand")
+        raise ValueError(f"is a {type(raw).__name__}, but must be {_NAMES[kind]}")
     if kind is str:
         if not isinstance(raw, str | int | float) or isinstance(raw, bool):
-            raise ValueError(f"is {raw!r} where a text must stand; quote it")
+            raise ValueError(f"is {raw!r}, but must be a string: put it in quotes")
         return str(raw)
     text = str(raw).strip()
     if kind is bool and text.lower() in _TRUE | _FALSE:
@@ -116,7 +121,7 @@ def _mapping(raw: Any) -> dict[str, Any]:
         except RecursionError:
             raise ValueError("is nested too deeply") from None
     if not isinstance(raw, dict):
-        raise ValueError(f"is a {type(raw).__name__} where a mapping must stand")
+        raise ValueError(f"is a {type(raw).__name__}, but must be a mapping")
     _check_mapping(raw)
     return raw
 
@@ -132,12 +137,12 @@ def _check_mapping(root: dict[Any, Any]) -> None:
         if isinstance(value, dict):
             for name in value:
                 if not isinstance(name, str):
-                    raise ValueError(f"has {_shorten(str(name))} for a key; quote it")
+                    raise ValueError(f"has the key {_shorten(str(name))}: put it in quotes")
             waiting.extend((inner, depth + 1) for inner in value.values())
         elif isinstance(value, list):
             waiting.extend((inner, depth + 1) for inner in value)
         elif not isinstance(value, str | int | float | bool | None):
-            raise ValueError(f"holds a {type(value).__name__}; quote it")
+            raise ValueError(f"has a {type(value).__name__} in it: put it in quotes")
 
 
 def _shorten(text: str) -> str:
