@@ -71,7 +71,7 @@ def test_config_refuses_a_model_that_the_server_would_refuse(tmp_path: Path) -> 
 def test_config_explains_a_key() -> None:
     result = run_here("config", "--explain", "chunk_size", LMCACHE_CHUNK_SIZE="512")
     assert result.stdout.splitlines() == [
-        "chunk_size: Tokens of one cached chunk; a hit is a whole number of them.",
+        "chunk_size: Tokens of one chunk. A hit is a whole number of chunks.",
         "  value    512 (LMCACHE_CHUNK_SIZE)",
         "  type     int",
         "  default  256 (LMCache's)",

@@ -79,9 +79,9 @@ def test_extra_config_merges_key_by_key_in_the_same_order(tmp_path: Path) -> Non
         f"--lmcache extra_config + {file} + LMCACHE_EXTRA_CONFIG"
     )
     assert configuration.notes == [
-        f"a of {file} is not used: --lmcache extra_config sets it",
-        "a of LMCACHE_EXTRA_CONFIG is not used: --lmcache extra_config sets it",
-        f"b of LMCACHE_EXTRA_CONFIG is not used: {file} sets it",
+        f"a of {file} is not used: --lmcache extra_config sets a",
+        "a of LMCACHE_EXTRA_CONFIG is not used: --lmcache extra_config sets a",
+        f"b of LMCACHE_EXTRA_CONFIG is not used: {file} sets b",
     ]
 
 
@@ -149,7 +149,7 @@ def test_older_names_are_taken_with_a_note(tmp_path: Path) -> None:
     assert configuration.get("controller_pull_url") == "http://controller"
     assert configuration.problems == []
     assert configuration.notes == [
-        f"{tmp_path}/lmcache.yaml:1: external_backends is the older name of storage_plugins",
-        "LMCACHE_CONTROLLER_URL is the older name of LMCACHE_CONTROLLER_PULL_URL",
-        "LMCACHE_USE_EXPERIMENTAL is not read by LMCache any more; remove it",
+        f"{tmp_path}/lmcache.yaml:1: external_backends is the former name of storage_plugins",
+        "LMCACHE_CONTROLLER_URL is the former name of LMCACHE_CONTROLLER_PULL_URL",
+        "LMCache no longer reads LMCACHE_USE_EXPERIMENTAL. Remove LMCACHE_USE_EXPERIMENTAL",
     ]

@@ -60,7 +60,7 @@ def test_each_type_from_a_variable_and_from_the_file(
         ("chunk_size:", "chunk_size is empty. Correct chunk_size."),
         (
             "chunk_size: [1]",
-            "chunk_size is a list where a whole number must stand. Correct chunk_size.",
+            "chunk_size is a list, but must be a whole number. Correct chunk_size.",
         ),
         (
             "local_cpu: maybe",
@@ -69,16 +69,16 @@ def test_each_type_from_a_variable_and_from_the_file(
         ),
         ("max_local_cpu_size: .nan", "max_local_cpu_size is not a number."),
         ("max_local_cpu_size: 5 GB", "max_local_cpu_size '5 GB' is not a number."),
-        ("numa_mode: off", "numa_mode is False where a text must stand; quote it."),
-        ("remote_url: {a: b}", "remote_url is a dict where a text must stand."),
+        ("numa_mode: off", "numa_mode is False, but must be a string: put it in quotes."),
+        ("remote_url: {a: b}", "remote_url is a dict, but must be a string."),
         ("lmcache_worker_ports: [a]", "lmcache_worker_ports 'a' is not a whole number."),
         (
             "lmcache_worker_ports: {a: 1}",
-            "lmcache_worker_ports is a mapping where a list must stand.",
+            "lmcache_worker_ports is a mapping, but must be a list.",
         ),
-        ("extra_config: [1]", "extra_config is a list where a mapping must stand."),
-        ("extra_config: {1: a}", "extra_config has '1' for a key; quote it."),
-        ("extra_config: {a: 2026-01-01}", "extra_config holds a date; quote it."),
+        ("extra_config: [1]", "extra_config is a list, but must be a mapping."),
+        ("extra_config: {1: a}", "extra_config has the key '1': put it in quotes."),
+        ("extra_config: {a: 2026-01-01}", "extra_config has a date in it: put it in quotes."),
         (
             "extra_config: {a: &a [1,1,1,1,1,1,1,1,1,1], b: &b [*a,*a,*a,*a,*a,*a,*a,*a,*a,*a], "
             "c: &c [*b,*b,*b,*b,*b,*b,*b,*b,*b,*b], d: [*c,*c,*c,*c,*c,*c,*c,*c,*c,*c]}",
@@ -92,7 +92,7 @@ def test_a_value_of_the_wrong_type(tmp_path: Path, text: str, message: str) -> N
     assert problem.startswith(f"/lmcache.yaml:1: {message}")
 
 
-def test_json_that_is_none(tmp_path: Path) -> None:
+def test_text_that_is_not_json(tmp_path: Path) -> None:
     (problem,) = problems(tmp_path, LMCACHE_EXTRA_CONFIG="{")
     assert problem.startswith("LMCACHE_EXTRA_CONFIG: extra_config is not JSON (Expecting property")
     (problem,) = problems(tmp_path, LMCACHE_EXTRA_CONFIG="[" * 100_000)
