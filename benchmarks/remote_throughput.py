@@ -8,6 +8,7 @@ The ways take turns, so that what else the machine does weighs on all of them al
 from __future__ import annotations
 
 import argparse
+import functools
 import socket
 import tempfile
 import time
@@ -100,7 +101,8 @@ class GuardedTier:
 @contextmanager
 def opened(store: Store) -> Iterator[Tier]:
     remote = Remote(store.url, "benchmark")
-    tier = Tier(store.url, lambda lane: RedisStore(remote, LIMITS, 60, lane), LIMITS, 256, SIZE)
+    make_store = functools.partial(RedisStore, remote, LIMITS)
+    tier = Tier(store.url, make_store, LIMITS, 256, SIZE)
     try:
         until(lambda: bool(tier.report()["up"]))
         yield tier
@@ -127,7 +129,7 @@ def main() -> None:
         opened(store) as remote_tier,
     ):
         bare = BareSocket(store, args.chunks)
-        tier = Tier(remote_tier, store, args.chunks)
+        tier = GuardedTier(remote_tier, store, args.chunks)
         for round_ in range(args.rounds + 1):
             tier.forget()
             for name, work in (

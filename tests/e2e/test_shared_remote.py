@@ -95,7 +95,7 @@ def test_a_second_replica_takes_the_prefix_from_redis(
             recomputed = second.chat(damaged)
             assert "failed to load" in second.process.output()
             assert f"The remote tier {redis_store.url} answers" in second.process.output()
-            assert "is not what was stored, and is deleted: it has" in second.process.output()
+            assert "is corrupt and is deleted: the value has" in second.process.output()
             _both_announced_themselves(redis_store, first, second)
     told = tmp_path / "termination-log"
     told.touch()

@@ -12,7 +12,7 @@ import pytest
 from kserve_lmcache.config import engine_file
 from kserve_lmcache.config.stores import Disk, Remote
 from kserve_lmcache.config.tier_plugins import DISK_PLUGIN, PLUGINS, REMOTE_PLUGIN
-from kserve_lmcache.tiers.disk.directory import name_of
+from kserve_lmcache.tiers.disk.directory import file_name
 from kserve_lmcache.tiers.guard.codec import encode_header
 from kserve_lmcache.tiers.plugin import DiskTierAdapter, RemoteTierAdapter
 from tests.support.damage import RANDOM_CHANGES
@@ -44,7 +44,7 @@ def remote(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Remote]:
 def files(one: Replica, disk: Disk, number: int) -> list[Path]:
     """The files of a prompt's chunks."""
     (directory,) = disk.directories
-    return [Path(directory, name_of(key.to_string())) for key in one.keys(prompt(number))]
+    return [Path(directory, file_name(key.to_string())) for key in one.keys(prompt(number))]
 
 
 def test_what_one_replica_stores_its_successor_loads(disk: Disk) -> None:
@@ -115,7 +115,7 @@ def test_lmcache_makes_no_disk_tier_of_its_own(disk: Disk, tmp_path: Path) -> No
         assert [*backends] == ["LocalCPUBackend", f"RemoteBackend-{DISK_PLUGIN.name}"]
 
 
-def test_each_plugin_has_a_name_of_its_own() -> None:
+def test_each_plugin_has_a_file_name_its_own() -> None:
     """One begins as the other does, which is all that LMCache's own adapters look at."""
     for adapter, mine in ((RemoteTierAdapter(), REMOTE_PLUGIN), (DiskTierAdapter(), DISK_PLUGIN)):
         assert [each for each in PLUGINS if adapter.can_parse(f"plugin://{each.name}")] == [mine]
@@ -125,7 +125,7 @@ def test_the_threads_of_a_tier_end_with_it(disk: Disk) -> None:
     with replica(None, disk=disk) as one:
         one.store(prompt(5), pages(5))
         names = {thread.name for thread in threading.enumerate()}
-        assert {"disk-count", "disk-write", "disk-lookup"} <= names
+        assert {"disk-scan", "disk-write", "disk-lookup"} <= names
     until(lambda: not any(each.name.startswith("disk-") for each in threading.enumerate()))
 
 

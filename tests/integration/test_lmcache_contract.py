@@ -29,6 +29,7 @@ from lmcache.v1.storage_backend.job_executor.pq_executor import AsyncPQExecutor
 from vllm.distributed.kv_transfer.kv_connector.v1.lmcache_connector import LMCacheConnectorV1
 
 from kserve_lmcache.compat.lmcache import configuration
+from kserve_lmcache.compat.lmcache import connectors as private_connectors
 from kserve_lmcache.compat.lmcache import engine as lmcache_engine
 from kserve_lmcache.compat.lmcache.engine import end_offload_server, limit_cached_tokens
 from kserve_lmcache.config import keys
@@ -37,7 +38,8 @@ from kserve_lmcache.config.stores import Disk
 from kserve_lmcache.config.tier_limits import TierLimits
 from kserve_lmcache.config.tier_plugins import DISK_PLUGIN, PLUGINS
 from kserve_lmcache.config.values import parse
-from kserve_lmcache.tiers.lmcache import objects, store
+from kserve_lmcache.tiers.lmcache import connectors as tier_connectors
+from kserve_lmcache.tiers.lmcache import values as tier_values
 from tests.support.lmcache_engine import BLOCK, CHUNK, HEAD_SIZE, HEADS, LAYERS, an_engine
 from tests.support.waiting import until
 
@@ -397,7 +399,7 @@ def test_connectors_keep_what_the_remote_tier_reaches_for() -> None:
 
 
 def test_a_value_is_read_from_and_written_to_as_lmcaches_own() -> None:
-    values = objects.Values(None, None, 4096)
+    values = tier_values.Values(None, None, 4096)
     value = values.allocate([torch.Size([4096])], [torch.uint8], busy_loop=False)
     assert value.byte_array.nbytes == len(value.byte_array) == value.get_size() == 4096
     assert value.get_physical_size() == 4096
@@ -412,15 +414,15 @@ def test_a_value_is_read_from_and_written_to_as_lmcaches_own() -> None:
     # What looks at the memory keeps it; LMCache's own view is of an address.
     assert isinstance(value.byte_array.obj, numpy.ndarray)
     assert isinstance(value.byte_array.obj.base, torch.Tensor)
-    with pytest.raises(ValueError, match="none of ours"):
+    with pytest.raises(ValueError, match="larger than a chunk"):
         values.allocate(torch.Size([4097]), torch.uint8)
 
 
 def test_keys_are_such_as_every_connector_takes() -> None:
-    key = objects.key_of("namespace" * 100 + "@1@0@ab@bfloat16@tag%value")
+    key = tier_values.short_key("namespace" * 100 + "@1@0@ab@bfloat16@tag%value")
     assert len(key.to_string()) <= protocol.MAX_KEY_LENGTH
     assert parse_cache_key(key.to_string()) == key
-    assert key != objects.key_of("another")
+    assert key != tier_values.short_key("another")
     assert isinstance(key.chunk_hash, int)
 
 
@@ -431,7 +433,7 @@ def test_the_executor_of_connectors_ends_without_waiting_for_itself() -> None:
 
     async def end() -> None:
         connector = SimpleNamespace(pq_executor=AsyncPQExecutor(asyncio.get_running_loop()))
-        store._unblock_close(connector)
+        private_connectors.unblock_close(connector)
         await connector.pq_executor.shutdown(wait=True)
 
     thread = threading.Thread(target=asyncio.run, args=(end(),), daemon=True)
@@ -447,12 +449,12 @@ def test_configurations_are_changed_without_changing_lmcaches() -> None:
         extra_config=told,
         save_unfull_chunk=True,
     )
-    seen = objects._config(config, "s3://bucket")
+    seen = tier_connectors.connector_config(config, "s3://bucket")
     assert seen.remote_storage_plugins == ["theirs"]
     assert seen.extra_config == {"s3_region": "r", "s3_num_io_threads": 8}
     assert seen.save_unfull_chunk is False
     assert config.extra_config == told
     assert config.save_unfull_chunk is True
-    seen = objects._config(config, "mooncakestore://master:50051")
+    seen = tier_connectors.connector_config(config, "mooncakestore://master:50051")
     assert seen.extra_config["mooncake_master_server_addr"] == "master:50051"
     assert seen.extra_config["save_chunk_meta"] is True

@@ -268,7 +268,7 @@ def test_a_connector_that_waits_for_ever_is_cancelled(
     ("connector", "reason"),
     [
         (misbehaving.FullConnector, "No space left on device"),
-        (misbehaving.ForgetfulConnector, "chunks written are not there"),
+        (misbehaving.ForgetfulConnector, "chunks written are missing"),
     ],
 )
 def test_a_full_store_is_left_alone_and_read(
@@ -305,7 +305,7 @@ def test_errors_that_look_like_answers_turn_the_breaker(
     ("url", "reason"),
     [
         ("eic://h:1", "No module named 'eic'"),
-        ("blackhole://", "it does not keep what is written to it"),
+        ("blackhole://", "the store does not keep what is written to it"),
     ],
 )
 def test_what_cannot_work_is_said(url: str, reason: str) -> None:

@@ -15,7 +15,7 @@ import pytest
 from kserve_lmcache.config.tier_limits import TierLimits
 from kserve_lmcache.tiers.guard.tier import Tier
 from kserve_lmcache.tiers.lmcache import mooncake as mooncake_connector
-from kserve_lmcache.tiers.lmcache.objects import key_of
+from kserve_lmcache.tiers.lmcache.values import short_key
 from tests.support.lmcache_store import PATIENT, chunks_are_shared, lmcache_tier, values_of
 from tests.support.probes import Probes
 from tests.support.remote import load, store_all, threads
@@ -71,7 +71,7 @@ def test_what_one_stores_another_loads(server: Server) -> None:
 def test_a_corrupt_object(s3: S3Store) -> None:
     with tier_of(s3) as tier:
         store_all(tier, values_of("a", "b"))
-        name = key_of("a").to_string()
+        name = short_key("a").to_string()
         value = s3.get(name)
         assert value is not None
         for wrong in _corrupt(value):
@@ -82,7 +82,7 @@ def test_a_corrupt_object(s3: S3Store) -> None:
 def test_a_corrupt_value_of_mooncake(mooncake: MooncakeStore) -> None:
     with tier_of(mooncake) as tier, closing(client(mooncake)) as ours:
         store_all(tier, values_of("a", "b"))
-        name = key_of("a").to_string()
+        name = short_key("a").to_string()
         for wrong in _corrupt(ours.get(name)):
             assert ours.remove(name, True) == 0
             assert ours.put(name, wrong) == 0
@@ -141,7 +141,8 @@ def test_a_killed_server_is_missed_and_used_again(server: Server) -> None:
 def test_a_master_that_is_not_there_stops_nobody(
     mooncake: MooncakeStore, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(mooncake_connector, "_SECONDS", 6.0)  # which it would take in any case
+    # The trial takes all of this time, however long it is.
+    monkeypatch.setattr(mooncake_connector, "_TRIAL_SECONDS", 6.0)
     mooncake.process.signal(signal.SIGKILL)
     mooncake.process.wait(10)
     with (

@@ -12,8 +12,9 @@ from lmcache.v1.config import LMCacheEngineConfig
 
 from kserve_lmcache.config.tier_limits import TierLimits
 from kserve_lmcache.tiers.guard.tier import Tier
-from kserve_lmcache.tiers.lmcache.objects import Connectors, value_bytes
+from kserve_lmcache.tiers.lmcache.connectors import Connectors
 from kserve_lmcache.tiers.lmcache.store import LMCacheStore
+from kserve_lmcache.tiers.lmcache.values import value_size
 from tests.support.lmcache_engine import metadata_of
 from tests.support.remote import LAYOUT, chunks, load, store_all
 from tests.support.waiting import until
@@ -21,7 +22,7 @@ from tests.support.waiting import until
 # As chunks of real models, longer than what the server of lm:// sends at a time: a short value
 # would wait there for an acknowledgement.
 PAYLOAD = 2**18
-VALUE = value_bytes(LAYOUT, PAYLOAD)
+VALUE = value_size(LAYOUT, PAYLOAD)
 values_of = functools.partial(chunks, size=PAYLOAD)
 # On a busy machine the usual deadlines pass; most tests are not about them.
 PATIENT = TierLimits(connect=10, lookup=5, load=10, write=10)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import random
 import threading
 from collections.abc import Iterator, Mapping, Sequence
@@ -11,7 +12,7 @@ from pathlib import Path
 
 from kserve_lmcache.config.stores import Remote
 from kserve_lmcache.config.tier_limits import TierLimits
-from kserve_lmcache.tiers.disk.directory import DiskDirectory, name_of
+from kserve_lmcache.tiers.disk.directory import DiskDirectory, file_name
 from kserve_lmcache.tiers.disk.store import DiskStore
 from kserve_lmcache.tiers.guard.codec import Layout, header_size
 from kserve_lmcache.tiers.guard.tier import Tier
@@ -29,10 +30,7 @@ def redis_tier(
     """A tier of a store of the Redis family; by default one that answers."""
     limits = limits or TierLimits()
 
-    def make_store(lane: str) -> RedisStore:
-        return RedisStore(remote, limits, limits.load, lane)
-
-    tier = Tier(remote.url, make_store, limits, 16, SIZE)
+    tier = Tier(remote.url, functools.partial(RedisStore, remote, limits), limits, 16, SIZE)
     try:
         if wait:
             until(lambda: bool(tier.report()["up"]))
@@ -49,7 +47,7 @@ class DiskTier:
     directory: DiskDirectory
 
     def path(self, key: str) -> Path:
-        return self.directory.path / name_of(key)
+        return self.directory.path / file_name(key)
 
     def count(self, name: str) -> int:
         return int({**self.tier.report(), **self.directory.report()}[name])
@@ -63,13 +61,11 @@ def disk_tier(
     limits = limits or TierLimits(lookup=1)
     directory = DiskDirectory(path, max_bytes)
 
-    def make_store(lane: str) -> DiskStore:
-        return DiskStore(directory, header_size(LAYOUT) + SIZE, lane)
-
+    make_store = functools.partial(DiskStore, directory, header_size(LAYOUT) + SIZE)
     tier = Tier(str(path), make_store, limits, 16, SIZE)
     try:
         if wait:
-            until(lambda: bool(tier.report()["up"]) and directory.is_counted.is_set())
+            until(lambda: bool(tier.report()["up"]) and directory.is_scanned.is_set())
         yield DiskTier(tier, directory)
     finally:
         tier.close()

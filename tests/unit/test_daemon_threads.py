@@ -10,7 +10,7 @@ import time
 
 import pytest
 
-from kserve_lmcache.tiers.lmcache.daemon_threads import DaemonThreads
+from kserve_lmcache.tiers.guard.daemon_threads import DaemonThreadPool
 
 
 def names() -> int:
@@ -21,7 +21,7 @@ def test_an_event_loop_takes_them() -> None:
     async def several() -> list[int]:
         return [*await asyncio.gather(*(asyncio.to_thread(pow, 2, each) for each in range(20)))]
 
-    threads = DaemonThreads("ours", 4)
+    threads = DaemonThreadPool("ours", 4)
     loop = asyncio.new_event_loop()
     loop.set_default_executor(threads)
     try:
@@ -33,12 +33,12 @@ def test_an_event_loop_takes_them() -> None:
         loop.close()
         threads.shutdown(wait=True)
     assert names() == 0
-    with pytest.raises(RuntimeError, match="no more work"):
+    with pytest.raises(RuntimeError, match="has been shut down"):
         threads.submit(pow, 2, 2)
 
 
 def test_one_thread_is_used_again_and_several_work_at_once() -> None:
-    threads, release = DaemonThreads("ours", 3), threading.Event()
+    threads, release = DaemonThreadPool("ours", 3), threading.Event()
     for _ in range(5):
         assert threads.submit(pow, 2, 3).result(5) == 8
         time.sleep(0.05)  # until it is idle
@@ -55,7 +55,7 @@ def test_one_thread_is_used_again_and_several_work_at_once() -> None:
 def test_a_thread_that_hangs_holds_up_no_exit() -> None:
     script = (
         "import threading\n"
-        "from kserve_lmcache.tiers.lmcache.daemon_threads import DaemonThreads\n"
-        "DaemonThreads('ours', 1).submit(threading.Event().wait)\n"
+        "from kserve_lmcache.tiers.guard.daemon_threads import DaemonThreadPool\n"
+        "DaemonThreadPool('ours', 1).submit(threading.Event().wait)\n"
     )
     subprocess.run([sys.executable, "-c", script], timeout=60, check=True)

@@ -17,7 +17,7 @@ from kserve_lmcache.config.tier_limits import TierLimits
 from kserve_lmcache.tiers.disk import directory as disk_directory
 from kserve_lmcache.tiers.disk import index as disk_index
 from kserve_lmcache.tiers.disk import store as disk_store
-from kserve_lmcache.tiers.disk.directory import DiskDirectory, name_of
+from kserve_lmcache.tiers.disk.directory import DiskDirectory, file_name
 from kserve_lmcache.tiers.disk.index import DiskIndex, File
 from kserve_lmcache.tiers.disk.store import DiskStore
 from kserve_lmcache.tiers.guard import writer
@@ -34,7 +34,7 @@ LONG = "n" * 300 + KEY
 @pytest.fixture
 def directory(tmp_path: Path) -> Iterator[DiskDirectory]:
     directory = DiskDirectory(tmp_path / "cache", 10 * BLOCK)
-    until(directory.is_counted.is_set)
+    until(directory.is_scanned.is_set)
     yield directory
     directory.close()
 
@@ -72,17 +72,17 @@ def fail(patch: pytest.MonkeyPatch, where: str, number: int, times: int = 1000) 
 
 
 def test_names_are_such_as_every_file_system_takes() -> None:
-    names = {name_of(key) for key in (KEY, LONG, "", "../../etc", KEY + " ")}
+    names = {file_name(key) for key in (KEY, LONG, "", "../../etc", KEY + " ")}
     assert len(names) == 5
     assert all(len(name) == 35 and "/" not in name for name in names)
-    assert name_of(KEY) == "bebb14a1fda8cee0872cee69f4bdf841.kv"  # or a restart finds nothing
+    assert file_name(KEY) == "bebb14a1fda8cee0872cee69f4bdf841.kv"  # or a restart finds nothing
 
 
 def test_what_is_written_is_read_and_belongs_to_us_alone(directory: DiskDirectory) -> None:
     one, other = entry(KEY), entry(LONG)
     lane(directory).ping()
     lane(directory).write([one, other])
-    assert files(directory.path) == {name_of(KEY), name_of(LONG)}
+    assert files(directory.path) == {file_name(KEY), file_name(LONG)}
     assert stat.S_IMODE(directory.path.stat().st_mode) == 0o700
     assert {stat.S_IMODE(each.stat().st_mode) for each in directory.path.iterdir()} == {0o600}
     values = lane(directory, "load").read([KEY, "missing", LONG])
@@ -93,7 +93,7 @@ def test_what_is_written_is_read_and_belongs_to_us_alone(directory: DiskDirector
     ]
     assert lane(directory, "write").sizes([KEY, "missing", LONG]) == [one.size, 0, other.size]
     lane(directory).delete([KEY, "missing"])
-    assert files(directory.path) == {name_of(LONG)}
+    assert files(directory.path) == {file_name(LONG)}
     assert directory.index.occupied == BLOCK * -(-other.size // BLOCK)
 
 
@@ -109,7 +109,7 @@ def test_a_lookup_needs_no_disk(directory: DiskDirectory, monkeypatch: pytest.Mo
             lookup.sizes(["a", "x"])
     # What another process wrote is found, up to the first that is missing.
     elsewhere = DiskDirectory(directory.path, 10 * BLOCK)
-    until(elsewhere.is_counted.is_set)
+    until(elsewhere.is_scanned.is_set)
     lane(elsewhere).write([entry("d"), entry("f")])
     elsewhere.close()
     sizes = lookup.sizes(["a", "d", "e", "f"])
@@ -126,7 +126,7 @@ def test_what_was_used_longest_ago_makes_room(directory: DiskDirectory) -> None:
     lane(directory, "lookup").sizes(keys[:1])  # about to be read
     lane(directory).write([entry("new"), entry("newer")])
     assert files(directory.path) == {
-        name_of(key) for key in ({*keys, "new", "newer"} - {*keys[1:3]})
+        file_name(key) for key in ({*keys, "new", "newer"} - {*keys[1:3]})
     }
     assert directory.index.occupied <= directory.max_bytes
     assert directory.evicted == 2
@@ -138,15 +138,15 @@ def test_a_prompts_first_chunk_leaves_last(directory: DiskDirectory) -> None:
     order = []
     while (oldest := directory.index.take_oldest()) is not None:
         order.append(oldest[0])
-    assert order == [name_of(key) for key in "cba"]
+    assert order == [file_name(key) for key in "cba"]
 
 
 def test_a_chunk_that_all_room_would_not_hold(tmp_path: Path) -> None:
     directory = DiskDirectory(tmp_path, BLOCK)
     lane(directory).write([entry("small", size=100)])
-    with pytest.raises(StoreFullError, match="more than all may take"):
+    with pytest.raises(StoreFullError, match="exceeds max_local_disk_size"):
         lane(directory).write([entry("large", size=2 * BLOCK)])
-    assert files(tmp_path) == {name_of("small")}
+    assert files(tmp_path) == {file_name("small")}
     directory.close()
 
 
@@ -160,7 +160,7 @@ def test_a_restart_keeps_the_cache_and_the_order_of_use(tmp_path: Path) -> None:
     with disk_tier(tmp_path, 2 * BLOCK) as other:  # which has less room
         until(lambda: other.count("used_bytes") <= 2 * BLOCK)
         left = 2 * BLOCK // (BLOCK * -(-other.path("b").stat().st_size // BLOCK))
-        assert files(tmp_path) == {name_of(key) for key in ["b", "c"][:left]}
+        assert files(tmp_path) == {file_name(key) for key in ["b", "c"][:left]}
         assert other.tier.lookup(["b"]) == 1
         assert load(other.tier, ["b"]) == [values["b"]]
 
@@ -171,8 +171,8 @@ def test_a_start_does_not_wait_for_the_count(
     with disk_tier(tmp_path) as one:
         store_all(one.tier, chunks("a"))
     release = threading.Event()
-    monkeypatch.setattr(DiskDirectory, "_count", lambda self: release.wait(20))
-    monkeypatch.setattr(disk_store, "_COUNTING", 0.01)
+    monkeypatch.setattr(DiskDirectory, "_scan", lambda self: release.wait(20))
+    monkeypatch.setattr(disk_store, "_SCAN_SECONDS", 0.01)
     with disk_tier(tmp_path, wait=False) as other:
         until(lambda: bool(other.tier.report()["up"]))
         assert other.tier.lookup(["a"]) == 1
@@ -184,14 +184,14 @@ def test_a_start_does_not_wait_for_the_count(
 
 
 def test_leftovers_are_removed_and_strangers_are_left_alone(tmp_path: Path) -> None:
-    name = name_of("a")
+    name = file_name("a")
     old, new = tmp_path / f"{name}.abc_1.tmp", tmp_path / f"{name}.abc_2.tmp"
     strangers = [tmp_path / "notes.txt", tmp_path / "x.tmp", tmp_path / f"{name}.bak"]
     for path in (old, new, *strangers):
         path.write_bytes(b"content")
         os.utime(path, (0, 0))
     os.utime(new)
-    link, inner = tmp_path / name_of("link"), tmp_path / name_of("directory")
+    link, inner = tmp_path / file_name("link"), tmp_path / file_name("directory")
     link.symlink_to("/etc/passwd")
     inner.mkdir()
     with disk_tier(tmp_path, max_bytes=BLOCK) as tier:
@@ -205,7 +205,7 @@ def test_what_others_write_and_remove_counts(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(disk_directory, "_PAUSE", 0.05)
-    monkeypatch.setattr(disk_directory, "_SHORTEST_PAUSE", 0.01)
+    monkeypatch.setattr(disk_directory, "_MIN_PAUSE", 0.01)
     with disk_tier(tmp_path, 20 * BLOCK) as one, disk_tier(tmp_path, 20 * BLOCK) as other:
         store_all(one.tier, chunks(*(f"1-{number}" for number in range(9))))
         until(lambda: other.count("files") == 9)
@@ -219,7 +219,7 @@ def test_what_others_write_and_remove_counts(
 
 
 def test_the_oldest_of_many(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(disk_index, "_AT_A_TIME", 7)
+    monkeypatch.setattr(disk_index, "_OLDEST", 7)
     chance, index = random.Random(1), DiskIndex()
     used = {f"f{number}": number for number in chance.sample(range(1000), 200)}
     for name, when in used.items():
@@ -230,8 +230,8 @@ def test_the_oldest_of_many(monkeypatch: pytest.MonkeyPatch) -> None:
         if used and chance.random() < 0.5:  # one was used meanwhile, of which others tell
             name = chance.choice(list(used))
             used[name] = 2000 - len(used)
-            index.begin_count()
-            index.end_count({name: File(1, when) for name, when in used.items()})
+            index.begin_scan()
+            index.end_scan({name: File(1, when) for name, when in used.items()})
     assert index.take_oldest() is None
     assert index.occupied == 0
 
@@ -242,7 +242,7 @@ def test_a_count_overlooks_nothing_that_happens_meanwhile(when: str) -> None:
     index.add("kept", File(1, 1))
     index.add("evicted", File(1, 2))
     index.add("removed by others", File(1, 3))
-    index.begin_count()
+    index.begin_scan()
     found = {"kept": File(1, 9), "theirs": File(BLOCK + 1, 5)}
     if when == "after":
         found |= {"evicted": File(1, 2)}
@@ -250,7 +250,7 @@ def test_a_count_overlooks_nothing_that_happens_meanwhile(when: str) -> None:
         found |= {"new": File(1, 8)}
     index.add("new", File(1, 8))
     index.discard("evicted")
-    index.end_count(found)
+    index.end_scan(found)
     assert len(index) == 3
     assert index.occupied == 4 * BLOCK
     taken = [index.take_oldest() for _ in range(4)]
@@ -270,12 +270,12 @@ def test_a_disk_that_takes_nothing_is_still_read(
     monkeypatch.setattr(writer, "_FIRST_PAUSE", 0.05)
     with disk_tier(tmp_path) as tier:
         store_all(tier.tier, {"a": values["a"]})
-        monkeypatch.setattr(DiskDirectory, "give_back", lambda self, size: False)
+        monkeypatch.setattr(DiskDirectory, "evict", lambda self, size: False)
         with monkeypatch.context() as patch:
             fail(patch, "write", number)
             store(tier.tier, {"b": values["b"]})
             until(lambda: tier.count("dropped_full") == 1)
-            assert files(tmp_path) == {name_of("a")}  # no half-written file
+            assert files(tmp_path) == {file_name("a")}  # no half-written file
             assert tier.tier.report()["up"]
             assert load(tier.tier, ["a"]) == [values["a"]]
         until(lambda: bool(store_all(tier.tier, {"c": values["c"]}) or tier.path("c").exists()))
@@ -292,8 +292,8 @@ def test_a_disk_full_of_other_things_keeps_the_newest(
     with monkeypatch.context() as patch:
         fail(patch, "write", errno.ENOSPC, times=2)
         lane(directory).write([entry("d")])
-    assert name_of("a") not in files(directory.path)
-    assert name_of("d") in files(directory.path)
+    assert file_name("a") not in files(directory.path)
+    assert file_name("d") in files(directory.path)
     with monkeypatch.context() as patch:
         fail(patch, "write", errno.ENOSPC)
         with pytest.raises(StoreFullError, match="No space left"):

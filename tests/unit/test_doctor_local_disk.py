@@ -9,7 +9,7 @@ import pytest
 from kserve_lmcache.config.stores import Disk
 from kserve_lmcache.doctor.check import Finding, Status, Subject
 from kserve_lmcache.doctor.local_disk import local_disk
-from kserve_lmcache.tiers.disk.directory import name_of
+from kserve_lmcache.tiers.disk.directory import file_name
 
 MIB = 2**20
 
@@ -24,7 +24,7 @@ def test_no_disk() -> None:
 
 
 def test_a_directory_with_room_and_one_that_is_yet_to_be_made(tmp_path: Path) -> None:
-    (tmp_path / name_of("left from before")).write_bytes(bytes(2048))
+    (tmp_path / file_name("left from before")).write_bytes(bytes(2048))
     new = tmp_path / "new" / "cache"
     one, other = found(tmp_path, new)
     assert one.status is other.status is Status.OK

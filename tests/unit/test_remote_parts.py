@@ -105,7 +105,7 @@ def test_a_renewed_lane_has_a_new_client_and_still_counts_what_hangs() -> None:
             target=lambda: tried.call(lambda store: release.wait(20), 20), daemon=True
         )
         hanging.start()
-        until(lambda: tried._runner is not None)
+        until(lambda: tried._worker is not None)
         tried.renew()
     with pytest.raises(StoreError, match="3 earlier calls still hang"):
         tried.call(lambda store: "never", 1)
@@ -137,6 +137,7 @@ class Line:
             lambda: self.said.append("closed"),
             lambda reason: self.said.append(f"opened: {reason}"),
             lambda reason: self.said.append(f"refused: {reason}"),
+            "test-probe",
         )
 
 
@@ -199,7 +200,7 @@ def test_opens_when_most_answers_are_slow() -> None:
     assert breaker.is_closed
     breaker.succeeded("lookup", 0.9)
     assert not breaker.is_closed
-    assert "most answers take over 80%" in line.said[1]
+    assert "most calls take over 80%" in line.said[1]
     breaker.stop()
 
 

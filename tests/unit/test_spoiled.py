@@ -9,19 +9,19 @@ from kserve_lmcache.tiers.guard.corrupt_keys import CorruptKeys
 
 
 def test_is_remembered_until_it_is_written_anew() -> None:
-    spoiled = CorruptKeys()
-    spoiled.add("a")
-    spoiled.add("b")
-    assert "a" in spoiled
-    assert "c" not in spoiled
-    spoiled.discard(["a", "c"])
-    assert "a" not in spoiled
-    assert "b" in spoiled
+    corrupt = CorruptKeys()
+    corrupt.add("a")
+    corrupt.add("b")
+    assert "a" in corrupt
+    assert "c" not in corrupt
+    corrupt.discard(["a", "c"])
+    assert "a" not in corrupt
+    assert "b" in corrupt
 
 
 def test_the_oldest_are_forgotten(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(module, "_MOST", 3)
-    spoiled = CorruptKeys()
+    monkeypatch.setattr(module, "_MAX_KEYS", 3)
+    corrupt = CorruptKeys()
     for key in "abcde":
-        spoiled.add(key)
-    assert [key for key in "abcde" if key in spoiled] == ["c", "d", "e"]
+        corrupt.add(key)
+    assert [key for key in "abcde" if key in corrupt] == ["c", "d", "e"]

@@ -1,7 +1,6 @@
-"""The tiers behind the local CPU tier: a guard around stores, and the stores.
+"""The remote tier and the disk tier, behind LMCache's local CPU tier.
 
-``guard`` holds deadlines, the breaker, the bounded writer and the codec with its checksum;
-``redis``, ``disk`` and ``lmcache`` hold one kind of store each; ``plugin`` connects a tier to
-LMCache's engine.
-May import ``config`` and the folders below it.
+``guard`` keeps the deadlines, the breaker, the bounded writer and the checksum. ``redis``,
+``disk`` and ``lmcache`` each implement one kind of store. ``plugin`` connects a tier to LMCache's
+engine. May import ``config`` and the folders below it.
 """

@@ -1,1 +1,1 @@
-"""A store on a disk of this machine, with a bound on its size."""
+"""A store in a directory of this machine, whose size is bounded."""

@@ -1,4 +1,4 @@
-"""The directory of the disk tier: never larger than it may be, whoever writes to it."""
+"""The directory of the disk tier, which keeps its files below a bound."""
 
 from __future__ import annotations
 
@@ -21,34 +21,34 @@ SUFFIX = ".kv"
 TEMPORARY = ".tmp"
 _NAME = re.compile(r"[0-9a-f]{32}\.kv")
 _TEMPORARY_NAME = re.compile(r"[0-9a-f]{32}\.kv\.\w+\.tmp")
-# Seconds after which nobody writes to a temporary file any more; longer than any write may take.
+# Seconds after which a temporary file is left over: longer than any write may take.
 _ABANDONED = 60.0
-# Seconds from one count to the next, and from one to the next that somebody wants.
-_PAUSE, _SHORTEST_PAUSE = 10.0, 0.1
-# The same as multiples of what a count takes: a hundredth of the time is spent on them, or a tenth.
-_USUAL, _LEAST = 100, 10
-_BREATH = 200  # files, after which other threads are let through
+# Seconds between two scans, and between two that are requested.
+_PAUSE, _MIN_PAUSE = 10.0, 0.1
+# The same as multiples of a scan's duration: scans take a hundredth of the time, or a tenth.
+_PAUSE_FACTOR, _MIN_PAUSE_FACTOR = 100, 10
+_YIELD = 200  # files, after which a scan lets other threads run
 
 
-def name_of(key: str) -> str:
-    """The name of a value's file.
+def file_name(key: str) -> str:
+    """Returns the name of the file for a key's value.
 
-    A key is longer than a name may be, and holds characters that no name may. Two keys with the
-    same digest would be told apart by the value's checksum.
+    A key may be longer than a file name, and may hold characters that a file name may not. The
+    checksum of a value would tell two keys with the same digest apart.
     """
     return hashlib.blake2b(key.encode(), digest_size=16).hexdigest() + SUFFIX
 
 
 class DiskDirectory:
-    """The files of this process's lanes, of earlier processes and of those beside it.
+    """The files of one directory, written by this process, by earlier ones and by other workers.
 
-    They are counted when it is made, in the background, and every ten seconds or so: others
-    may write there, as the workers of one engine do. So the bound holds for all together, except
-    for what the others wrote since this process has counted.
+    A thread scans the directory at the start and about every ten seconds, since other workers of
+    the engine may write there too. The bound therefore holds for all of them together, except
+    for what the others have written since the last scan.
 
     Args:
-        path: of the directory; made when it is first needed.
-        max_bytes: that all files may take from the disk.
+        path: of the directory, which is created when it is first needed.
+        max_bytes: disk space that all files together may occupy.
     """
 
     def __init__(self, path: Path, max_bytes: int) -> None:
@@ -56,31 +56,31 @@ class DiskDirectory:
         self.max_bytes = max_bytes
         self.index = DiskIndex()
         self.evicted = 0
-        self.is_counted = threading.Event()
-        self._wanted = threading.Event()
+        self.is_scanned = threading.Event()
+        self._scan_requested = threading.Event()
         self._closed = threading.Event()
-        threading.Thread(target=self._run, name="disk-count", daemon=True).start()
+        threading.Thread(target=self._run, name="disk-scan", daemon=True).start()
 
-    def file(self, name: str) -> str:
-        """The path of a file."""
-        return os.path.join(self.path, name)  # noqa: PTH118 (some µs less, for each chunk)
+    def file_path(self, name: str) -> str:
+        """Returns the path of a file."""
+        return os.path.join(self.path, name)  # noqa: PTH118 (faster, and called for each chunk)
 
-    def make(self) -> None:
-        """Make the directory, where it is not there.
+    def create(self) -> None:
+        """Creates the directory where it is missing.
 
         Raises:
-            OSError: it cannot be made.
+            OSError: the directory cannot be created.
         """
         self.path.mkdir(0o700, parents=True, exist_ok=True)
 
-    def look(self, name: str) -> int:
-        """Bytes of a file in the directory itself; 0 where there is none.
+    def stat_size(self, name: str) -> int:
+        """Returns a file's size in bytes, read from the file system; 0 where it is missing.
 
         Raises:
             OSError: the directory cannot be read.
         """
         try:
-            state = os.lstat(self.file(name))
+            state = os.lstat(self.file_path(name))
         except FileNotFoundError:
             self.index.discard(name)
             return 0
@@ -90,33 +90,33 @@ class DiskDirectory:
         return state.st_size
 
     def make_room(self, size: int) -> None:
-        """Evict as many files as a new one of ``size`` bytes needs.
+        """Evicts files until a new one of ``size`` bytes fits into the bound.
 
         Raises:
-            OSError: they cannot be removed.
+            OSError: a file cannot be removed.
         """
         size = File(size, 0).occupied
         while self.index.occupied + size > self.max_bytes and self._evict():
             pass
 
-    def give_back(self, size: int) -> bool:
-        """Evict files of ``size`` bytes, since the disk is full; whether there were any.
+    def evict(self, size: int) -> bool:
+        """Evicts files of ``size`` bytes, for a disk that is full. Returns whether there were any.
 
         Raises:
-            OSError: they cannot be removed.
+            OSError: a file cannot be removed.
         """
         freed = 0
         while freed < size and (file := self._evict()) is not None:
             freed += file.occupied
         return freed > 0
 
-    def lost(self, name: str) -> None:
-        """A file that should be there is not: somebody has removed it, and perhaps all others."""
+    def report_missing(self, name: str) -> None:
+        """Removes a missing file from the index, and requests a scan: others may be missing too."""
         self.index.discard(name)
-        self._wanted.set()
+        self._scan_requested.set()
 
     def report(self) -> dict[str, int]:
-        """Sizes and counts, as plain values."""
+        """Returns sizes and counts, as plain values."""
         return {
             "used_bytes": self.index.occupied,
             "capacity_bytes": self.max_bytes,
@@ -125,9 +125,9 @@ class DiskDirectory:
         }
 
     def close(self) -> None:
-        """Count no more."""
+        """Ends the scans."""
         self._closed.set()
-        self._wanted.set()
+        self._scan_requested.set()
 
     def _evict(self) -> File | None:
         oldest = self.index.take_oldest()
@@ -135,9 +135,9 @@ class DiskDirectory:
             return None
         name, file = oldest
         try:
-            os.unlink(self.file(name))  # noqa: PTH108
-        except FileNotFoundError:  # others evict too, and what they wrote is not known here
-            self._wanted.set()
+            os.unlink(self.file_path(name))  # noqa: PTH108
+        except FileNotFoundError:  # another worker evicted the file, and may have written others
+            self._scan_requested.set()
         except OSError:
             self.index.add(name, file)
             raise
@@ -145,27 +145,27 @@ class DiskDirectory:
         return file
 
     def _run(self) -> None:
-        said = ""
+        logged = ""
         while not self._closed.is_set():
             began = time.monotonic()
             try:
-                self._count()
-                said = ""
+                self._scan()
+                logged = ""
             except OSError as error:
                 reason = error.strerror or str(error)
-                if reason != said:
-                    said = reason
-                    logger.warning("What %s holds cannot be counted: %s", self.path, reason)
+                if reason != logged:
+                    logged = reason
+                    logger.warning("The disk tier's directory %s fails: %s", self.path, reason)
             seconds = time.monotonic() - began
-            self._closed.wait(max(_SHORTEST_PAUSE, _LEAST * seconds))
-            self._wanted.wait(max(_PAUSE, _USUAL * seconds))
-            self._wanted.clear()
+            self._closed.wait(max(_MIN_PAUSE, _MIN_PAUSE_FACTOR * seconds))
+            self._scan_requested.wait(max(_PAUSE, _PAUSE_FACTOR * seconds))
+            self._scan_requested.clear()
 
-    def _count(self) -> None:
-        """Take over what is there, without what nobody will ever finish; keep to the bound."""
-        self.index.begin_count()
-        self.index.end_count(dict(self._files()))
-        self.is_counted.set()
+    def _scan(self) -> None:
+        """Reads the directory into the index, removes leftovers, and enforces the bound."""
+        self.index.begin_scan()
+        self.index.end_scan(dict(self._files()))
+        self.is_scanned.set()
         self.make_room(0)
 
     def _files(self) -> Iterator[tuple[str, File]]:
@@ -175,18 +175,14 @@ class DiskDirectory:
             return
         with entries:
             for number, entry in enumerate(entries, 1):
-                if number % _BREATH == 0:
+                if number % _YIELD == 0:
                     time.sleep(0.001)
                 with contextlib.suppress(FileNotFoundError):
                     if _NAME.fullmatch(entry.name) and entry.is_file(follow_symlinks=False):
                         state = entry.stat(follow_symlinks=False)
                         yield entry.name, File(state.st_size, state.st_mtime_ns)
                     elif _TEMPORARY_NAME.fullmatch(entry.name):
-                        self._clear_away(entry)
-
-    @staticmethod
-    def _clear_away(temporary: os.DirEntry[str]) -> None:
-        age = time.time() - temporary.stat(follow_symlinks=False).st_mtime
-        if age > _ABANDONED:
-            with contextlib.suppress(OSError):  # read-only, or another user's
-                os.unlink(temporary.path)  # noqa: PTH108
+                        age = time.time() - entry.stat(follow_symlinks=False).st_mtime
+                        if age > _ABANDONED:
+                            with contextlib.suppress(OSError):  # read-only, or another user's
+                                os.unlink(entry.path)  # noqa: PTH108

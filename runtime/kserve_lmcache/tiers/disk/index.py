@@ -1,4 +1,4 @@
-"""Which files a directory holds, and which of them were used longest ago."""
+"""The index of the disk tier's files, in memory: their sizes and the order of their last use."""
 
 from __future__ import annotations
 
@@ -9,16 +9,16 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 _BLOCK = 4096  # bytes; a file occupies whole blocks
-_AT_A_TIME = 1000  # files that are found to be the oldest
+_OLDEST = 1000  # files that one search for the oldest finds
 
 
 @dataclass(frozen=True)
 class File:
-    """A file of the directory.
+    """A file in the directory.
 
     Attributes:
-        size: its bytes.
-        used: when it was used last, in nanoseconds of Unix time; in the file system its mtime.
+        size: in bytes.
+        used: time of the last use, in nanoseconds of Unix time. The file's mtime stores it.
     """
 
     size: int
@@ -26,42 +26,45 @@ class File:
 
     @property
     def occupied(self) -> int:
-        """Bytes that it takes from the disk."""
+        """Disk space of the file, in bytes."""
         return -(-self.size // _BLOCK) * _BLOCK
 
 
 class DiskIndex:
-    """Files by name, in memory alone. Safe to use from several threads.
+    """Files by name. Safe to use from several threads.
 
     Attributes:
-        occupied: bytes that all of them take from the disk.
+        occupied: disk space of all files, in bytes.
     """
 
     def __init__(self) -> None:
         self.occupied = 0
         self._lock = threading.Lock()
         self._files: dict[str, File] = {}
-        # Some that were found now and then, the oldest last.
+        # Candidates for the next eviction, the oldest last.
         self._oldest: list[tuple[int, str]] = []
-        self._changed: set[str] = set()  # since a count began, which may have seen it or not
+        # Names that changed since the last scan began. The scan may have seen them or not.
+        self._changed: set[str] = set()
 
     def __len__(self) -> int:
         return len(self._files)
 
     def size_of(self, name: str) -> int:
-        """Bytes of a file; 0 where none is known."""
+        """Returns a file's size in bytes; 0 for an unknown file."""
         file = self._files.get(name)
         return 0 if file is None else file.size
 
     def add(self, name: str, file: File) -> None:
-        """A file is there now."""
+        """Adds or replaces a file."""
         with self._lock:
             self._changed.add(name)
             self._set(name, file)
 
     def use(self, names: Sequence[str]) -> None:
-        """Files were used, the chunks of one prompt: without the first, which leaves last, the
-        others are of no use."""
+        """Records the use of a prompt's files. The first file counts as the last one used.
+
+        A prompt's later chunks are useless without its first ones, so they are evicted first.
+        """
         now = time.time_ns()
         with self._lock:
             for number, name in enumerate(names):
@@ -69,40 +72,40 @@ class DiskIndex:
                     self._files[name] = File(file.size, max(file.used, now - number))
 
     def discard(self, name: str) -> None:
-        """A file is not there, or not any more."""
+        """Removes a file, where the index has it."""
         with self._lock:
             self._changed.add(name)
             self._remove(name)
 
     def take_oldest(self) -> tuple[str, File] | None:
-        """The file that was used longest ago, which is forgotten; ``None`` when there is none."""
+        """Removes and returns the least recently used file; ``None`` when there is none."""
         while True:
             with self._lock:
                 while self._oldest:
                     used, name = self._oldest.pop()
                     file = self._files.get(name)
-                    if file is not None and file.used == used:  # else it was used since
+                    if file is not None and file.used == used:  # not used in the meantime
                         self._changed.add(name)
                         self._remove(name)
                         return name, file
                 if not self._files:
                     return None
                 files = list(self._files.items())
-            # A sort of all would hold up every thread for long; this lets them through.
-            oldest = heapq.nsmallest(_AT_A_TIME, ((file.used, name) for name, file in files))
+            # Runs without the lock and does not sort all files, so that other threads can work.
+            oldest = heapq.nsmallest(_OLDEST, ((file.used, name) for name, file in files))
             with self._lock:
                 self._oldest = oldest[::-1]
 
-    def begin_count(self) -> None:
-        """Somebody begins to look at all files."""
+    def begin_scan(self) -> None:
+        """Marks the beginning of a scan of the directory."""
         with self._lock:
             self._changed.clear()
 
-    def end_count(self, found: Mapping[str, File]) -> None:
-        """Take over what all files are, since other processes add and remove some too.
+    def end_scan(self, found: Mapping[str, File]) -> None:
+        """Takes over the files that a scan found. Other processes add and remove files too.
 
         Args:
-            found: all of them, except what changed since the count began.
+            found: all files. Names that changed since :meth:`begin_scan` are ignored.
         """
         with self._lock:
             for name in self._files.keys() - found.keys() - self._changed:
@@ -111,7 +114,7 @@ class DiskIndex:
                 known, file = self._files.get(name), found[name]
                 if known is None:
                     self._set(name, file)
-                    self._oldest.clear()  # it may be older than those
+                    self._oldest.clear()  # the file may be older than the candidates
                 elif known.used < file.used or known.size != file.size:
                     self._set(name, File(file.size, max(known.used, file.used)))
 

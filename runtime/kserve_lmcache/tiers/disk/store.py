@@ -1,122 +1,114 @@
-"""A store on a disk of this machine: a file for every value."""
+"""A store in a directory: one file for every value."""
 
 from __future__ import annotations
 
 import contextlib
 import errno
-import functools
 import os
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Sequence
-from typing import Any, TypeVar
+from collections.abc import Iterator, Sequence
 
-from kserve_lmcache.tiers.disk.directory import TEMPORARY, DiskDirectory, name_of
+from kserve_lmcache.tiers.disk.directory import TEMPORARY, DiskDirectory, file_name
 from kserve_lmcache.tiers.disk.index import File
 from kserve_lmcache.tiers.guard.codec import Buffer
-from kserve_lmcache.tiers.guard.store import Entry, StoreError, StoreFullError
+from kserve_lmcache.tiers.guard.store import CallKind, Entry, StoreError, StoreFullError
 
 _FULL = (errno.ENOSPC, errno.EDQUOT)
-# What is there can still be read, so that the disk is not given up for these.
-_TAKES_NOTHING = (*_FULL, errno.EROFS, errno.EACCES, errno.EPERM)
-# One file is damaged: on a disk whose sectors fail singly, or a file system that checks itself.
+# The files can still be read, so the breaker stays closed after one of these.
+_UNWRITABLE = (*_FULL, errno.EROFS, errno.EACCES, errno.EPERM)
+# One file is damaged: a disk has lost single sectors, or the file system checks its content.
 _UNREADABLE = (errno.EIO, errno.EBADMSG, errno.EUCLEAN)
 _TRIES = 4  # to write a value, while others fill the disk or remove the directory
-_COUNTING = 1.0  # seconds to wait for the first count before a write is given up
-
-F = TypeVar("F", bound=Callable[..., Any])
+_SCAN_SECONDS = 1.0  # that a write waits for the first scan
 
 
-def _as_store_errors(method: F) -> F:
-    @functools.wraps(method)
-    def wrapped(self: DiskStore, *args: Any) -> Any:
-        try:
-            return method(self, *args)
-        except OSError as error:
-            kind = StoreFullError if error.errno in _TAKES_NOTHING else StoreError
-            raise kind(_reason(error)) from error
-
-    return wrapped  # type: ignore[return-value]
+@contextlib.contextmanager
+def _store_errors() -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        kind = StoreFullError if error.errno in _UNWRITABLE else StoreError
+        raise kind(error.strerror or f"{type(error).__name__}: {error}") from error
 
 
 class DiskStore:
-    """The files as one lane sees them; see :class:`~kserve_lmcache.tiers.guard.store.Store`.
+    """A client of the directory. Implements :class:`~kserve_lmcache.tiers.guard.store.Store`.
 
-    A value is written beside its place and renamed, so that nobody reads half of one. Nothing is
-    forced to the disk: what a power failure tears, the checksum finds.
+    A value is written to a temporary file, which is then renamed, so that nobody reads half of
+    it. Files are not synced: the checksum finds those that a power failure damages.
 
     Args:
-        directory: of all lanes.
-        largest: bytes of a value; a larger file is damaged.
-        lane: whose calls it serves. For lookups, what is known to be there is not looked at, and
-            what follows the first value that is not there is not looked for.
+        directory: shared by all clients.
+        max_value_bytes: a larger file is damaged.
+        kind: of the calls. A lookup trusts the index, and ends at the first missing value.
     """
 
-    def __init__(self, directory: DiskDirectory, largest: int, lane: str) -> None:
+    def __init__(self, directory: DiskDirectory, max_value_bytes: int, kind: CallKind) -> None:
         self._directory = directory
-        self._largest = largest
-        self._is_lookup = lane == "lookup"
+        self._max_value_bytes = max_value_bytes
+        self._is_lookup = kind == "lookup"
         self._buffer = memoryview(bytearray())
 
-    @_as_store_errors
+    @_store_errors()
     def ping(self) -> None:
-        """Make the directory if need be, and look into it."""
-        self._directory.make()
+        """Creates the directory where it is missing, and reads it."""
+        self._directory.create()
         with os.scandir(self._directory.path) as entries:
             next(entries, None)
 
-    @_as_store_errors
+    @_store_errors()
     def sizes(self, keys: Sequence[str]) -> list[int]:
-        """Bytes of each value; 0 where there is none."""
+        """Returns the sizes; 0 for a missing value."""
         if not self._is_lookup:
-            return [self._directory.look(name_of(key)) for key in keys]
+            return [self._directory.stat_size(file_name(key)) for key in keys]
         sizes = [0] * len(keys)
         found = []
         for position, key in enumerate(keys):
-            name = name_of(key)
-            # Another worker, or an earlier one, may have written it since the last count.
-            size = self._directory.index.size_of(name) or self._directory.look(name)
+            name = file_name(key)
+            # Another worker may have written the file since the last scan.
+            size = self._directory.index.size_of(name) or self._directory.stat_size(name)
             if size == 0:
                 break
             sizes[position] = size
             found.append(name)
-        self._directory.index.use(found)  # they are about to be read, and stay until then
+        self._directory.index.use(found)  # so that no file is evicted before it is loaded
         return sizes
 
     def read(self, keys: Sequence[str]) -> Iterator[Buffer | None]:
-        """The values, each until the next is read."""
+        """Yields the values. Each is valid until the next one is read."""
         for key in keys:
-            yield self._read(name_of(key))
+            yield self._read(file_name(key))
 
-    @_as_store_errors
+    @_store_errors()
     def write(self, entries: Sequence[Entry]) -> None:
-        """Write the values; those that were used longest ago make room for them."""
-        if not self._directory.is_counted.wait(_COUNTING):
-            raise StoreFullError("what is there is still being counted")
+        """Writes the values. The least recently used files make room for them."""
+        if not self._directory.is_scanned.wait(_SCAN_SECONDS):
+            raise StoreFullError("the first scan of the directory is still running")
         now = time.time_ns()
         for number, entry in enumerate(entries):
-            # The first is the one without which the others are of no use.
+            # A prompt's first chunk is evicted last: the others are useless without it.
             self._write(entry, now - number)
 
     def keep(self, keys: Sequence[str]) -> None:
-        """Note in the files too that they were used, for the next process; or do not."""
-        names = [name_of(key) for key in keys]
+        """Records the use of the values in the files too, for the next process."""
+        names = [file_name(key) for key in keys]
         self._directory.index.use(names)
         now = time.time_ns()
         for number, name in enumerate(names):
             try:
-                os.utime(self._directory.file(name), ns=(now - number, now - number))
+                os.utime(self._directory.file_path(name), ns=(now - number, now - number))
             except FileNotFoundError:
-                self._directory.lost(name)
+                self._directory.report_missing(name)
             except OSError:  # read-only, or another user's
                 return
 
     def delete(self, keys: Sequence[str]) -> None:
-        """Delete the values, as far as that is possible."""
+        """Deletes the values that can be deleted."""
         for key in keys:
-            name = name_of(key)
+            name = file_name(key)
             try:
-                os.unlink(self._directory.file(name))  # noqa: PTH108
+                os.unlink(self._directory.file_path(name))  # noqa: PTH108
             except FileNotFoundError:
                 pass
             except OSError:  # read-only, or another user's
@@ -124,31 +116,31 @@ class DiskStore:
             self._directory.index.discard(name)
 
     def abort(self) -> None:
-        """Nothing: no call of a file system can be woken."""
+        """Does nothing: a file system's call cannot be interrupted."""
 
     def close(self) -> None:
-        """Nothing is open."""
+        """Does nothing: no file stays open."""
 
-    @_as_store_errors
+    @_store_errors()
     def _read(self, name: str) -> Buffer | None:
         try:
             flags = os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW
-            handle = os.open(self._directory.file(name), flags)
+            handle = os.open(self._directory.file_path(name), flags)
         except FileNotFoundError:
-            self._directory.lost(name)
+            self._directory.report_missing(name)
             return None
         try:
             return self._content(handle)
         except OSError as error:
             if error.errno in _UNREADABLE:
-                return b""  # there and not what was stored: it is to be replaced
+                return b""  # a corrupt value, which is deleted and written again
             raise
         finally:
             os.close(handle)
 
     def _content(self, handle: int) -> Buffer:
         size = os.fstat(handle).st_size
-        if size > self._largest:
+        if size > self._max_value_bytes:
             return b""
         if len(self._buffer) < size:
             self._buffer = memoryview(bytearray(size))
@@ -159,46 +151,38 @@ class DiskStore:
 
     def _write(self, entry: Entry, used: int) -> None:
         if File(entry.size, 0).occupied > self._directory.max_bytes:
-            raise StoreFullError(f"a chunk of {entry.size} bytes is more than all may take")
+            raise StoreFullError(f"a chunk of {entry.size} bytes exceeds max_local_disk_size")
         for attempt in range(1, _TRIES + 1):
             try:
                 return self._write_once(entry, used)
             except FileNotFoundError:
                 if attempt == _TRIES:
                     raise
-                self._directory.make()
+                self._directory.create()
             except OSError as error:
-                # Full of other things, the disk keeps as many chunks as there is room for.
+                # Other programs fill the disk: the tier keeps as many chunks as fit beside them.
                 if error.errno not in _FULL or attempt == _TRIES:
                     raise
-                if not self._directory.give_back(attempt * entry.size):
+                if not self._directory.evict(attempt * entry.size):
                     raise
 
     def _write_once(self, entry: Entry, used: int) -> None:
-        name = name_of(entry.key)
+        name = file_name(entry.key)
         self._directory.make_room(entry.size)
-        # Mode 0600, and a name that nobody else has.
+        # mkstemp chooses a unique name and mode 0600.
         handle, temporary = tempfile.mkstemp(TEMPORARY, f"{name}.", self._directory.path)
         try:
             try:
                 for part in (entry.header, entry.payload):
-                    _write_all(handle, part)
+                    view = memoryview(part)
+                    while view:
+                        view = view[os.write(handle, view) :]
                 os.utime(handle, ns=(used, used))
             finally:
                 os.close(handle)
-            os.replace(temporary, self._directory.file(name))  # noqa: PTH105
+            os.replace(temporary, self._directory.file_path(name))  # noqa: PTH105
         except BaseException:
             with contextlib.suppress(OSError):
                 os.unlink(temporary)  # noqa: PTH108
             raise
         self._directory.index.add(name, File(entry.size, used))
-
-
-def _write_all(handle: int, content: Buffer) -> None:
-    view = memoryview(content)
-    while view:
-        view = view[os.write(handle, view) :]
-
-
-def _reason(error: OSError) -> str:
-    return error.strerror or f"{type(error).__name__}: {error}"

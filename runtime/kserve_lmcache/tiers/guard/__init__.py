@@ -1,1 +1,4 @@
-"""The guard of a tier: every fault of a store ends in a cache miss, never in an error or a wait."""
+"""The guard of a tier: every fault of a store ends in a cache miss, not in an error or a delay.
+
+May import ``config``, ``metrics`` and nothing else of the tiers.
+"""

@@ -1,15 +1,15 @@
-"""Keys whose values are not what was stored."""
+"""The keys whose values failed the checksum."""
 
 from __future__ import annotations
 
 import threading
 from collections.abc import Iterable
 
-_MOST = 10_000  # keys; the oldest are forgotten, and found again when they are read
+_MAX_KEYS = 10_000  # older keys are dropped, and found again when their values are read
 
 
 class CorruptKeys:
-    """They count as missing until they are written anew, since not every store can delete.
+    """Keys that count as missing until they are written again. Not every store can delete.
 
     Safe to use from several threads.
     """
@@ -19,14 +19,14 @@ class CorruptKeys:
         self._keys: dict[str, None] = {}
 
     def add(self, key: str) -> None:
-        """The value of ``key`` was read and is wrong."""
+        """Adds a key whose value is corrupt."""
         with self._lock:
             self._keys[key] = None
-            if len(self._keys) > _MOST:
+            if len(self._keys) > _MAX_KEYS:
                 del self._keys[next(iter(self._keys))]
 
     def discard(self, keys: Iterable[str]) -> None:
-        """The values of ``keys`` are right again."""
+        """Removes keys whose values were written again."""
         with self._lock:
             for key in keys:
                 self._keys.pop(key, None)

@@ -1,4 +1,4 @@
-"""What happened in a tier, counted: in its report, and for Prometheus."""
+"""The counters of a tier, for its report and for Prometheus."""
 
 from __future__ import annotations
 
@@ -9,33 +9,32 @@ from prometheus_client import Counter
 from kserve_lmcache.metrics.table import TABLE, metric
 
 _TOTAL = "_total"
-# Every name, with its meaning.
-NAMES = {
-    row.name.removesuffix(_TOTAL): row.help
+_NAMES = [
+    row.name.removesuffix(_TOTAL)
     for row in TABLE
     if row.kind is Counter and row.labels == ("tier",)
-}
+]
 
 
 class Counters:
-    """Counts by name; safe to use from several threads.
+    """Counts by name. Safe to use from several threads.
 
     Args:
-        tier: whose.
+        tier: the tier's name in metrics.
     """
 
     def __init__(self, tier: str) -> None:
         self._tier = tier
         self._lock = threading.Lock()
-        self._counts = dict.fromkeys(NAMES, 0)
-        for name in NAMES:  # what never happened is 0, and not unknown
+        self._counts = dict.fromkeys(_NAMES, 0)
+        for name in _NAMES:  # Prometheus shows 0 for what has not happened yet
             metric(name + _TOTAL, tier=tier)
 
     def add(self, name: str, count: int = 1) -> None:
-        """Count ``count`` more.
+        """Adds ``count``.
 
         Raises:
-            KeyError: no such name.
+            KeyError: there is no counter of this name.
         """
         with self._lock:
             self._counts[name] += count
@@ -46,6 +45,6 @@ class Counters:
             return self._counts[name]
 
     def snapshot(self) -> dict[str, int]:
-        """All counts."""
+        """Returns all counts."""
         with self._lock:
             return dict(self._counts)

@@ -1,4 +1,4 @@
-"""Calls of a store that never take longer than they may."""
+"""Runs the calls to a store with deadlines that hold even when the store's client hangs."""
 
 from __future__ import annotations
 
@@ -6,24 +6,22 @@ import contextlib
 import threading
 from collections.abc import Callable
 from concurrent.futures import Future, wait
-from queue import SimpleQueue
-from typing import Any, TypeVar
+from typing import TypeVar
 
+from kserve_lmcache.tiers.guard.daemon_threads import DaemonThreadPool
 from kserve_lmcache.tiers.guard.store import Store, StoreError, StoreTimeoutError
 
 T = TypeVar("T")
-Job = tuple[Callable[[Store], Any], "Future[Any]"]
 
-# Threads that hang in a store, each holding a connection; no more are started beside them.
-_MOST_ABANDONED = 3
+# No new thread is started while this many hang in the store, each with a connection.
+_MAX_HANGING = 3
 
 
 class DeadlineExecutor:
-    """A thread with a client of its own for one kind of call.
+    """Runs one kind of call in a thread with a client of its own.
 
-    A call that takes too long is abandoned together with its thread and its client, however it
-    hangs; the next call gets new ones. Lanes do not wait for each other: a long write delays no
-    lookup.
+    A call that misses its deadline is abandoned together with its thread and its client. The
+    next call gets a new thread and a new client.
 
     Args:
         name: of the thread.
@@ -34,95 +32,85 @@ class DeadlineExecutor:
         self._name = name
         self._make_store = make_store
         self._lock = threading.Lock()
-        self._runner: _Runner | None = None
-        self._abandoned: list[_Runner] = []
+        self._worker: _Worker | None = None
+        self._retired: list[_Worker] = []
         self._closed = False
 
     def call(self, operation: Callable[[Store], T], seconds: float) -> T:
-        """Run ``operation`` with the store.
+        """Runs ``operation`` with the client.
 
         Raises:
-            StoreTimeoutError: it is not done after ``seconds``; it may still be running.
-            StoreError: it failed, or too many calls hang already.
+            StoreTimeoutError: the operation missed the deadline. It may still be running.
+            StoreError: the operation failed, or too many earlier calls hang.
         """
-        runner = self._take()
-        future: Future[T] = Future()
-        runner.jobs.put((operation, future))
+        worker, future = self._submit(operation)
         if wait([future], seconds).done:
             return future.result()
         if future.cancel():  # an earlier call was still running
             raise StoreTimeoutError(f"busy for {seconds:g} s")
-        self._abandon(runner)
+        self._retire(worker)
+        worker.abort()
         raise StoreTimeoutError(f"no answer within {seconds:g} s")
 
     def renew(self) -> None:
-        """Let the thread and its client end after what they do; the next call gets new ones."""
-        with self._lock:
-            runner, self._runner = self._runner, None
-            if runner is not None:
-                self._abandoned.append(runner)  # it may hang
-        if runner is not None:
-            runner.stop()
+        """Ends the thread and its client after the current call. The next call gets new ones."""
+        if (worker := self._worker) is not None:
+            self._retire(worker)
 
     def close(self) -> None:
-        """Let the thread end after what it is doing."""
+        """Ends the thread and its client after the current call. Later calls fail."""
         with self._lock:
             self._closed = True
         self.renew()
 
-    def _take(self) -> _Runner:
+    def _submit(self, operation: Callable[[Store], T]) -> tuple[_Worker, Future[T]]:
         with self._lock:
             if self._closed:
                 raise StoreError("the tier is closed")
-            if self._runner is None:
-                self._abandoned = [each for each in self._abandoned if each.is_alive()]
-                if len(self._abandoned) >= _MOST_ABANDONED:
-                    raise StoreError(f"{len(self._abandoned)} earlier calls still hang")
-                self._runner = _Runner(self._name, self._make_store)
-            return self._runner
+            if self._worker is None:
+                self._retired = [worker for worker in self._retired if worker.is_alive]
+                if len(self._retired) >= _MAX_HANGING:
+                    raise StoreError(f"{len(self._retired)} earlier calls still hang")
+                self._worker = _Worker(self._name, self._make_store)
+            return self._worker, self._worker.submit(operation)
 
-    def _abandon(self, runner: _Runner) -> None:
+    def _retire(self, worker: _Worker) -> None:
         with self._lock:
-            if self._runner is runner:
-                self._runner = None
-                self._abandoned.append(runner)
-        runner.abandon()
+            if self._worker is worker:
+                self._worker = None
+                self._retired.append(worker)
+                worker.stop()
 
 
-class _Runner:
+class _Worker:
+    """A thread and its client."""
+
     def __init__(self, name: str, make_store: Callable[[], Store]) -> None:
-        self.jobs: SimpleQueue[Job | None] = SimpleQueue()
         self._make_store = make_store
         self._store: Store | None = None
-        self._thread = threading.Thread(target=self._run, name=name, daemon=True)
-        self._thread.start()
+        self._thread = DaemonThreadPool(name, 1)
 
+    @property
     def is_alive(self) -> bool:
-        return self._thread.is_alive()
+        return self._thread.is_alive
+
+    def submit(self, operation: Callable[[Store], T]) -> Future[T]:
+        return self._thread.submit(self._run, operation)
 
     def stop(self) -> None:
-        self.jobs.put(None)
+        self._thread.submit(self._close)
+        self._thread.shutdown(wait=False)
 
-    def abandon(self) -> None:
-        self.stop()
-        store = self._store
-        if store is not None:
-            # Whatever goes wrong there, its thread is on its own.
-            with contextlib.suppress(Exception):
+    def abort(self) -> None:
+        if (store := self._store) is not None:
+            with contextlib.suppress(Exception):  # the thread is abandoned anyway
                 store.abort()
 
-    def _run(self) -> None:
-        while (job := self.jobs.get()) is not None:
-            operation, future = job
-            if not future.set_running_or_notify_cancel():
-                continue
-            try:
-                if self._store is None:
-                    self._store = self._make_store()
-                future.set_result(operation(self._store))
-            except BaseException as error:
-                future.set_exception(error)
-            del operation, future, job  # an idle thread holds nobody's memory
+    def _run(self, operation: Callable[[Store], T]) -> T:
+        if self._store is None:
+            self._store = self._make_store()
+        return operation(self._store)
+
+    def _close(self) -> None:
         if self._store is not None:
-            with contextlib.suppress(Exception):
-                self._store.close()
+            self._store.close()

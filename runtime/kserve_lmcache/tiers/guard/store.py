@@ -1,24 +1,27 @@
-"""What a tier needs of its store, whichever it is."""
+"""The protocol that every store of a tier implements."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Literal, Protocol
 
 from kserve_lmcache.tiers.guard.codec import Buffer
 
+# Each kind of call has a client and a thread of its own, so that a long write delays no lookup.
+CallKind = Literal["lookup", "load", "write"]
+
 
 class StoreError(Exception):
-    """The store did not do what it was asked for; it may be gone."""
+    """A call to the store failed. The store may be unreachable."""
 
 
 class StoreFullError(StoreError):
-    """The store takes no more, for want of room or of leave; it may still be read."""
+    """The store refuses writes, because it is full or read-only. It may still be read."""
 
 
 class StoreTimeoutError(StoreError):
-    """The store did not answer in time."""
+    """The store did not answer before the deadline."""
 
 
 @dataclass(frozen=True)
@@ -38,40 +41,41 @@ class Entry:
 class Store(Protocol):
     """A client of one store, used by one thread.
 
-    Every method but :meth:`abort` may block, and raises :class:`StoreError`. How long it may
-    take is not its own business (see :mod:`.lane`), although it should give up some time.
+    Every method but :meth:`abort` may block and raises :class:`StoreError`. The deadlines are
+    kept elsewhere (:mod:`.deadline_executor`), but every method must end some time.
     """
 
     def ping(self) -> None:
-        """Connect if need be, and get an answer."""
+        """Connects where necessary, and waits for an answer."""
 
     def sizes(self, keys: Sequence[str]) -> list[int]:
-        """Bytes of the value of each of ``keys``, in one round trip; 0 where there is none.
+        """Returns the size in bytes of each key's value, in one round trip; 0 where it is missing.
 
-        A store that knows no sizes says 1 for what is there.
+        A store that does not know sizes returns 1 for a value that exists.
         """
 
     def read(self, keys: Sequence[str]) -> Iterator[Buffer | None]:
-        """The values in the order of ``keys``, each as soon as it is there; ``None`` for none.
+        """Yields the values in the order of ``keys``, each once it has arrived.
 
-        May be closed before its end. A value may be overwritten when the next one is read.
+        A missing value is ``None``. The caller may close the iterator early. A value may be
+        overwritten when the next one is read.
         """
 
     def write(self, entries: Sequence[Entry]) -> None:
-        """Write values, in one round trip if possible.
+        """Writes values, in one round trip if possible.
 
         Raises:
-            StoreFullError: there is no room; some may have been written.
+            StoreFullError: the store is full. Some of the values may have been written.
         """
 
     def keep(self, keys: Sequence[str]) -> None:
-        """Let values that are there live on as if they had just been written."""
+        """Restarts the time to live of existing values."""
 
     def delete(self, keys: Sequence[str]) -> None:
-        """Delete values that may be there, as far as the store can."""
+        """Deletes values, where the store can. Missing values are ignored."""
 
     def abort(self) -> None:
-        """Called by another thread: make a call that is under way fail soon."""
+        """Makes a running call fail soon. Called by another thread."""
 
     def close(self) -> None:
-        """Give back everything that is open."""
+        """Closes all connections and files."""

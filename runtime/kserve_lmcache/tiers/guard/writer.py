@@ -1,11 +1,11 @@
-"""Writes chunks behind the engine's back, from a queue that never grows beyond its bytes."""
+"""Writes chunks in the background, from a queue whose size is bounded in bytes."""
 
 from __future__ import annotations
 
 import threading
 import time
 from collections import OrderedDict
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 from kserve_lmcache.config.tier_limits import TierLimits
 from kserve_lmcache.metrics.table import metric
@@ -14,17 +14,25 @@ from kserve_lmcache.tiers.guard.codec import Buffer, Layout, encode_header, head
 from kserve_lmcache.tiers.guard.corrupt_keys import CorruptKeys
 from kserve_lmcache.tiers.guard.counters import Counters
 from kserve_lmcache.tiers.guard.deadline_executor import DeadlineExecutor
-from kserve_lmcache.tiers.guard.store import Entry, Store, StoreError, StoreFullError
+from kserve_lmcache.tiers.guard.store import (
+    CallKind,
+    Entry,
+    Store,
+    StoreError,
+    StoreFullError,
+)
 
-_LANE = "write"
-_MOST_NOTES = 10_000  # keys to be kept or deleted; more are forgotten
-_FIRST_PAUSE = 1.0  # seconds without a write after the store was full, doubled each time
-_LONGEST_PAUSE = 4.0  # one batch is refused in that time, and hits come back within it
-_CLOSING = 2.0  # seconds for what waits when the engine stops
+_KIND: CallKind = "write"
+_MAX_KEYS = 10_000  # to be kept or deleted; more are dropped
+# Seconds without a write after the store was full, doubled each time. A store that has room again
+# gets chunks again within the longest pause, in which only one batch is refused.
+_FIRST_PAUSE = 1.0
+_LONGEST_PAUSE = 4.0
+_CLOSE_SECONDS = 2.0  # to write the queue when the engine stops
 
 
 class Chunk:
-    """A chunk that waits, and the memory that it holds until :meth:`release`."""
+    """A chunk in the queue, and the memory that the chunk holds until :meth:`release`."""
 
     def __init__(
         self, key: str, layout: Layout, payload: Buffer, release: Callable[[], None]
@@ -37,7 +45,7 @@ class Chunk:
         self._lock = threading.Lock()
 
     def release(self) -> None:
-        """Give the memory back, once."""
+        """Gives the memory back. Further calls have no effect."""
         with self._lock:
             release, self._release = self._release, None
         if release is not None:
@@ -45,63 +53,63 @@ class Chunk:
 
 
 class Writer:
-    """A thread that hands batches to a lane.
+    """A thread that writes the queue in batches.
 
     Args:
-        lane: for the store's calls.
-        breaker: says when the store answers.
-        limits: of the queue, a batch and its time.
-        counters: what was written and dropped.
-        spoiled: what is written although the store has it.
-        on_full: told each time that the store was full, and what it said.
-        on_mistake: told of what should never be raised.
-        kind: of the tier.
+        executor: runs the store's calls.
+        breaker: knows whether the store answers.
+        limits: of the queue and of a batch.
+        counters: of the tier.
+        corrupt_keys: keys that are written although the store has a value.
+        tier: the tier's name in metrics.
+        on_full: called with the reason each time that the store is full.
+        on_bug: called with the kind of call and an exception that no store should raise.
     """
 
     def __init__(
         self,
-        lane: DeadlineExecutor,
+        executor: DeadlineExecutor,
         breaker: Breaker,
         limits: TierLimits,
         counters: Counters,
-        spoiled: CorruptKeys,
+        corrupt_keys: CorruptKeys,
+        tier: str,
         on_full: Callable[[str], None],
-        on_mistake: Callable[[str, Exception], None],
-        kind: str,
+        on_bug: Callable[[CallKind, Exception], None],
     ) -> None:
-        self._lane = lane
+        self._executor = executor
         self._breaker = breaker
         self._limits = limits
         self._counters = counters
-        self._spoiled = spoiled
+        self._corrupt_keys = corrupt_keys
         self._on_full = on_full
-        self._on_mistake = on_mistake
-        self._store_seconds = metric("store_seconds", tier=kind)
-        self._queue_bytes = metric("queue_bytes", tier=kind)
+        self._on_bug = on_bug
+        self._store_seconds = metric("store_seconds", tier=tier)
+        self._queue_bytes = metric("queue_bytes", tier=tier)
         self._changed = threading.Condition()
-        self._waiting: OrderedDict[str, Chunk] = OrderedDict()
+        self._queue: OrderedDict[str, Chunk] = OrderedDict()
         self._bytes = 0
-        self._most_bytes = 0
+        self._max_bytes = 0
         self._kept: dict[str, None] = {}
         self._deleted: dict[str, None] = {}
         self._pause = _FIRST_PAUSE
         self._full_until = 0.0
         self._closing = False
-        self._thread = threading.Thread(target=self._run, name="remote-writer", daemon=True)
+        self._thread = threading.Thread(target=self._run, name=f"{tier}-writer", daemon=True)
         self._thread.start()
 
     @property
     def queued_bytes(self) -> int:
-        """Bytes of the chunks that wait or are being written."""
+        """Bytes of the chunks that are queued or being written."""
         return self._bytes
 
     @property
-    def most_queued_bytes(self) -> int:
-        """The most there ever were."""
-        return self._most_bytes
+    def max_queued_bytes(self) -> int:
+        """The largest value that :attr:`queued_bytes` has had."""
+        return self._max_bytes
 
     def put(self, chunk: Chunk) -> None:
-        """Write ``chunk`` some time. The oldest that wait make room for it; it never waits."""
+        """Queues a chunk. Drops the oldest queued chunks when the queue is full. Never blocks."""
         dropped: list[Chunk] = []
         with self._changed:
             reason = "dropped_queue"
@@ -110,66 +118,65 @@ class Writer:
             elif time.monotonic() < self._full_until:
                 reason = "dropped_full"
                 dropped.append(chunk)
-            elif chunk.key in self._waiting:
+            elif chunk.key in self._queue:
                 chunk.release()
                 return
             else:
-                while self._waiting and self._bytes + chunk.size > self._limits.queue_bytes:
-                    _, oldest = self._waiting.popitem(last=False)
+                while self._queue and self._bytes + chunk.size > self._limits.queue_bytes:
+                    _, oldest = self._queue.popitem(last=False)
                     self._bytes -= oldest.size
                     dropped.append(oldest)
                 if self._bytes + chunk.size > self._limits.queue_bytes:
                     dropped.append(chunk)
                 else:
-                    self._waiting[chunk.key] = chunk
+                    self._queue[chunk.key] = chunk
                     self._bytes += chunk.size
-                    self._most_bytes = max(self._most_bytes, self._bytes)
+                    self._max_bytes = max(self._max_bytes, self._bytes)
             self._queue_bytes.set(self._bytes)
             self._changed.notify()
         self._counters.add(reason, len(dropped))
         for each in dropped:
             each.release()
 
-    def keep(self, keys: list[str]) -> None:
-        """Let values live on, since they were used."""
-        self._note(self._kept, keys)
+    def keep(self, keys: Sequence[str]) -> None:
+        """Restarts the time to live of values that were used."""
+        self._remember(self._kept, keys)
 
-    def delete(self, keys: list[str]) -> None:
-        """Delete values."""
-        self._note(self._deleted, keys)
+    def delete(self, keys: Sequence[str]) -> None:
+        """Deletes values."""
+        self._remember(self._deleted, keys)
 
     def close(self) -> None:
-        """Write what waits, if that is soon done, and end."""
+        """Writes the queue, if that takes little time, and ends the thread."""
         with self._changed:
             self._closing = True
             self._changed.notify()
-        self._thread.join(_CLOSING)
+        self._thread.join(_CLOSE_SECONDS)
 
-    def _note(self, notes: dict[str, None], keys: list[str]) -> None:
+    def _remember(self, remembered: dict[str, None], keys: Sequence[str]) -> None:
         with self._changed:
-            if len(notes) < _MOST_NOTES:
-                notes.update(dict.fromkeys(keys))
+            if len(remembered) < _MAX_KEYS:
+                remembered.update(dict.fromkeys(keys))
             self._changed.notify()
 
     def _run(self) -> None:
         while True:
             with self._changed:
-                self._changed.wait_for(self._has_work)
-                if self._closing and not self._waiting:
+                self._changed.wait_for(
+                    lambda: self._closing or self._queue or self._kept or self._deleted
+                )
+                if self._closing and not self._queue:
                     return
-            if not self._breaker.wait_closed(1.0):
-                if self._closing:
-                    self._drop_waiting("dropped_failed")
-                continue
-            self._work()
+            if self._breaker.wait_closed(1.0):
+                self._write_batch()
+            elif self._closing:
+                self._drop_queue("dropped_failed")
 
-    def _has_work(self) -> bool:
-        return bool(self._closing or self._waiting or self._kept or self._deleted)
-
-    def _work(self) -> None:
+    def _write_batch(self) -> None:
         with self._changed:
-            kept, self._kept = list(self._kept), {}
-            deleted, self._deleted = list(self._deleted), {}
+            kept, deleted = [*self._kept], [*self._deleted]
+            self._kept.clear()
+            self._deleted.clear()
             batch = self._next_batch()
         count = len(batch)
         started = threading.Event()
@@ -184,45 +191,46 @@ class Writer:
                 if batch:
                     self._write(store, batch)
             finally:
-                # Where the call hangs, the memory that it reads from is not given back.
-                self._finish(batch)
+                # A call that hangs still reads the chunks' memory, which is not given back then.
+                self._release(batch)
 
         try:
-            self._lane.call(write, self._limits.write)
-            self._breaker.succeeded(_LANE)
+            self._executor.call(write, self._limits.write)
+            self._breaker.succeeded(_KIND)
             if count:
                 self._pause = _FIRST_PAUSE
         except StoreFullError as error:
-            self._hold_back(str(error))
+            self._pause_writes(str(error))
             self._counters.add("dropped_full", count)
         except StoreError as error:
             self._counters.add("failures")
             self._counters.add("dropped_failed", count)
-            self._breaker.failed(_LANE, str(error))
+            self._breaker.failed(_KIND, str(error))
         except Exception as error:
             self._counters.add("dropped_failed", count)
-            self._on_mistake(_LANE, error)
+            self._on_bug(_KIND, error)
         finally:
             if not started.is_set():
-                self._finish(batch)
+                self._release(batch)
 
     def _next_batch(self) -> list[Chunk]:
         batch: list[Chunk] = []
         size = 0
-        while self._waiting:
-            oldest = next(iter(self._waiting.values()))
+        while self._queue:
+            oldest = next(iter(self._queue.values()))
             if batch and size + oldest.size > self._limits.batch_bytes:
                 break
-            batch.append(self._waiting.pop(oldest.key))
+            batch.append(self._queue.pop(oldest.key))
             size += oldest.size
         return batch
 
-    def _write(self, store: Store, batch: list[Chunk]) -> None:
-        """Write what the store does not have: another replica may have been faster."""
+    def _write(self, store: Store, batch: Sequence[Chunk]) -> None:
+        """Writes the chunks that the store lacks. Another replica may have written some."""
+        began = time.monotonic()
         sizes = store.sizes([chunk.key for chunk in batch])
         new, known = [], []
         for chunk, size in zip(batch, sizes, strict=True):
-            if size == 0 or chunk.key in self._spoiled:
+            if size == 0 or chunk.key in self._corrupt_keys:
                 new.append(chunk)
             else:
                 known.append(chunk.key)
@@ -231,20 +239,14 @@ class Writer:
             self._counters.add("chunks_known", len(known))
         if new:
             store.write(
-                [
-                    Entry(
-                        chunk.key,
-                        encode_header(chunk.key, chunk.layout, chunk.payload),
-                        chunk.payload,
-                    )
-                    for chunk in new
-                ]
+                [Entry(c.key, encode_header(c.key, c.layout, c.payload), c.payload) for c in new]
             )
-            self._spoiled.discard(chunk.key for chunk in new)
+            self._corrupt_keys.discard(chunk.key for chunk in new)
             self._counters.add("chunks_written", len(new))
             self._counters.add("written_bytes", sum(chunk.size for chunk in new))
+            self._store_seconds.observe(time.monotonic() - began)
 
-    def _finish(self, batch: list[Chunk]) -> None:
+    def _release(self, batch: list[Chunk]) -> None:
         for chunk in batch:
             chunk.release()
         with self._changed:
@@ -252,15 +254,15 @@ class Writer:
             self._queue_bytes.set(self._bytes)
         batch.clear()
 
-    def _hold_back(self, reason: str) -> None:
+    def _pause_writes(self, reason: str) -> None:
         self._full_until = time.monotonic() + self._pause
-        self._on_full(reason)
         self._pause = min(2 * self._pause, _LONGEST_PAUSE)
-        self._drop_waiting("dropped_full")
+        self._on_full(reason)
+        self._drop_queue("dropped_full")
 
-    def _drop_waiting(self, reason: str) -> None:
+    def _drop_queue(self, reason: str) -> None:
         with self._changed:
-            dropped = list(self._waiting.values())
-            self._waiting.clear()
+            dropped = list(self._queue.values())
+            self._queue.clear()
         self._counters.add(reason, len(dropped))
-        self._finish(dropped)
+        self._release(dropped)

@@ -1,1 +1,1 @@
-"""Stores that LMCache has a connector to: ``lm://``, ``fs://``, ``s3://``, Mooncake and others."""
+"""Stores that LMCache has a connector for: ``lm://``, ``fs://``, ``s3://``, Mooncake and others."""

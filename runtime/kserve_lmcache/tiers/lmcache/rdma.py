@@ -1,4 +1,4 @@
-"""Devices for remote direct memory access, which some stores need."""
+"""The devices for remote direct memory access (RDMA), which some stores need."""
 
 from __future__ import annotations
 
@@ -8,10 +8,10 @@ DIRECTORY = Path("sys/class/infiniband")
 
 
 def devices(root: Path) -> list[str]:
-    """Their names, as ``mlx5_0``.
+    """Returns the names of the devices, for example ``mlx5_0``.
 
     Args:
-        root: where ``/sys`` is looked for.
+        root: the directory that ``sys`` is in.
     """
     directory = root / DIRECTORY
     return sorted(each.name for each in directory.iterdir()) if directory.is_dir() else []

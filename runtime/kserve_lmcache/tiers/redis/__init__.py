@@ -1,1 +1,1 @@
-"""Stores that speak Redis: a node, a cluster, sentinels, TLS."""
+"""Redis and Valkey stores: one server, a cluster, or the primary that sentinels name."""

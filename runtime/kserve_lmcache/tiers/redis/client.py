@@ -1,4 +1,4 @@
-"""Clients of redis-py for a :class:`Remote`: every form of its URL, its credentials, TLS."""
+"""Makes redis-py clients for a :class:`~kserve_lmcache.config.stores.Remote`."""
 
 from __future__ import annotations
 
@@ -15,42 +15,41 @@ from redis.sentinel import Sentinel
 
 from kserve_lmcache.config.stores import Address, Remote
 
-# What all keys begin with, so that an ACL can be limited to them and an operator knows whose
-# they are.
+# All keys begin with the prefix, so that an ACL can name them and an operator recognizes them.
 KEY_PREFIX = "kserve-lmcache:"
 
 
-def connect(remote: Remote, timeout: float, **more: Any) -> redis.Redis | redis.RedisCluster:
-    """A client of the store: of the node, of the whole cluster, or of the sentinels' primary.
+def connect(remote: Remote, timeout: float, **options: Any) -> redis.Redis | redis.RedisCluster:
+    """Makes a client of the store: the server, the cluster, or the sentinels' primary.
 
     Args:
         remote: must speak Redis.
         timeout: of each connection, request and answer, in seconds.
-        more: options of redis-py's connections, over those that come from the rest.
+        options: of redis-py's connections. They replace those derived from ``remote``.
 
     Raises:
-        ValueError: the URL cannot be used.
-        redis.RedisError: the cluster's nodes cannot be asked for its layout; the other clients
-            connect at their first command.
+        ValueError: the URL is invalid.
+        redis.RedisError: the nodes of a cluster do not report its layout. Other clients connect
+            at their first command.
     """
     location = remote.redis_location()
     if remote.scheme == "redis-cluster":
-        return cluster_client(remote, timeout, **more)
+        return cluster_client(remote, timeout, **options)
     if remote.scheme == "redis-sentinel":
         # The credentials are the primary's: a sentinel without a password refuses any.
         sentinel: Any = Sentinel(  # type: ignore[no-untyped-call]
-            location.addresses, sentinel_kwargs=_patience(timeout)
+            location.addresses, sentinel_kwargs=_timeouts(timeout)
         )
-        options = {**_options(remote, timeout), "db": location.database, **more}
+        options = {**_options(remote, timeout), "db": location.database, **options}
         primary: redis.Redis = sentinel.master_for(location.service, **options)
         return primary
-    return node_client(remote, next(iter(location.addresses), None), timeout, **more)
+    return node_client(remote, next(iter(location.addresses), None), timeout, **options)
 
 
-def cluster_client(remote: Remote, timeout: float, **more: Any) -> redis.RedisCluster:
-    """A client of a whole cluster; arguments and errors are as for :func:`connect`."""
-    options = {**_options(remote, timeout), **more}
-    # The servers that are named stay known even when the cluster announces other addresses.
+def cluster_client(remote: Remote, timeout: float, **options: Any) -> redis.RedisCluster:
+    """Makes a client of a whole cluster. The arguments and errors are those of :func:`connect`."""
+    options = {**_options(remote, timeout), **options}
+    # Keeps the servers of the URL, even where the cluster announces other addresses.
     options["dynamic_startup_nodes"] = False
     nodes = [
         ClusterNode(host, port)  # type: ignore[no-untyped-call]
@@ -58,22 +57,22 @@ def cluster_client(remote: Remote, timeout: float, **more: Any) -> redis.RedisCl
     ]
     try:
         return redis.RedisCluster(startup_nodes=nodes, **options)
-    except RedisClusterException as error:  # which is no RedisError
+    except RedisClusterException as error:  # which is not a RedisError
         raise redis.ConnectionError(str(error)) from error
 
 
 def node_client(
-    remote: Remote, address: Address | None, timeout: float, **more: Any
+    remote: Remote, address: Address | None, timeout: float, **options: Any
 ) -> redis.Redis:
-    """A client of one server of the store, or of its Unix socket when there is no address.
+    """Makes a client of one server, or of the Unix socket where ``address`` is ``None``.
 
-    It connects at its first command; the other arguments are as for :func:`connect`.
+    The client connects at its first command. The other arguments are those of :func:`connect`.
 
     Raises:
-        ValueError: the URL cannot be used.
+        ValueError: the URL is invalid.
     """
     location = remote.redis_location()
-    options = {**_options(remote, timeout), **more}
+    options = {**_options(remote, timeout), **options}
     if remote.scheme != "redis-cluster":
         options["db"] = location.database
     if address is None:
@@ -82,17 +81,17 @@ def node_client(
 
 
 def sentinel_client(address: Address, timeout: float) -> redis.Redis:
-    """A client of one sentinel; ``timeout`` is as for :func:`connect`."""
-    return redis.Redis(*address, **_patience(timeout))
+    """Makes a client of one sentinel. The timeout is that of :func:`connect`."""
+    return redis.Redis(*address, **_timeouts(timeout))
 
 
 def tls_context(remote: Remote) -> ssl.SSLContext:
-    """What the clients demand of the server's certificate and show of their own.
+    """Makes a TLS context that verifies and identifies as the clients do.
 
-    It trusts what redis-py trusts: the system's authorities, and the remote's beside them.
+    The context trusts the system's authorities and those of ``ca_file``, as redis-py does.
 
     Raises:
-        OSError: one of the files cannot be read or holds nothing of use (``ssl.SSLError``).
+        OSError: a file cannot be read, or holds no certificate or key (``ssl.SSLError``).
     """
     context = ssl.create_default_context()
     context.minimum_version = ssl.TLSVersion.TLSv1_2
@@ -104,9 +103,9 @@ def tls_context(remote: Remote) -> ssl.SSLContext:
 
 
 def _options(remote: Remote, timeout: float) -> dict[str, Any]:
-    options = _patience(timeout)
+    options = _timeouts(timeout)
     if remote.password_file:
-        options["credential_provider"] = _MountedPassword(remote)
+        options["credential_provider"] = _PasswordFile(remote)
     else:
         options.update(username=remote.username, password=remote.password)
     if remote.uses_tls:
@@ -122,14 +121,14 @@ def _options(remote: Remote, timeout: float) -> dict[str, Any]:
     return options
 
 
-class _MountedPassword(CredentialProvider):
+class _PasswordFile(CredentialProvider):
     """Reads the password for every new connection, since a mounted Secret may be rotated."""
 
     def __init__(self, remote: Remote) -> None:
         self._remote = remote
 
     def get_credentials(self) -> tuple[str] | tuple[str, str]:
-        """The user, if there is one, and the password."""
+        """Returns the user, if there is one, and the password."""
         try:
             password = self._remote.read_password()
         except (OSError, ValueError) as error:
@@ -138,12 +137,12 @@ class _MountedPassword(CredentialProvider):
         return (self._remote.username, password) if self._remote.username else (password,)
 
 
-def _patience(timeout: float) -> dict[str, Any]:
+def _timeouts(timeout: float) -> dict[str, Any]:
     return {
         "socket_timeout": timeout,
         "socket_connect_timeout": timeout,
-        # A retry would multiply the time; who calls knows better whether to try again.
+        # A retry would multiply the timeout. The caller decides whether to try again.
         "retry": Retry(NoBackoff(), 0),
-        # The version that every server and every proxy before one understands.
+        # Every server and every proxy in front of one understands this version.
         "protocol": 2,
     }

@@ -1,11 +1,11 @@
-"""A store of the Redis family, by redis-py: one node, a cluster, or what the sentinels name."""
+"""A store of the Redis family, through redis-py."""
 
 from __future__ import annotations
 
 import contextlib
 import socket
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import redis
@@ -15,13 +15,13 @@ from redis.exceptions import OutOfMemoryError, RedisClusterException, ResponseEr
 from kserve_lmcache.config.stores import Remote
 from kserve_lmcache.config.tier_limits import TierLimits
 from kserve_lmcache.tiers.guard.codec import Buffer
-from kserve_lmcache.tiers.guard.store import Entry, StoreError, StoreFullError
+from kserve_lmcache.tiers.guard.store import CallKind, Entry, StoreError, StoreFullError
 from kserve_lmcache.tiers.redis import client as redis_client
 from kserve_lmcache.tiers.redis.client import KEY_PREFIX
 
 _CLIENT_NAME = "kserve-lmcache"
 _READ_SIZE = 256 * 1024  # bytes read from a socket at a time
-_LONGEST_COPIED = 6000  # bytes of an argument that is copied to be sent with others
+_MAX_COPIED = 6000  # bytes; a longer argument is sent without being copied first
 
 
 @contextlib.contextmanager
@@ -35,45 +35,43 @@ def _store_errors() -> Iterator[None]:
 
 
 class RedisStore:
-    """One client; see :class:`~kserve_lmcache.tiers.guard.store.Store`.
+    """One client. Implements :class:`~kserve_lmcache.tiers.guard.store.Store`.
 
     Args:
         remote: must speak Redis.
-        limits: of a batch and a connection, and how long a chunk stays.
-        patience: seconds for each answer of the server, beside the deadlines of the calls.
-        name: of the connection, for ``CLIENT LIST``.
+        limits: of a batch and a connection, and the time to live of values.
+        kind: of the calls. Names the connection in ``CLIENT LIST`` and chooses the timeout of
+            each answer; the deadlines of the calls hold beside it.
     """
 
-    def __init__(self, remote: Remote, limits: TierLimits, patience: float, name: str) -> None:
+    def __init__(self, remote: Remote, limits: TierLimits, kind: CallKind) -> None:
         self._remote = remote
         self._limits = limits
-        self._patience = patience
-        self._name = f"{_CLIENT_NAME}-{socket.gethostname()}-{name}"
+        timeouts = {"load": limits.load, "write": limits.write}
+        self._timeout = timeouts.get(kind, limits.connect)
+        self._name = f"{_CLIENT_NAME}-{socket.gethostname()}-{kind}"
         self._client: Any = None
 
     @_store_errors()
     def ping(self) -> None:
-        """Connect if need be, and get an answer."""
+        """Connects where necessary, and waits for an answer."""
         self._connected().ping()
 
     @_store_errors()
     def sizes(self, keys: Sequence[str]) -> list[int]:
-        """Bytes of each value; 0 where there is none, or something that is no chunk."""
-        pipeline = self._pipeline()
-        for key in keys:
-            pipeline.strlen(KEY_PREFIX + key)
-        answers = pipeline.execute(raise_on_error=False)
-        return [0 if isinstance(answer, ResponseError) else answer for answer in _checked(answers)]
+        """Returns the sizes; 0 for a value that is missing or is not a string."""
+        answers = self._pipelined(lambda pipe, key: pipe.strlen(key), keys)
+        return [0 if isinstance(answer, ResponseError) else answer for answer in answers]
 
     def read(self, keys: Sequence[str]) -> Iterator[Buffer | None]:
-        """The values, each as soon as it is there."""
+        """Yields the values, each once it has arrived."""
         read = self._read_cluster if self._is_cluster else self._read_node
         with _store_errors():
             yield from read([KEY_PREFIX + key for key in keys])
 
     @_store_errors()
     def write(self, entries: Sequence[Entry]) -> None:
-        """Write the values, in one round trip."""
+        """Writes the values, in one round trip."""
         pipeline = self._pipeline()
         for entry in entries:
             value = b"".join((entry.header, entry.payload))
@@ -84,30 +82,23 @@ class RedisStore:
 
     @_store_errors()
     def keep(self, keys: Sequence[str]) -> None:
-        """Begin the values' time to live anew."""
-        if not self._limits.ttl:
-            return
-        pipeline = self._pipeline()
-        for key in keys:
-            pipeline.expire(KEY_PREFIX + key, self._limits.ttl)
-        _checked(pipeline.execute(raise_on_error=False))
+        """Restarts the time to live of the values."""
+        if self._limits.ttl:
+            self._pipelined(lambda pipe, key: pipe.expire(key, self._limits.ttl), keys)
 
     @_store_errors()
     def delete(self, keys: Sequence[str]) -> None:
-        """Delete the values; the server frees their memory in the background."""
-        pipeline = self._pipeline()
-        for key in keys:
-            pipeline.unlink(KEY_PREFIX + key)
-        _checked(pipeline.execute(raise_on_error=False))
+        """Deletes the values. The server frees their memory in the background."""
+        self._pipelined(lambda pipe, key: pipe.unlink(key), keys)
 
     def abort(self) -> None:
-        """Shut the sockets, which wakes the thread that waits on one."""
+        """Shuts the sockets down, which wakes the thread that waits for one."""
         client = self._client
         for pool in _pools(client) if client is not None else ():
             pool.disconnect(inuse_connections=True)
 
     def close(self) -> None:
-        """Close the connections."""
+        """Closes the connections."""
         if self._client is not None:
             self._client.close()
 
@@ -119,28 +110,46 @@ class RedisStore:
         client = self._connected()
         return client.pipeline() if self._is_cluster else client.pipeline(transaction=False)
 
+    def _pipelined(self, command: Callable[[Any, str], object], keys: Sequence[str]) -> list[Any]:
+        """Runs a command for each key, in one round trip.
+
+        Returns:
+            The answers. One may be an error about the type of a single value; other errors are
+            raised, since the server refuses the commands as a whole.
+        """
+        pipeline = self._pipeline()
+        for key in keys:
+            command(pipeline, KEY_PREFIX + key)
+        answers: list[Any] = pipeline.execute(raise_on_error=False)
+        for answer in answers:
+            if isinstance(answer, Exception) and not (
+                isinstance(answer, ResponseError) and str(answer).startswith("WRONGTYPE")
+            ):
+                raise answer
+        return answers
+
     def _connected(self) -> Any:
-        """The client; made, the first time, with as much as the server grants."""
+        """Returns the client. The first call makes it, with all options that the server grants."""
         if self._client is not None:
             return self._client
         options = {"protocol": 3, "client_name": self._name, "socket_read_size": _READ_SIZE}
         while True:
             client: Any = redis_client.connect(
                 self._remote,
-                self._patience,
+                self._timeout,
                 socket_connect_timeout=self._limits.connect,
                 **options,
             )
             if not self._is_cluster:
-                # hiredis packs a value by copying it several times; this one sends it as it is.
+                # hiredis copies a value several times to pack it; this serializer does not.
                 encode = client.get_encoder().encode
-                packer = PythonRespSerializer(_LONGEST_COPIED, encode)
+                packer = PythonRespSerializer(_MAX_COPIED, encode)
                 client.connection_pool.connection_kwargs["command_packer"] = packer
             try:
                 client.ping()
             except ResponseError as error:
                 client.close()
-                if not _grants_less(error, options):
+                if not _drop_refused(error, options):
                     raise
             except BaseException:
                 client.close()
@@ -150,33 +159,33 @@ class RedisStore:
                 return client
 
     def _read_node(self, keys: Sequence[str]) -> Iterator[Buffer | None]:
-        """One answer after the other, while the next are under way."""
+        """Yields one answer after the other, while the next ones are on their way."""
         pool = self._connected().connection_pool
         connection = pool.get_connection()
         done = False
         try:
             waiting: deque[str] = deque(keys)
-            asked, largest = 0, 0
-            while waiting or asked:
-                # One value's size tells how many may be under way.
+            requested, largest = 0, 0
+            while waiting or requested:
+                # The size of the values seen so far limits the requests at a time.
                 window = max(1, self._limits.batch_bytes // largest) if largest else 1
-                more = [waiting.popleft() for _ in range(min(window - asked, len(waiting)))]
+                more = [waiting.popleft() for _ in range(min(window - requested, len(waiting)))]
                 if more:
                     commands = [("GET", key) for key in more]
                     connection.send_packed_command(connection.pack_commands(commands))
-                    asked += len(more)
+                    requested += len(more)
                 value = connection.read_response(disable_decoding=True)
-                asked -= 1
+                requested -= 1
                 largest = max(largest, len(value or b""))
                 yield value
             done = True
         finally:
-            if not done:  # answers are still under way
+            if not done:  # answers are still on their way
                 connection.disconnect()
             pool.release(connection)
 
     def _read_cluster(self, keys: Sequence[str]) -> Iterator[Buffer | None]:
-        """A batch of answers after the other, from all nodes."""
+        """Yields one batch of answers after the other, from all nodes."""
         window, position = 1, 0
         while position < len(keys):
             pipeline = self._pipeline()
@@ -197,8 +206,8 @@ def _pools(client: Any) -> Iterator[Any]:
             yield connection.connection_pool
 
 
-def _grants_less(error: ResponseError, options: dict[str, Any]) -> bool:
-    """Leave out what the server refused of ``options``; false where nothing is left to try."""
+def _drop_refused(error: ResponseError, options: dict[str, Any]) -> bool:
+    """Removes the option that the server refused. Returns whether there was one."""
     text = str(error).lower()
     if "protocol" in options and ("hello" in text or "noproto" in text):
         del options["protocol"]
@@ -207,13 +216,3 @@ def _grants_less(error: ResponseError, options: dict[str, Any]) -> bool:
     else:
         return False
     return True
-
-
-def _checked(answers: list[Any]) -> list[Any]:
-    """``answers``, where the server as a whole does not refuse."""
-    for answer in answers:
-        if isinstance(answer, Exception) and not (
-            isinstance(answer, ResponseError) and str(answer).startswith("WRONGTYPE")
-        ):
-            raise answer
-    return answers

@@ -1,4 +1,4 @@
-"""Threads for an event loop's blocking calls, which may hang for ever without harm."""
+"""A thread pool whose threads may hang forever without blocking the exit of the process."""
 
 from __future__ import annotations
 
@@ -11,48 +11,53 @@ from typing import Any
 Job = tuple["Future[Any]", Callable[[], Any]]
 
 
-class DaemonThreads(ThreadPoolExecutor):
-    """An executor whose threads hold up no exit: Python joins those of its own executors.
+class DaemonThreadPool(ThreadPoolExecutor):
+    """A pool of daemon threads. Python joins the threads of its own pools at exit.
 
-    It is one of them by type alone, which asyncio asks for.
+    The base class serves as a type only: asyncio demands it of a default executor.
 
     Args:
         name: of the threads.
-        most: threads at a time.
+        max_threads: started at most.
     """
 
-    def __init__(self, name: str, most: int) -> None:
-        super().__init__(most, name)
+    def __init__(self, name: str, max_threads: int) -> None:
+        super().__init__(max_threads, name)
         self._name = name
-        self._most = most
+        self._max_threads = max_threads
         self._jobs: SimpleQueue[Job | None] = SimpleQueue()
         self._idle = threading.Semaphore(0)
         self._lock = threading.Lock()
         self._daemons: list[threading.Thread] = []
         self._closed = False
 
+    @property
+    def is_alive(self) -> bool:
+        """Whether a thread is still running."""
+        return any(thread.is_alive() for thread in self._daemons)
+
     def submit(self, fn: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Future[Any]:
-        """Run ``fn`` in one of the threads.
+        """Runs ``fn`` in one of the threads.
 
         Raises:
-            RuntimeError: the executor was shut down.
+            RuntimeError: the pool has been shut down.
         """
         future: Future[Any] = Future()
         with self._lock:
             if self._closed:
-                raise RuntimeError("no more work is taken")
+                raise RuntimeError("the pool has been shut down")
             self._jobs.put((future, lambda: fn(*args, **kwargs)))
-            if not self._idle.acquire(blocking=False) and len(self._daemons) < self._most:
+            if not self._idle.acquire(blocking=False) and len(self._daemons) < self._max_threads:
                 thread = threading.Thread(target=self._run, name=self._name, daemon=True)
                 self._daemons.append(thread)
                 thread.start()
         return future
 
     def shutdown(self, wait: bool = True, *, cancel_futures: bool = False) -> None:
-        """End the threads after what was submitted.
+        """Ends the threads after the submitted jobs.
 
         Args:
-            wait: until they have ended, however long that takes.
+            wait: until the threads have ended, however long that takes.
             cancel_futures: has no effect.
         """
         with self._lock:
@@ -71,5 +76,5 @@ class DaemonThreads(ThreadPoolExecutor):
                     future.set_result(call())
                 except BaseException as error:
                     future.set_exception(error)
-            del future, call, job  # an idle thread holds nobody's memory
+            del future, call, job  # an idle thread must not keep memory alive
             self._idle.release()
