@@ -18,7 +18,7 @@ from lmcache.v1.memory_management import MemoryFormat
 from lmcache.v1.storage_backend.connector import ConnectorAdapter
 from lmcache.v1.storage_backend.connector.base_connector import RemoteConnector
 
-from kserve_lmcache.config.tier_plugins import DISK_PLUGIN, REMOTE_PLUGIN
+from kserve_lmcache.config.tier_plugins import DISK_PLUGIN, REMOTE_PLUGIN, TierPlugin
 from kserve_lmcache.tiers.disk.directory import DiskDirectory
 from kserve_lmcache.tiers.disk.store import DiskStore
 from kserve_lmcache.tiers.guard.codec import Layout, header_size
@@ -182,12 +182,14 @@ class DiskTierConnector(TierConnector):
         self._directory.close()
 
 
-class _Adapter(ConnectorAdapter):  # type: ignore[misc]
-    """Makes a tier's connector for LMCache."""
+class RemoteTierAdapter(ConnectorAdapter):  # type: ignore[misc]
+    """Makes the remote tier's connector for LMCache."""
 
-    def __init__(self, plugin: str, connector: type[TierConnector]) -> None:
-        super().__init__(f"plugin://{plugin}")
-        self._connector = connector
+    plugin: TierPlugin[Any] = REMOTE_PLUGIN
+    connector: type[TierConnector] = RemoteTierConnector
+
+    def __init__(self) -> None:
+        super().__init__(f"plugin://{self.plugin.name}")
 
     def can_parse(self, url: str) -> bool:
         """Returns whether LMCache means this plugin. One plugin's name begins with the other's."""
@@ -195,21 +197,14 @@ class _Adapter(ConnectorAdapter):  # type: ignore[misc]
 
     def create_connector(self, context: ConnectorContext) -> RemoteConnector:
         """Makes the connector of this process."""
-        return self._connector(context)
+        return self.connector(context)
 
 
-class RemoteTierAdapter(_Adapter):
-    """Makes the remote tier."""
+class DiskTierAdapter(RemoteTierAdapter):
+    """Makes the disk tier's connector for LMCache."""
 
-    def __init__(self) -> None:
-        super().__init__(REMOTE_PLUGIN.name, RemoteTierConnector)
-
-
-class DiskTierAdapter(_Adapter):
-    """Makes the disk tier."""
-
-    def __init__(self) -> None:
-        super().__init__(DISK_PLUGIN.name, DiskTierConnector)
+    plugin = DISK_PLUGIN
+    connector = DiskTierConnector
 
 
 def _release(memory_obj: MemoryObj) -> None:

@@ -37,6 +37,10 @@ class Breaker:
         on_open: called with the reason when the store is given up.
         on_probe_failure: called with the reason when a probe fails.
         name: of the thread that probes.
+
+    Attributes:
+        is_closed: whether the store may be called.
+        since: when the breaker opened or closed last, in seconds of Unix time.
     """
 
     def __init__(
@@ -52,23 +56,13 @@ class Breaker:
         self._on_open = on_open
         self._on_probe_failure = on_probe_failure
         self._changed = threading.Condition()
-        self._closed = False
-        self._since = time.time()
+        self.is_closed = False
+        self.since = time.time()
         self._stopping = False
         self._last_call = time.monotonic()
         self._failures: Counter[str] = Counter()
         self._slow: deque[bool] = deque(maxlen=_WINDOW)
         threading.Thread(target=self._run, name=name, daemon=True).start()
-
-    @property
-    def is_closed(self) -> bool:
-        """Whether the store may be called."""
-        return self._closed
-
-    @property
-    def since(self) -> float:
-        """When the breaker opened or closed last, in seconds of Unix time."""
-        return self._since
 
     def succeeded(self, kind: str, share: float | None = None) -> None:
         """Records that a call of this kind succeeded.
@@ -94,18 +88,18 @@ class Breaker:
     def wait_closed(self, seconds: float) -> bool:
         """Waits up to ``seconds`` for the breaker to close. Returns whether it is closed."""
         with self._changed:
-            return self._changed.wait_for(lambda: self._closed, seconds)
+            return self._changed.wait_for(lambda: self.is_closed, seconds)
 
     def stop(self) -> None:
         """Opens the breaker for good and ends the probes."""
         with self._changed:
             self._stopping = True
-            self._closed = False
+            self.is_closed = False
             self._changed.notify_all()
 
     def _record(self, slow: bool, reason: str) -> None:
         with self._changed:
-            if not self._closed:
+            if not self.is_closed:
                 return
             self._slow.append(slow)
             failures = max(self._failures.values(), default=0)
@@ -115,8 +109,8 @@ class Breaker:
         self._on_open(reason)
 
     def _switch(self, closed: bool) -> None:
-        self._closed = closed
-        self._since = time.time()
+        self.is_closed = closed
+        self.since = time.time()
         self._failures.clear()
         self._slow.clear()
         self._changed.notify_all()
@@ -141,13 +135,13 @@ class Breaker:
         """Waits until the breaker opens. Returns whether the store is to be probed."""
         while True:
             with self._changed:
-                self._changed.wait_for(lambda: self._stopping or not self._closed, _IDLE)
-                if self._stopping or not self._closed:
+                self._changed.wait_for(lambda: self._stopping or not self.is_closed, _IDLE)
+                if self._stopping or not self.is_closed:
                     return not self._stopping
                 is_idle = time.monotonic() - self._last_call >= _IDLE
             if is_idle and (error := self._failure()) is not None:
                 with self._changed:
-                    if not self._closed:  # a call failed meanwhile
+                    if not self.is_closed:  # a call failed meanwhile
                         continue
                     self._switch(closed=False)
                 self._on_open(error)

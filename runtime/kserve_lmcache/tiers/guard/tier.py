@@ -4,20 +4,20 @@ from __future__ import annotations
 
 import functools
 import logging
+import threading
 import time
 import traceback
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, TypeVar, get_args
+from typing import Any, Generic, TypeVar, get_args
 
 from kserve_lmcache.config.tier_limits import TierLimits
 from kserve_lmcache.metrics import start_up_timing
 from kserve_lmcache.metrics.table import metric
 from kserve_lmcache.tiers.guard.breaker import SLOW, Breaker
-from kserve_lmcache.tiers.guard.codec import Buffer, Layout
+from kserve_lmcache.tiers.guard.codec import Buffer, CorruptValueError, Layout, decode_value
 from kserve_lmcache.tiers.guard.corrupt_keys import CorruptKeys
 from kserve_lmcache.tiers.guard.counters import Counters
 from kserve_lmcache.tiers.guard.deadline_executor import DeadlineExecutor
-from kserve_lmcache.tiers.guard.load import Load
 from kserve_lmcache.tiers.guard.load_cost import LoadCost
 from kserve_lmcache.tiers.guard.store import CallKind, Store, StoreError
 from kserve_lmcache.tiers.guard.writer import Chunk, Writer
@@ -79,14 +79,13 @@ class Tier:
             self._probe, self._on_up, self._on_down, self._on_probe_failure, f"{name}-probe"
         )
         self._writer = Writer(
-            self._executors["write"],
+            functools.partial(self._call, "write"),
             self._breaker,
             limits,
             self.counters,
             self._corrupt_keys,
             name,
             self._on_full,
-            self._on_bug,
         )
 
     def lookup(self, keys: Sequence[str]) -> int:
@@ -129,7 +128,7 @@ class Tier:
         if not keys or not self._breaker.is_closed:
             return []
         self.counters.add("loads")
-        load = Load(keys, take, release)
+        load = _Load(keys, take, release)
         deadline = self.load_cost.deadline(*self._amount(len(keys)), self._limits.load)
         began = time.monotonic()
         self._call("load", load.run, deadline)
@@ -149,14 +148,7 @@ class Tier:
         return taken
 
     def store(self, key: str, layout: Layout, payload: Buffer, release: Callable[[], None]) -> None:
-        """Queues a chunk for writing.
-
-        Args:
-            key: of the chunk.
-            layout: of the payload.
-            payload: must not change until ``release`` is called.
-            release: called once, by any thread, when the payload is no longer needed.
-        """
+        """Queues a chunk for writing. The arguments are those of :class:`.writer.Chunk`."""
         self._writer.put(Chunk(key, layout, payload, release))
 
     def delete(self, key: str) -> None:
@@ -258,3 +250,61 @@ class Tier:
             self._logged_bugs.add(trace)
             logger.error("Unexpected exception in the %s:\n%s", self._title, trace)
         self._breaker.failed(kind, f"{type(error).__name__}: {error}")
+
+
+class _Load(Generic[T]):
+    """One load, which :meth:`finish` ends at any time while another thread runs it."""
+
+    def __init__(
+        self,
+        keys: Sequence[str],
+        take: Callable[[Layout, memoryview], T | None],
+        release: Callable[[T], None],
+    ) -> None:
+        self.bytes = 0
+        self.outcome = ""  # the counter for the reason why the load ended early
+        self.corruption = ""  # the check that a value failed
+        self._keys = keys
+        self._take = take
+        self._release = release
+        self._lock = threading.Lock()
+        self._finished = False
+        self._taken: list[T] = []
+
+    def run(self, store: Store) -> None:
+        """Takes chunks until one is missing or corrupt, or has no room."""
+        values = store.read(self._keys)
+        try:
+            for key, value in zip(self._keys, values, strict=True):
+                if self._finished or not self._take_one(key, value):
+                    return
+        finally:
+            if close := getattr(values, "close", None):
+                close()
+
+    def finish(self) -> list[T]:
+        """Returns the copies. Those that come later are given back."""
+        with self._lock:
+            self._finished = True
+            return self._taken
+
+    def _take_one(self, key: str, value: Buffer | None) -> bool:
+        if value is None:
+            self.outcome = "chunks_missing"
+            return False
+        try:
+            layout, payload = decode_value(key, value)
+        except CorruptValueError as error:
+            self.outcome, self.corruption = "chunks_corrupt", str(error)
+            return False
+        copy = self._take(layout, payload)
+        if copy is None:
+            self.outcome = "chunks_without_room"
+            return False
+        with self._lock:
+            if not self._finished:
+                self._taken.append(copy)
+                self.bytes += len(value)
+                return True
+        self._release(copy)
+        return False

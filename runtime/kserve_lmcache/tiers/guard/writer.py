@@ -6,6 +6,7 @@ import threading
 import time
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 
 from kserve_lmcache.config.tier_limits import TierLimits
 from kserve_lmcache.metrics.table import metric
@@ -13,16 +14,8 @@ from kserve_lmcache.tiers.guard.breaker import Breaker
 from kserve_lmcache.tiers.guard.codec import Buffer, Layout, encode_header, header_size
 from kserve_lmcache.tiers.guard.corrupt_keys import CorruptKeys
 from kserve_lmcache.tiers.guard.counters import Counters
-from kserve_lmcache.tiers.guard.deadline_executor import DeadlineExecutor
-from kserve_lmcache.tiers.guard.store import (
-    CallKind,
-    Entry,
-    Store,
-    StoreError,
-    StoreFullError,
-)
+from kserve_lmcache.tiers.guard.store import Entry, Store, StoreFullError
 
-_KIND: CallKind = "write"
 _MAX_KEYS = 10_000  # to be kept or deleted; more are dropped
 # Seconds without a write after the store was full, doubled each time. A store that has room again
 # gets chunks again within the longest pause, in which only one batch is refused.
@@ -31,65 +24,67 @@ _LONGEST_PAUSE = 4.0
 _CLOSE_SECONDS = 2.0  # to write the queue when the engine stops
 
 
+@dataclass(frozen=True)
 class Chunk:
-    """A chunk in the queue, and the memory that the chunk holds until :meth:`release`."""
+    """A chunk to be written.
 
-    def __init__(
-        self, key: str, layout: Layout, payload: Buffer, release: Callable[[], None]
-    ) -> None:
-        self.key = key
-        self.layout = layout
-        self.payload = payload
-        self.size = header_size(layout) + len(payload)
-        self._release: Callable[[], None] | None = release
-        self._lock = threading.Lock()
+    Attributes:
+        key: of the chunk.
+        layout: of the payload.
+        payload: must not change until ``release`` is called.
+        release: called once, by any thread, when the payload is no longer needed.
+    """
 
-    def release(self) -> None:
-        """Gives the memory back. Further calls have no effect."""
-        with self._lock:
-            release, self._release = self._release, None
-        if release is not None:
-            release()
+    key: str
+    layout: Layout
+    payload: Buffer
+    release: Callable[[], None]
+
+    @property
+    def size(self) -> int:
+        """Bytes of the chunk's value."""
+        return header_size(self.layout) + len(self.payload)
 
 
 class Writer:
     """A thread that writes the queue in batches.
 
     Args:
-        executor: runs the store's calls.
+        call: runs a write within a deadline; returns ``None`` where it fails.
         breaker: knows whether the store answers.
         limits: of the queue and of a batch.
         counters: of the tier.
         corrupt_keys: keys that are written although the store has a value.
         tier: the tier's name in metrics.
         on_full: called with the reason each time that the store is full.
-        on_bug: called with the kind of call and an exception that no store should raise.
+
+    Attributes:
+        queued_bytes: of the chunks that are queued or being written.
+        max_queued_bytes: the largest value that ``queued_bytes`` has had.
     """
 
     def __init__(
         self,
-        executor: DeadlineExecutor,
+        call: Callable[[Callable[[Store], str], float], str | None],
         breaker: Breaker,
         limits: TierLimits,
         counters: Counters,
         corrupt_keys: CorruptKeys,
         tier: str,
         on_full: Callable[[str], None],
-        on_bug: Callable[[CallKind, Exception], None],
     ) -> None:
-        self._executor = executor
+        self.queued_bytes = 0
+        self.max_queued_bytes = 0
+        self._call = call
         self._breaker = breaker
         self._limits = limits
         self._counters = counters
         self._corrupt_keys = corrupt_keys
         self._on_full = on_full
-        self._on_bug = on_bug
         self._store_seconds = metric("store_seconds", tier=tier)
         self._queue_bytes = metric("queue_bytes", tier=tier)
         self._changed = threading.Condition()
         self._queue: OrderedDict[str, Chunk] = OrderedDict()
-        self._bytes = 0
-        self._max_bytes = 0
         self._kept: dict[str, None] = {}
         self._deleted: dict[str, None] = {}
         self._pause = _FIRST_PAUSE
@@ -98,41 +93,32 @@ class Writer:
         self._thread = threading.Thread(target=self._run, name=f"{tier}-writer", daemon=True)
         self._thread.start()
 
-    @property
-    def queued_bytes(self) -> int:
-        """Bytes of the chunks that are queued or being written."""
-        return self._bytes
-
-    @property
-    def max_queued_bytes(self) -> int:
-        """The largest value that :attr:`queued_bytes` has had."""
-        return self._max_bytes
-
     def put(self, chunk: Chunk) -> None:
         """Queues a chunk. Drops the oldest queued chunks when the queue is full. Never blocks."""
         dropped: list[Chunk] = []
+        reason = "dropped_queue"
         with self._changed:
-            reason = "dropped_queue"
+            if chunk.key in self._queue:
+                chunk.release()
+                return
             if self._closing:
                 dropped.append(chunk)
             elif time.monotonic() < self._full_until:
                 reason = "dropped_full"
                 dropped.append(chunk)
-            elif chunk.key in self._queue:
-                chunk.release()
-                return
             else:
-                while self._queue and self._bytes + chunk.size > self._limits.queue_bytes:
+                room = self._limits.queue_bytes - chunk.size
+                while self._queue and self.queued_bytes > room:
                     _, oldest = self._queue.popitem(last=False)
-                    self._bytes -= oldest.size
+                    self.queued_bytes -= oldest.size
                     dropped.append(oldest)
-                if self._bytes + chunk.size > self._limits.queue_bytes:
+                if self.queued_bytes > room:
                     dropped.append(chunk)
                 else:
                     self._queue[chunk.key] = chunk
-                    self._bytes += chunk.size
-                    self._max_bytes = max(self._max_bytes, self._bytes)
-            self._queue_bytes.set(self._bytes)
+                    self.queued_bytes += chunk.size
+                    self.max_queued_bytes = max(self.max_queued_bytes, self.queued_bytes)
+            self._queue_bytes.set(self.queued_bytes)
             self._changed.notify()
         self._counters.add(reason, len(dropped))
         for each in dropped:
@@ -178,11 +164,14 @@ class Writer:
             self._kept.clear()
             self._deleted.clear()
             batch = self._next_batch()
-        count = len(batch)
-        started = threading.Event()
+        # Whoever locks it first releases the chunks: the call, since it reads their memory even
+        # when it hangs, or this thread where the call never began.
+        ownership = threading.Lock()
 
-        def write(store: Store) -> None:
-            started.set()
+        def write(store: Store) -> str:
+            """Returns the reason where the store is full."""
+            if not ownership.acquire(blocking=False):
+                return ""
             try:
                 if deleted:
                     store.delete(deleted)
@@ -190,28 +179,22 @@ class Writer:
                     store.keep(kept)
                 if batch:
                     self._write(store, batch)
+                return ""
+            except StoreFullError as error:
+                return str(error)
             finally:
-                # A call that hangs still reads the chunks' memory, which is not given back then.
                 self._release(batch)
 
-        try:
-            self._executor.call(write, self._limits.write)
-            self._breaker.succeeded(_KIND)
-            if count:
-                self._pause = _FIRST_PAUSE
-        except StoreFullError as error:
-            self._pause_writes(str(error))
-            self._counters.add("dropped_full", count)
-        except StoreError as error:
-            self._counters.add("failures")
-            self._counters.add("dropped_failed", count)
-            self._breaker.failed(_KIND, str(error))
-        except Exception as error:
-            self._counters.add("dropped_failed", count)
-            self._on_bug(_KIND, error)
-        finally:
-            if not started.is_set():
-                self._release(batch)
+        full = self._call(write, self._limits.write)
+        if ownership.acquire(blocking=False):
+            self._release(batch)
+        if full is None:
+            self._counters.add("dropped_failed", len(batch))
+        elif full:
+            self._pause_writes(full)
+            self._counters.add("dropped_full", len(batch))
+        elif batch:
+            self._pause = _FIRST_PAUSE
 
     def _next_batch(self) -> list[Chunk]:
         batch: list[Chunk] = []
@@ -246,13 +229,12 @@ class Writer:
             self._counters.add("written_bytes", sum(chunk.size for chunk in new))
             self._store_seconds.observe(time.monotonic() - began)
 
-    def _release(self, batch: list[Chunk]) -> None:
-        for chunk in batch:
+    def _release(self, chunks: Sequence[Chunk]) -> None:
+        for chunk in chunks:
             chunk.release()
         with self._changed:
-            self._bytes -= sum(chunk.size for chunk in batch)
-            self._queue_bytes.set(self._bytes)
-        batch.clear()
+            self.queued_bytes -= sum(chunk.size for chunk in chunks)
+            self._queue_bytes.set(self.queued_bytes)
 
     def _pause_writes(self, reason: str) -> None:
         self._full_until = time.monotonic() + self._pause

@@ -129,34 +129,32 @@ class RedisStore:
         return answers
 
     def _connected(self) -> Any:
-        """Returns the client. The first call makes it, with all options that the server grants."""
-        if self._client is not None:
-            return self._client
-        options = {"protocol": 3, "client_name": self._name, "socket_read_size": _READ_SIZE}
-        while True:
-            client: Any = redis_client.connect(
-                self._remote,
-                self._timeout,
-                socket_connect_timeout=self._limits.connect,
-                **options,
-            )
-            if not self._is_cluster:
-                # hiredis copies a value several times to pack it; this serializer does not.
-                encode = client.get_encoder().encode
-                packer = PythonRespSerializer(_MAX_COPIED, encode)
-                client.connection_pool.connection_kwargs["command_packer"] = packer
+        """Returns the client, which the first call makes."""
+        if self._client is None:
             try:
-                client.ping()
-            except ResponseError as error:
-                client.close()
-                if not _drop_refused(error, options):
-                    raise
-            except BaseException:
-                client.close()
-                raise
-            else:
-                self._client = client
-                return client
+                self._client = self._connect(client_name=self._name)
+            except ResponseError:  # an ACL or a proxy may refuse CLIENT SETNAME
+                self._client = self._connect()
+        return self._client
+
+    def _connect(self, **options: Any) -> Any:
+        client: Any = redis_client.connect(
+            self._remote,
+            self._timeout,
+            socket_connect_timeout=self._limits.connect,
+            socket_read_size=_READ_SIZE,
+            **options,
+        )
+        if not self._is_cluster:
+            # hiredis copies a value several times to pack it; this serializer does not.
+            packer = PythonRespSerializer(_MAX_COPIED, client.get_encoder().encode)
+            client.connection_pool.connection_kwargs["command_packer"] = packer
+        try:
+            client.ping()
+        except BaseException:
+            client.close()
+            raise
+        return client
 
     def _read_node(self, keys: Sequence[str]) -> Iterator[Buffer | None]:
         """Yields one answer after the other, while the next ones are on their way."""
@@ -204,15 +202,3 @@ def _pools(client: Any) -> Iterator[Any]:
         connection = getattr(node, "redis_connection", node)
         if connection is not None:
             yield connection.connection_pool
-
-
-def _drop_refused(error: ResponseError, options: dict[str, Any]) -> bool:
-    """Removes the option that the server refused. Returns whether there was one."""
-    text = str(error).lower()
-    if "protocol" in options and ("hello" in text or "noproto" in text):
-        del options["protocol"]
-    elif "client_name" in options and ("setname" in text or "'client" in text):
-        del options["client_name"]
-    else:
-        return False
-    return True
