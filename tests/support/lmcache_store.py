@@ -16,7 +16,7 @@ from kserve_lmcache.tiers.lmcache.connectors import Connectors
 from kserve_lmcache.tiers.lmcache.store import LMCacheStore
 from kserve_lmcache.tiers.lmcache.values import value_size
 from tests.support.lmcache_engine import metadata_of
-from tests.support.remote import LAYOUT, chunks, load, store_all
+from tests.support.tiers import LAYOUT, chunks, load, store_all
 from tests.support.waiting import until
 
 # As chunks of real models, longer than what the server of lm:// sends at a time: a short value

@@ -23,7 +23,7 @@ from kserve_lmcache.tiers.disk.store import DiskStore
 from kserve_lmcache.tiers.guard import writer
 from kserve_lmcache.tiers.guard.codec import encode_header, header_size
 from kserve_lmcache.tiers.guard.store import Entry, StoreError, StoreFullError
-from tests.support.remote import LAYOUT, SIZE, chunks, disk_tier, load, store, store_all
+from tests.support.tiers import LAYOUT, SIZE, chunks, disk_tier, load, store, store_all
 from tests.support.waiting import until
 
 BLOCK = 4096

@@ -15,7 +15,7 @@ from kserve_lmcache.tiers.guard.counters import Counters
 from kserve_lmcache.tiers.guard.deadline_executor import DeadlineExecutor
 from kserve_lmcache.tiers.guard.load_cost import MIB, LoadCost
 from kserve_lmcache.tiers.guard.store import StoreError, StoreTimeoutError
-from tests.support.remote import threads
+from tests.support.tiers import threads
 from tests.support.waiting import until
 
 
