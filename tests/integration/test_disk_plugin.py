@@ -16,9 +16,9 @@ from kserve_lmcache.tiers.disk.directory import file_name
 from kserve_lmcache.tiers.guard.codec import encode_header
 from kserve_lmcache.tiers.plugin import DiskTierAdapter, RemoteTierAdapter
 from tests.support.damage import RANDOM_CHANGES
-from tests.support.tiers import LAYOUT, chunks, disk_tier, load, store_all
 from tests.support.replica import CHUNK, TOKENS, Replica, alike, pages, prompt, replica
 from tests.support.stores import redis_process
+from tests.support.tiers import LAYOUT, chunks, disk_tier, load, store_all
 from tests.support.waiting import until
 
 CORRUPTIONS = 1_000

@@ -12,7 +12,6 @@ import pytest
 from kserve_lmcache.config.stores import Remote
 from kserve_lmcache.tiers.guard.tier import Tier
 from kserve_lmcache.tiers.redis.client import KEY_PREFIX
-from tests.support.tiers import chunks, load, redis_tier, store_all
 from tests.support.replica import TOKENS, alike, pages, prompt, replica
 from tests.support.stores import (
     VARIANTS,
@@ -24,6 +23,7 @@ from tests.support.stores import (
     servers,
     watched_by_sentinels,
 )
+from tests.support.tiers import chunks, load, redis_tier, store_all
 from tests.support.waiting import until
 
 PASSWORD = "test-password-b2f0"

@@ -27,8 +27,8 @@ from tests.support.lmcache_store import (
     values_of,
 )
 from tests.support.probes import Probes
-from tests.support.tiers import LAYOUT, load, store, store_all, threads
 from tests.support.stores import LmStore, Store, lm_store, redis_process, silent_server
+from tests.support.tiers import LAYOUT, load, store, store_all, threads
 from tests.support.waiting import until
 
 # The usual ones, with some room for a busy machine.

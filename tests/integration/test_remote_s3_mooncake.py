@@ -18,9 +18,9 @@ from kserve_lmcache.tiers.lmcache import mooncake as mooncake_connector
 from kserve_lmcache.tiers.lmcache.values import short_key
 from tests.support.lmcache_store import PATIENT, chunks_are_shared, lmcache_tier, values_of
 from tests.support.probes import Probes
-from tests.support.tiers import load, store_all, threads
 from tests.support.stores.mooncake import MooncakeStore, client, mooncake_store
 from tests.support.stores.s3 import S3Store, s3_server
+from tests.support.tiers import load, store_all, threads
 from tests.support.waiting import until
 
 # awscrt says so of every request that was left before its end.

@@ -15,8 +15,8 @@ from kserve_lmcache.config.tier_limits import TierLimits
 from kserve_lmcache.tiers.guard.codec import encode_header
 from kserve_lmcache.tiers.redis.client import KEY_PREFIX
 from tests.support.damage import RANDOM_CHANGES
-from tests.support.tiers import LAYOUT, SIZE, chunks, load, redis_tier, store, store_all
 from tests.support.stores import Store, redis_process, valkey_server
+from tests.support.tiers import LAYOUT, SIZE, chunks, load, redis_tier, store, store_all
 from tests.support.waiting import until
 
 CORRUPTIONS = 10_000

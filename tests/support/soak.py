@@ -32,8 +32,8 @@ from kserve_lmcache.config.stores import Remote
 from kserve_lmcache.config.tier_limits import TierLimits
 from kserve_lmcache.tiers.guard.tier import Tier
 from tests.support.faults import FAULTS, Target, target_of
-from tests.support.tiers import LAYOUT, load, redis_tier
 from tests.support.stores import redis_process
+from tests.support.tiers import LAYOUT, load, redis_tier
 from tests.support.waiting import until
 
 _SIZE = 200_000
