@@ -34,9 +34,9 @@ from kserve_lmcache.compat.lmcache import engine as lmcache_engine
 from kserve_lmcache.compat.lmcache.engine import end_offload_server, limit_cached_tokens
 from kserve_lmcache.config import keys
 from kserve_lmcache.config.settings import SETTINGS
-from kserve_lmcache.config.stores import Disk
+from kserve_lmcache.config.stores import Disk, Remote
 from kserve_lmcache.config.tier_limits import TierLimits
-from kserve_lmcache.config.tier_plugins import DISK_PLUGIN, PLUGINS
+from kserve_lmcache.config.tier_plugins import DISK_PLUGIN, PLUGINS, REMOTE_PLUGIN
 from kserve_lmcache.config.values import parse
 from kserve_lmcache.tiers.lmcache import connectors as tier_connectors
 from kserve_lmcache.tiers.lmcache import values as tier_values
@@ -443,7 +443,8 @@ def test_the_executor_of_connectors_ends_without_waiting_for_itself() -> None:
 
 
 def test_configurations_are_changed_without_changing_lmcaches() -> None:
-    told = {"kserve_lmcache.remote": {"password": "p"}, "kserve_lmcache.disk": {}, "s3_region": "r"}
+    told = {**REMOTE_PLUGIN.encode(Remote("s3://bucket", "test"), TierLimits()), "s3_region": "r"}
+    told |= DISK_PLUGIN.encode(Disk(("/cache",), 1), TierLimits())
     config = LMCacheEngineConfig.from_defaults(
         remote_storage_plugins=["kserve-disk", "theirs", "kserve"],
         extra_config=told,

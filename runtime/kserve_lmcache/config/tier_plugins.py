@@ -31,13 +31,8 @@ class TierPlugin(Generic[Store]):
     store: type[Store]
 
     @property
-    def key(self) -> str:
-        """The key of ``extra_config`` that holds the tier's settings."""
-        return f"kserve_lmcache.{self.tier}"
-
-    @property
     def prefix(self) -> str:
-        """The start of the keys of ``extra_config`` by which LMCache finds the plugin."""
+        """The start of the plugin's keys of ``extra_config``."""
         return f"remote_storage_plugin.{self.name}."
 
     def encode(self, store: Store, limits: TierLimits) -> dict[str, Any]:
@@ -51,7 +46,8 @@ class TierPlugin(Generic[Store]):
         return {
             f"{self.prefix}module_path": _MODULE,
             f"{self.prefix}class_name": self.adapter,
-            self.key: {"store": values, "limits": dataclasses.asdict(limits)},
+            f"{self.prefix}store": values,
+            f"{self.prefix}limits": dataclasses.asdict(limits),
         }
 
     def decode(self, extra_config: Mapping[str, Any]) -> tuple[Store, TierLimits]:
@@ -60,12 +56,11 @@ class TierPlugin(Generic[Store]):
         Raises:
             KeyError, TypeError: ``extra_config`` does not hold them.
         """
-        settings = extra_config[self.key]
         values: dict[str, Any] = {
             name: tuple(value) if isinstance(value, list) else value
-            for name, value in settings["store"].items()
+            for name, value in extra_config[f"{self.prefix}store"].items()
         }
-        return self.store(**values), TierLimits(**settings["limits"])
+        return self.store(**values), TierLimits(**extra_config[f"{self.prefix}limits"])
 
 
 DISK_PLUGIN = TierPlugin("kserve-disk", "disk", "DiskTierAdapter", Disk)
@@ -75,5 +70,5 @@ PLUGINS: tuple[TierPlugin[Any], ...] = (DISK_PLUGIN, REMOTE_PLUGIN)
 
 def without_tier_plugins(extra_config: Mapping[str, Any]) -> dict[str, Any]:
     """Returns ``extra_config`` without the entries of our plugins."""
-    ours = tuple(start for plugin in PLUGINS for start in (plugin.key, plugin.prefix))
+    ours = tuple(plugin.prefix for plugin in PLUGINS)
     return {name: value for name, value in extra_config.items() if not name.startswith(ours)}

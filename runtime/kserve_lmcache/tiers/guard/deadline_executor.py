@@ -49,7 +49,9 @@ class DeadlineExecutor:
         if future.cancel():  # an earlier call was still running
             raise StoreTimeoutError(f"busy for {seconds:g} s")
         self._retire(worker)
-        worker.abort()
+        if worker.store is not None:
+            with contextlib.suppress(Exception):  # the thread is abandoned anyway
+                worker.store.abort()
         raise StoreTimeoutError(f"no answer within {seconds:g} s")
 
     def renew(self) -> None:
@@ -72,45 +74,30 @@ class DeadlineExecutor:
                 if len(self._retired) >= _MAX_HANGING:
                     raise StoreError(f"{len(self._retired)} earlier calls still hang")
                 self._worker = _Worker(self._name, self._make_store)
-            return self._worker, self._worker.submit(operation)
+            return self._worker, self._worker.submit(self._worker.run, operation)
 
     def _retire(self, worker: _Worker) -> None:
         with self._lock:
             if self._worker is worker:
                 self._worker = None
                 self._retired.append(worker)
-                worker.stop()
+                worker.submit(worker.close)
+                worker.shutdown(wait=False)
 
 
-class _Worker:
+class _Worker(DaemonThreadPool):
     """A thread and its client."""
 
     def __init__(self, name: str, make_store: Callable[[], Store]) -> None:
+        super().__init__(name, 1)
+        self.store: Store | None = None
         self._make_store = make_store
-        self._store: Store | None = None
-        self._thread = DaemonThreadPool(name, 1)
 
-    @property
-    def is_alive(self) -> bool:
-        return self._thread.is_alive
+    def run(self, operation: Callable[[Store], T]) -> T:
+        if self.store is None:
+            self.store = self._make_store()
+        return operation(self.store)
 
-    def submit(self, operation: Callable[[Store], T]) -> Future[T]:
-        return self._thread.submit(self._run, operation)
-
-    def stop(self) -> None:
-        self._thread.submit(self._close)
-        self._thread.shutdown(wait=False)
-
-    def abort(self) -> None:
-        if (store := self._store) is not None:
-            with contextlib.suppress(Exception):  # the thread is abandoned anyway
-                store.abort()
-
-    def _run(self, operation: Callable[[Store], T]) -> T:
-        if self._store is None:
-            self._store = self._make_store()
-        return operation(self._store)
-
-    def _close(self) -> None:
-        if self._store is not None:
-            self._store.close()
+    def close(self) -> None:
+        if self.store is not None:
+            self.store.close()

@@ -180,19 +180,15 @@ class LMCacheStore:
         if self._scheme in _CONCURRENT:
             sizes = [*await asyncio.gather(*map(self._size, keys))]
         else:
-            sizes = await self._sizes_in_turn(keys)
+            sizes = [0] * len(keys)
+            end = time.monotonic() + _LOOKUP_SHARE * self._limits.lookup
+            for position, key in enumerate(keys):
+                sizes[position] = await self._size(key)
+                if self._is_lookup and (sizes[position] == 0 or time.monotonic() > end):
+                    break
         # The connector of lm:// raises errors. Others report a missing value for every error.
         if not any(sizes) and self._scheme != "lm" and not await self._finds_probe():
             raise StoreError("the store has lost what was written to it, or does not answer")
-        return sizes
-
-    async def _sizes_in_turn(self, keys: Sequence[CacheEngineKey]) -> list[int]:
-        until = time.monotonic() + _LOOKUP_SHARE * self._limits.lookup
-        sizes = [0] * len(keys)
-        for position, key in enumerate(keys):
-            sizes[position] = await self._size(key)
-            if self._is_lookup and (sizes[position] == 0 or time.monotonic() > until):
-                break
         return sizes
 
     async def _size(self, key: CacheEngineKey) -> int:
