@@ -1,8 +1,11 @@
-"""One line of JSON for every record of every library, where that is asked for.
+"""Which log records are written, and how.
+
+Records of this package are written from the level of the setting ``log_level`` on. vLLM, LMCache
+and KServe write warnings and errors only, and everything when the level is ``debug``. A variable of
+the library's own decides instead where it is set.
 
 vLLM, LMCache, KServe and uvicorn each give their loggers handlers and formats of their own, some of
-them late. Loggers that are made from now on write through one handler of ours; those that exist
-get it in place of theirs.
+them late. With the format ``json`` every record goes through one handler of this module.
 """
 
 from __future__ import annotations
@@ -10,18 +13,133 @@ from __future__ import annotations
 import json
 import logging
 import os
-from collections.abc import Mapping
+import sys
+import warnings
+from collections.abc import Callable, Iterable, Iterator, Mapping, MutableMapping
 from contextvars import ContextVar
 from datetime import datetime, timezone
 
-VARIABLE = "KSERVE_LMCACHE_LOG_FORMAT"
-# Of the request that is being answered.
+FORMAT_VARIABLE = "KSERVE_LMCACHE_LOG_FORMAT"
+LEVEL_VARIABLE = "KSERVE_LMCACHE_LOG_LEVEL"
+# The ID of the request that is being answered.
 REQUEST_ID: ContextVar[str] = ContextVar("request_id", default="")
+
+_PACKAGE = "kserve_lmcache"
+_FORMAT = "%(asctime)s %(levelname)s %(message)s"
+_DATE_FORMAT = "%Y-%m-%d %H:%M:%S"
+# The variable of each library that sets its level.
+_VARIABLES = {
+    "vllm": "VLLM_LOGGING_LEVEL",
+    "lmcache": "LMCACHE_LOG_LEVEL",
+    "kserve": "KSERVE_LOGLEVEL",
+}
+# A library whose variable is set configures its logging from a file.
+_FILE_VARIABLES = {"vllm": "VLLM_LOGGING_CONFIG_PATH"}
+_LIBRARY_LEVELS = {"debug": "DEBUG", "info": "WARNING", "warning": "WARNING", "error": "ERROR"}
+_NO_BANNER = "LMCACHE_DISABLE_BANNER"
 _STDERR = 2
 
 
+class LibraryLevels:
+    """The levels of the libraries' loggers, in this process and in those that it starts.
+
+    Args:
+        environ: the environment of this process. A level that is set there stays.
+    """
+
+    def __init__(self, environ: MutableMapping[str, str]) -> None:
+        self._environ = environ
+        self._unset = [name for name, variable in _VARIABLES.items() if not environ.get(variable)]
+        self._banner_is_unset = _NO_BANNER not in environ
+
+    def set(self, level: str, verbose: Iterable[str] = ()) -> None:
+        """Set the levels that the environment did not.
+
+        Args:
+            level: the value of the setting ``log_level``.
+            verbose: libraries whose INFO records a flag asks for.
+        """
+        for library in self._unset:
+            wanted = _LIBRARY_LEVELS.get(level, "WARNING")
+            if library in verbose and wanted == "WARNING":
+                wanted = "INFO"
+            self._environ[_VARIABLES[library]] = wanted
+            if not self._environ.get(_FILE_VARIABLES.get(library, "")):
+                _set_level(library, wanted)
+        if self._banner_is_unset:
+            self._environ[_NO_BANNER] = str(int(level != "debug"))
+
+
+def _set_level(name: str, level: str) -> None:
+    """Set the level of a logger, and of the loggers below it that have a level of their own."""
+    for logger in _loggers(name):
+        if logger.level:
+            logger.setLevel(level)
+        for handler in logger.handlers:
+            if handler.level:
+                handler.setLevel(level)
+
+
+def _loggers(name: str) -> Iterator[logging.Logger]:
+    """The logger of a package and those of its modules, as far as they exist."""
+    for found, logger in list(logging.root.manager.loggerDict.items()):
+        if isinstance(logger, logging.Logger) and f"{found}.".startswith(f"{name}."):
+            yield logger
+
+
+def configure(environ: Mapping[str, str]) -> None:
+    """Write this package's records, at the level and in the format that the variables say."""
+    set_level(environ.get(LEVEL_VARIABLE, "info"))
+    if environ.get(FORMAT_VARIABLE, "").strip().lower() == "json":
+        use_json()
+    if not sys.warnoptions:
+        _ignore_warnings_of_libraries()
+
+
+def set_level(level: str) -> None:
+    """Write this package's records from a level on; an unknown level counts as ``info``."""
+    ours = logging.getLogger(_PACKAGE)
+    ours.setLevel(level.upper() if level in _LIBRARY_LEVELS else logging.INFO)
+    ours.propagate = False
+    if not ours.handlers:
+        handler = logging.StreamHandler()
+        handler.setFormatter(logging.Formatter(_FORMAT, _DATE_FORMAT))
+        ours.addHandler(handler)
+
+
+def configure_by_file(configure: Callable[[], None]) -> None:
+    """Let a file configure the logging of KServe's server, and keep this package's records.
+
+    They go where KServe's records go, unless the file names this package's logger: by default a
+    file disables every logger that it does not name.
+
+    Args:
+        configure: reads the file.
+    """
+    ours, kserves = logging.getLogger(_PACKAGE), logging.getLogger("kserve")
+    before = list(ours.handlers)
+    configure()
+    for logger in _loggers(_PACKAGE):
+        logger.disabled = False
+    if ours.handlers in (before, []) and kserves.handlers:
+        ours.handlers = list(kserves.handlers)
+        ours.setLevel(kserves.level)
+
+
+def _ignore_warnings_of_libraries() -> None:
+    """Leave out Python warnings on which an operator cannot act."""
+    for category in (DeprecationWarning, PendingDeprecationWarning, FutureWarning):
+        warnings.filterwarnings("ignore", category=category)
+    # FastAPI's, about KServe's application and about the routes in /openapi.json.
+    for message in ("ORJSONResponse is deprecated", "Duplicate Operation ID"):
+        warnings.filterwarnings("ignore", message=message)
+
+
 class JSONFormatter(logging.Formatter):
-    """``time``, ``level``, ``logger``, ``message``, ``process`` and what else there is."""
+    """One line of JSON: ``time``, ``level``, ``logger``, ``message`` and ``process``.
+
+    A record of a request has ``request_id`` as well, one of an exception ``exception``.
+    """
 
     def format(self, record: logging.LogRecord) -> str:
         """The record as one line."""
@@ -34,7 +152,7 @@ class JSONFormatter(logging.Formatter):
         }
         if request_id := REQUEST_ID.get():
             fields["request_id"] = request_id
-        # The text is there already where secrets were taken out of it.
+        # Where secrets were taken out of the traceback, its text is there already.
         if record.exc_info and not record.exc_text:
             record.exc_text = self.formatException(record.exc_info)
         if record.exc_text:
@@ -43,8 +161,8 @@ class JSONFormatter(logging.Formatter):
 
 
 def use_json() -> None:
-    """Write every record of this process as JSON, from now on."""
-    # A file of its own: vLLM puts its processes' names in front of what is written to sys.stderr.
+    """Write every record of this process as JSON from now on."""
+    # A file of its own: vLLM prefixes what is written to sys.stderr with a process's name.
     stream = os.fdopen(os.dup(_STDERR), "w", buffering=1)
     handler = logging.StreamHandler(stream)
     handler.setFormatter(JSONFormatter())
@@ -58,9 +176,3 @@ def use_json() -> None:
     for logger in logging.root.manager.loggerDict.values():
         if isinstance(logger, logging.Logger) and logger.handlers:
             logger.handlers = [handler]
-
-
-def follow(environ: Mapping[str, str]) -> None:
-    """Do as the variable says."""
-    if environ.get(VARIABLE, "").strip().lower() == "json":
-        use_json()

@@ -74,7 +74,8 @@ def test_the_engine_uses_what_the_config_command_prints(
     assert printed.returncode == 0, printed.stderr
     values = json.loads(printed.stdout)["values"]
     assert values["chunk_size"] == {"value": 256, "source": f"{environ['LMCACHE_CONFIG_FILE']}:2"}
-    used = re.findall(r"LMCache uses (\w+) = (.*) \((.*)\)$", server.process.output(), re.MULTILINE)
+    (line,) = re.findall("LMCache uses (.*)", server.process.output())
+    used = [re.fullmatch(r"(\w+) = (.*) \((.*)\)", value).groups() for value in line.split("; ")]  # type: ignore[union-attr]
     ours = {setting.name for setting in SETTINGS}
     assert {name for name, _, _ in used} == set(values) - ours
     for name, value, source in used:

@@ -31,6 +31,9 @@ def server(logs: Path) -> Iterator[Server]:
         LMCACHE_MAX_LOCAL_CPU_SIZE="1.0",
         # The guide's length is more than the 8192 that the small model was trained for.
         VLLM_ALLOW_LONG_MAX_MODEL_LEN="1",
+        # The tests look for records that the libraries leave out by default.
+        VLLM_LOGGING_LEVEL="INFO",
+        LMCACHE_LOG_LEVEL="INFO",
     )
     with running(
         logs / "guide.log",

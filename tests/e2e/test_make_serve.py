@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -14,7 +15,14 @@ import pytest
 
 from tests.support.ports import free_port
 from tests.support.processes import Process, wait_for_end
-from tests.support.server import ROOT, SMALL, START_SECONDS, Server, engine_environment
+from tests.support.server import (
+    MOST_LINES,
+    ROOT,
+    SMALL,
+    START_SECONDS,
+    Server,
+    engine_environment,
+)
 
 
 @pytest.fixture(scope="module")
@@ -51,6 +59,25 @@ def test_the_line_that_it_prints_works(server: Server) -> None:
         check=True,
     )
     assert json.loads(result.stdout)["choices"][0]["message"]["content"].strip()
+
+
+def test_the_log_of_a_start_fits_a_screen(server: Server) -> None:
+    start = server.process.output().partition("Ready. Try: ")[0]
+    lines = start.splitlines()
+    assert len(lines) <= MOST_LINES, start
+    assert not any("INFO" in line for line in lines if "LMCache INFO" in line or ".py:" in line)
+    # Warnings of vLLM's are there, from the engine's process too.
+    assert re.search(r"^\(Worker .*WARNING .*KVConnectorBase_V1", start, re.MULTILINE)
+
+
+def test_a_request_is_one_line_and_a_probe_none(server: Server) -> None:
+    before = len(server.process.output())
+    for path in ("/", "/metrics", "/v2/health/ready", "/v2/health/live", "/openai/health"):
+        assert httpx.get(f"{server.url}{path}").status_code == 200
+    server.chat("Hello!")
+    server.process.wait_until(lambda: "/chat/completions" in server.process.output()[before:], 10)
+    lines = server.process.output()[before:].splitlines()
+    assert [line for line in lines if "HTTP/1.1" in line] == [lines[-1]]
 
 
 def test_answers_the_guides_request(server: Server) -> None:

@@ -10,7 +10,14 @@ import httpx
 
 from kserve_lmcache.tiers.redis.client import KEY_PREFIX
 from tests.support.processes import last_line, wait_for_end
-from tests.support.server import Server, cached_tokens, engine_environment, long_prompt, running
+from tests.support.server import (
+    MOST_LINES,
+    Server,
+    cached_tokens,
+    engine_environment,
+    long_prompt,
+    running,
+)
 from tests.support.stores import Store
 
 GUIDE_YAML = """\
@@ -49,7 +56,9 @@ def _both_announced_themselves(store: Store, first: Server, second: Server) -> N
         assert record["inputs"]["hash_seed"] == "0"
         assert record["inputs"]["chunk_size"] == 256
         assert record["inputs"]["dtype"] == "torch.float32"
-    assert "Check replicas: ok, no other servers of this model" in first.process.output()
+    start = first.process.output().partition("Ready. Try: ")[0]
+    assert len(start.splitlines()) <= MOST_LINES, start
+    assert "Check replicas: ok, no other servers of this model" in start
     log = second.process.output()
     assert "Check replicas: ok, 1 other server of this model" in log
     assert f"all alike: {host}:{first.port} (" in log

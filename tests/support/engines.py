@@ -136,7 +136,7 @@ def _outcome(job: dict[str, Any]) -> Outcome:
 
     from kserve_lmcache.cli.arguments import parse_arguments
     from kserve_lmcache.engine.arguments import resolve_engine_arguments
-    from kserve_lmcache.engine.plan import plan_offload
+    from kserve_lmcache.engine.plan import plan_offload, resolve_configuration
 
     before, outcome, engine = dict(os.environ), Outcome(), None
     utils._config_instance = None  # LMCache reads its configuration once in a process
@@ -145,7 +145,7 @@ def _outcome(job: dict[str, Any]) -> Outcome:
     try:
         args = parse_arguments([f"--model_id={job['model']}", *fixed, *job["flags"]])
         resolve_engine_arguments(args, os.environ)
-        _, config = plan_offload(args, os.environ)
+        _, config = plan_offload(args, resolve_configuration(args, os.environ), os.environ)
         outcome.architecture = config.model_config.architecture
         engine = LLMEngine.from_vllm_config(config)
         prompts: list[list[list[int]]] = []

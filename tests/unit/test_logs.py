@@ -1,4 +1,4 @@
-"""JSON logs, in a process of their own: loggers are the whole process's."""
+"""Log levels and formats, each in a process of its own: loggers are the whole process's."""
 
 from __future__ import annotations
 
@@ -6,14 +6,18 @@ import json
 import subprocess
 import sys
 
-PROBE = """
+import pytest
+
+from tests.support.server import engine_environment
+
+JSON_PROBE = """
 import logging
 early = logging.getLogger("early")
 early.setLevel("INFO")
 early.propagate = False
 early.addHandler(logging.StreamHandler())
 from kserve_lmcache import logs, redaction
-logs.follow({"KSERVE_LMCACHE_LOG_FORMAT": "json"})
+logs.configure({"KSERVE_LMCACHE_LOG_FORMAT": "json"})
 redaction.redact_logs(["pass-word-1"])
 early.info("one\\ntwo %s", "pass-word-1")
 late = logging.getLogger("late")
@@ -28,9 +32,140 @@ except ValueError:
 late.debug("not shown")
 """
 
+START = """
+import logging, os
+from kserve_lmcache import logs
+levels = logs.LibraryLevels(os.environ)
+levels.set(os.environ.get("KSERVE_LMCACHE_LOG_LEVEL", "info"))
+logs.configure(os.environ)
+"""
+# As LMCache and vLLM make them, whose import takes seconds.
+LOGGERS = """
+def like_lmcache(name):
+    level = os.environ.get("LMCACHE_LOG_LEVEL", "INFO")
+    logger, handler = logging.getLogger(name), logging.StreamHandler()
+    handler.setLevel(level)
+    logger.addHandler(handler)
+    logger.setLevel(level)
+    logger.propagate = False
+    return logger
+def like_vllm(name):
+    parent, handler = logging.getLogger("vllm"), logging.StreamHandler()
+    handler.setLevel(os.environ.get("VLLM_LOGGING_LEVEL", "INFO"))
+    parent.setLevel(handler.level)
+    parent.addHandler(handler)
+    parent.propagate = False
+    return logging.getLogger(name)
+"""
+REAL_LOGGERS = """
+from lmcache.logging import init_logger as like_lmcache
+from vllm.logger import init_logger as like_vllm
+"""
+SPEAK = """
+loggers = [
+    logging.getLogger("kserve_lmcache.engine.plan"),
+    like_lmcache("lmcache.v1.some"),
+    like_vllm("vllm.some"),
+]
+def speak():
+    for logger in loggers:
+        for level in ("debug", "info", "warning"):
+            getattr(logger, level)("said-%s-%s", logger.name.partition(".")[0], level)
+"""
+LIBRARIES = f"{START}{LOGGERS}{SPEAK}"
+
+
+def said(probe: str, **environ: str) -> list[str]:
+    """What is written: ``LIBRARY-LEVEL``, in order."""
+    result = subprocess.run(
+        [sys.executable, "-c", probe],
+        capture_output=True,
+        text=True,
+        check=True,
+        env=engine_environment(**environ),
+    )
+    words = f"{result.stdout}\n{result.stderr}".split()
+    return sorted(word.removeprefix("said-") for word in words if word.startswith("said-"))
+
+
+@pytest.mark.parametrize(
+    ("environ", "expected"),
+    [
+        ({}, {"kserve_lmcache-info"}),
+        ({"KSERVE_LMCACHE_LOG_LEVEL": "warning"}, set()),
+        ({"KSERVE_LMCACHE_LOG_LEVEL": "nonsense"}, {"kserve_lmcache-info"}),
+        ({"VLLM_LOGGING_LEVEL": "INFO"}, {"kserve_lmcache-info", "vllm-info"}),
+        (
+            {"LMCACHE_LOG_LEVEL": "DEBUG"},
+            {"kserve_lmcache-info", "lmcache-info", "lmcache-debug"},
+        ),
+        (
+            {"KSERVE_LMCACHE_LOG_LEVEL": "debug"},
+            {
+                f"{library}-{level}"
+                for library in ("kserve_lmcache", "lmcache", "vllm")
+                for level in ("debug", "info")
+            },
+        ),
+    ],
+)
+def test_levels(environ: dict[str, str], expected: set[str]) -> None:
+    warnings = {f"{library}-warning" for library in ("kserve_lmcache", "lmcache", "vllm")}
+    assert said(f"{LIBRARIES}\nspeak()", **environ) == sorted(expected | warnings)
+
+
+def test_a_level_that_comes_later_reaches_loggers_that_exist() -> None:
+    later = 'levels.set("debug"); logs.set_level("debug"); speak()'
+    assert len(said(f"{LIBRARIES}\n{later}")) == 9
+    assert len(said(f"{LIBRARIES}\n{later}", VLLM_LOGGING_LEVEL="ERROR")) == 6
+
+
+def test_the_libraries_own_loggers_follow() -> None:
+    later = 'levels.set("debug"); logs.set_level("debug"); speak()'
+    found = said(f"{START}{REAL_LOGGERS}{SPEAK}\nspeak(); {later}")
+    assert len(found) == 4 + 9
+    assert found.count("vllm-info") == found.count("lmcache-info") == 1
+
+
+def test_a_flag_may_ask_for_the_records_of_one_library() -> None:
+    assert "vllm-info" in said(f'{LIBRARIES}\nlevels.set("info", ["vllm"]); speak()')
+
+
+def test_a_file_that_does_not_name_this_package_leaves_its_records_beside_kserves() -> None:
+    probe = f"""{LIBRARIES}
+import logging.config
+def configure():
+    logging.config.dictConfig({{
+        "version": 1,
+        "formatters": {{"of-the-file": {{"format": "said-file-%(message)s"}}}},
+        "handlers": {{"out": {{"class": "logging.StreamHandler", "formatter": "of-the-file"}}}},
+        "loggers": {{"kserve": {{"handlers": ["out"], "level": "WARNING"}}}},
+    }})
+logs.configure_by_file(configure)
+loggers[0].info("info")
+loggers[0].warning("warning")
+"""
+    assert said(probe) == ["file-warning"]
+
+
+def test_a_file_may_name_this_package() -> None:
+    probe = f"""{LIBRARIES}
+import logging.config
+def configure():
+    logging.config.dictConfig({{
+        "version": 1,
+        "formatters": {{"of-the-file": {{"format": "said-file-%(message)s"}}}},
+        "handlers": {{"out": {{"class": "logging.StreamHandler", "formatter": "of-the-file"}}}},
+        "loggers": {{"kserve_lmcache": {{"handlers": ["out"], "level": "DEBUG"}}}},
+    }})
+logs.configure_by_file(configure)
+loggers[0].debug("debug")
+"""
+    assert said(probe) == ["file-debug"]
+
 
 def test_every_record_is_one_line_of_json_without_secrets() -> None:
-    result = subprocess.run([sys.executable, "-c", PROBE], capture_output=True, text=True)
+    result = subprocess.run([sys.executable, "-c", JSON_PROBE], capture_output=True, text=True)
     assert "pass-word-1" not in result.stderr
     first, second = (json.loads(line) for line in result.stderr.splitlines())
     assert (first["logger"], first["level"], first["message"]) == ("early", "INFO", "one\ntwo ***")
@@ -40,6 +175,6 @@ def test_every_record_is_one_line_of_json_without_secrets() -> None:
 
 
 def test_text_is_left_alone() -> None:
-    probe = PROBE.replace('"json"', '"text"')
+    probe = JSON_PROBE.replace('"json"', '"text"')
     result = subprocess.run([sys.executable, "-c", probe], capture_output=True, text=True)
     assert result.stderr.startswith("one\ntwo ***")

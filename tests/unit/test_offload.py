@@ -11,7 +11,13 @@ from kserve_lmcache.config import engine_file
 from kserve_lmcache.config.stores import Disk
 from kserve_lmcache.config.tier_plugins import DISK_PLUGIN
 from kserve_lmcache.engine.arguments import resolve_engine_arguments
-from kserve_lmcache.engine.plan import Offload, differences, give_up, plan_offload
+from kserve_lmcache.engine.plan import (
+    Offload,
+    differences,
+    give_up,
+    plan_offload,
+    resolve_configuration,
+)
 from kserve_lmcache.errors import ConfigurationError, OffloadUnavailableError, UsageError
 from kserve_lmcache.identity.namespace import NAMESPACE
 from tests.support.server import MODEL
@@ -20,7 +26,7 @@ from tests.support.server import MODEL
 def planned(*argv: str, **environ: str) -> tuple[Namespace, Offload, dict[str, str]]:
     args = parse_arguments([f"--model_id={MODEL}", "--max-model-len=4096", *argv])
     resolve_engine_arguments(args, environ)
-    offload, engine_config = plan_offload(args, environ)
+    offload, engine_config = plan_offload(args, resolve_configuration(args, environ), environ)
     assert engine_config.kv_transfer_config == args.kv_transfer_config
     return args, offload, environ
 

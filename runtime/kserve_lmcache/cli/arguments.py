@@ -73,6 +73,11 @@ def build_parser() -> argparse.ArgumentParser:
         port=None,
         gpu_memory_utilization=None,
         enable_prompt_tokens_details=True,
+        # A progress bar is for a terminal; in a log each of its steps is a line.
+        use_tqdm_on_load=False,
+        # KServe's default writes two lines a request.
+        enable_latency_logging=False,
+        uvicorn_log_level=None,
         # KServe opens an insecure gRPC port by default; an InferenceService routes HTTP.
         enable_grpc=False,
     )

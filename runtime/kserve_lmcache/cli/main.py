@@ -52,10 +52,12 @@ def main(argv: Sequence[str] | None = None) -> int:
             print(text)
             return exit_code
         environment.ensure()
-        logs.follow(os.environ)
+        levels = logs.LibraryLevels(os.environ)
+        levels.set(os.environ.get(logs.LEVEL_VARIABLE, ""))
+        logs.configure(os.environ)
         from kserve_lmcache.cli.serve import run as run_serve
 
-        run_serve(arguments)
+        run_serve(arguments, levels)
         return 0
     except KServeLMCacheError as error:
         print(f"kserve-lmcache: error: {error}", file=sys.stderr, flush=True)

@@ -1,46 +1,68 @@
-"""``kserve-lmcache serve``: parse, resolve, run."""
+"""``kserve-lmcache serve``: parse the flags, resolve the configuration, run the server."""
 
 from __future__ import annotations
 
+import logging
 import os
 from argparse import Namespace
 from collections.abc import Sequence
 
-from kserve.logging import configure_logging, logger
+from kserve.logging import KSERVE_LOG_CONFIG, configure_logging
 
 from kserve_lmcache import logs
 from kserve_lmcache.cli.arguments import parse_arguments
+from kserve_lmcache.config.configuration import Configuration
 from kserve_lmcache.doctor import at_start
 from kserve_lmcache.engine.arguments import resolve_engine_arguments
 from kserve_lmcache.engine.plan import plan_offload, resolve_configuration
 from kserve_lmcache.metrics import start_up_timing
+from kserve_lmcache.server.http import access_log
 from kserve_lmcache.server.model_server import serve
 from kserve_lmcache.server.start_up_responder import listen
 
+logger = logging.getLogger(__name__)
 
-def run(argv: Sequence[str]) -> None:
-    """Serve until a signal ends it.
+
+def run(argv: Sequence[str], levels: logs.LibraryLevels) -> None:
+    """Serve until a signal ends the server.
+
+    Args:
+        argv: the flags.
+        levels: the levels of the libraries' loggers.
 
     Raises:
-        KServeLMCacheError: it cannot serve as asked.
+        KServeLMCacheError: the flags or the configuration cannot be served.
     """
     start_up_timing.reached(start_up_timing.IMPORTED)
     args = parse_arguments(argv)
-    if args.configure_logging:
-        configure_logging(args.log_config_file)
-    _choose_log_format(args)
+    configuration = resolve_configuration(args, os.environ)
+    _configure_logging(args, configuration, levels)
     resolve_engine_arguments(args, os.environ)
     with listen(args) as responder:
-        offload, engine_config = plan_offload(args, os.environ)
+        offload, engine_config = plan_offload(args, configuration, os.environ)
         start_up_timing.reached(start_up_timing.PLANNED)
         if (subject := at_start.subject_of(args, offload)) is not None:
             at_start.log_findings(subject, logger)
         serve(args, offload, engine_config, responder)
 
 
-def _choose_log_format(args: Namespace) -> None:
-    """As a flag or the file says; of the variable, the first line knew already."""
-    wanted = resolve_configuration(args, os.environ).get("log_format")
-    if wanted == "json" and os.environ.get(logs.VARIABLE) != wanted:
-        os.environ[logs.VARIABLE] = wanted  # the engine's processes read it
+def _configure_logging(
+    args: Namespace, configuration: Configuration, levels: logs.LibraryLevels
+) -> None:
+    """Configure the logging of this process, and name level and format to the engine's processes.
+
+    Until here, level and format are those of the variables; now flags and file are known as well.
+    """
+    level, format_ = configuration.get("log_level"), configuration.get("log_format")
+    os.environ[logs.LEVEL_VARIABLE], os.environ[logs.FORMAT_VARIABLE] = level, format_
+    verbose = ["vllm"] if args.enable_log_requests and not args.disable_log_requests else []
+    logs.set_level(level)
+    levels.set(level, verbose)
+    if args.configure_logging and args.log_config_file:
+        logs.configure_by_file(lambda: configure_logging(args.log_config_file))
+    elif args.configure_logging:
+        configure_logging(KSERVE_LOG_CONFIG)
+        levels.set(level, verbose)  # KServe's configuration has the level of KServe's import
+        access_log.configure(args, level)
+    if format_ == "json":
         logs.use_json()

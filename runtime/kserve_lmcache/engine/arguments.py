@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
+import logging
 from argparse import Namespace
 from collections.abc import MutableMapping
 from pathlib import Path
 
 import torch
-from kserve.logging import logger
 from vllm.config import VllmConfig
 from vllm.engine.arg_utils import AsyncEngineArgs
 from vllm.platforms import current_platform
@@ -15,6 +15,8 @@ from vllm.usage.usage_lib import UsageContext
 
 from kserve_lmcache.config.resources import cpu_cores, memory_limit
 from kserve_lmcache.errors import KServeLMCacheError, UsageError
+
+logger = logging.getLogger(__name__)
 
 _THREADS = "VLLM_CPU_OMP_THREADS_BIND"
 _KV_CACHE_GIB = "VLLM_CPU_KVCACHE_SPACE"

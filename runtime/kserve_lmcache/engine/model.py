@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 from argparse import Namespace
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 from fastapi import FastAPI, Request
-from kserve.logging import logger
 from kserve.protocol.rest.openai.types import ErrorResponse
 from vllm.config import VllmConfig
 from vllm.usage.usage_lib import UsageContext
@@ -24,6 +24,8 @@ from kserve_lmcache.engine.plan import Offload, differences, give_up
 from kserve_lmcache.errors import KServeLMCacheError
 from kserve_lmcache.metrics import start_up_timing
 from kserve_lmcache.redaction import redact
+
+logger = logging.getLogger(__name__)
 
 _Base, BASE_REASON = choose_base()
 
@@ -55,7 +57,7 @@ class LMCacheModel(_Base):  # type: ignore[misc, valid-type]
         self.worker_moments: start_up_timing.Moments = {}
         self.vllm_app: Any = None
         self._build_app = build_app
-        logger.info("Model base class %s: %s", _Base.__module__, BASE_REASON)
+        logger.debug("Model base class %s: %s", _Base.__module__, BASE_REASON)
 
     async def start_engine(self) -> None:
         """Start vLLM's engine, see that LMCache works in it, build the OpenAI handlers.
@@ -167,30 +169,32 @@ class LMCacheModel(_Base):  # type: ignore[misc, valid-type]
         return "; ".join(sorted(failures - {""}))
 
     def _log_configuration(self, used: Mapping[str, Any], told: Mapping[str, Any]) -> None:
-        """The values that a worker's LMCache uses, as read back from it, and their sources.
+        """Log the values that LMCache uses in a worker, each with its source.
 
-        What it was told in other words, as of the remote store, was compared in those words.
+        Args:
+            used: LMCache's configuration, read back from a worker.
+            told: the engine file. A value that it has in other words, such as the remote store's
+                URL, is logged as it was asked for.
         """
         configuration = self.offload.configuration
-        for name, asked in configuration.lmcache_values().items():
-            logger.info(
-                "LMCache uses %s = %s (%s)",
-                name,
-                redact(used[name] if told.get(name) == asked else asked, name),
-                configuration.source(name),
-            )
+        values = (
+            f"{name} = {redact(used[name] if told.get(name) == asked else asked, name)} "
+            f"({configuration.source(name)})"
+            for name, asked in configuration.lmcache_values().items()
+        )
+        logger.info("LMCache uses %s", "; ".join(values))
 
     async def _create_handlers(self) -> None:
         client = self.engine_client
         tasks = await client.get_supported_tasks()
         self.vllm_app = self._build_app(tasks, client.model_config)
         await init_app_state(client, self.vllm_app.state, self.args, tasks)
-        handlers = vars(self.vllm_app.state)["_state"]
-        self.openai_serving_models = handlers["openai_serving_models"]
-        self.openai_serving_chat = handlers.get("openai_serving_chat")
-        self.openai_serving_completion = handlers.get("openai_serving_completion")
-        self.openai_serving_embedding = handlers.get("serving_embedding")
-        self.serving_reranking = handlers.get("serving_scores")
+        state = self.vllm_app.state
+        self.openai_serving_models = state.openai_serving_models
+        self.openai_serving_chat = getattr(state, "openai_serving_chat", None)
+        self.openai_serving_completion = getattr(state, "openai_serving_completion", None)
+        self.openai_serving_embedding = getattr(state, "serving_embedding", None)
+        self.serving_reranking = getattr(state, "serving_scores", None)
 
 
 def _answer(response: Any) -> Any:

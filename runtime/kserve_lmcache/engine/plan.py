@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import atexit
 import dataclasses
+import logging
 import shutil
 import tempfile
 from argparse import Namespace
@@ -11,7 +12,6 @@ from collections.abc import Mapping, MutableMapping
 from pathlib import Path
 from typing import Any
 
-from kserve.logging import logger
 from vllm.config import KVTransferConfig, VllmConfig
 
 from kserve_lmcache import redaction
@@ -37,6 +37,8 @@ from kserve_lmcache.errors import (
 )
 from kserve_lmcache.identity.engine import EngineIdentity, identify
 from kserve_lmcache.identity.namespace import NAMESPACE, hashing_of
+
+logger = logging.getLogger(__name__)
 
 CONNECTOR = "KServeLMCacheConnector"
 CONNECTOR_MODULE = "kserve_lmcache.connector"
@@ -82,7 +84,9 @@ class Offload:
         return header
 
 
-def plan_offload(args: Namespace, environ: MutableMapping[str, str]) -> tuple[Offload, VllmConfig]:
+def plan_offload(
+    args: Namespace, configuration: Configuration, environ: MutableMapping[str, str]
+) -> tuple[Offload, VllmConfig]:
     """Decide; put the connector into the engine's configuration and LMCache's into ``environ``.
 
     Raises:
@@ -91,7 +95,6 @@ def plan_offload(args: Namespace, environ: MutableMapping[str, str]) -> tuple[Of
         UsageError: ``--worker-extension-cls`` is taken.
         KServeLMCacheError: vLLM refuses the engine's arguments.
     """
-    configuration = resolve_configuration(args, environ)
     _check_own_variables(configuration)
     if not configuration.get("offload"):
         for problem in configuration.problems:

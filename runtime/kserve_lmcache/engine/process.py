@@ -7,7 +7,6 @@ vLLM loads this module in its engine and worker processes (entry point
 from __future__ import annotations
 
 import ctypes
-import logging
 import multiprocessing
 import os
 import signal
@@ -37,26 +36,17 @@ def mark_server(environ: MutableMapping[str, str], engine_file: Path | None) -> 
 
 
 def prepare() -> None:
-    """Follow the server into death, show our log, and keep secrets out of all logs."""
+    """End this process with the server, write our log records, and keep secrets out of all logs."""
     if SERVER not in os.environ or multiprocessing.parent_process() is None:
         return
     start_up_timing.reached(start_up_timing.IMPORTED)
     _follow_parent()
-    _show_log()
-    logs.follow(os.environ)
+    logs.configure(os.environ)
     if path := os.environ.get(ENGINE_FILE):
         from kserve_lmcache import redaction
         from kserve_lmcache.config import engine_file
 
         redaction.redact_logs(redaction.secrets_in(engine_file.read(Path(path))))
-
-
-def _show_log() -> None:
-    """Let this package's records go where vLLM's go, which shows no others below warnings."""
-    ours, vllms = logging.getLogger("kserve_lmcache"), logging.getLogger("vllm")
-    ours.handlers = list(vllms.handlers)
-    ours.setLevel(vllms.level)
-    ours.propagate = False
 
 
 def _follow_parent() -> None:

@@ -15,7 +15,6 @@ from types import FrameType
 from typing import Any
 
 from kserve import model_server
-from kserve.logging import logger
 from kserve.protocol.grpc.server import GRPCServer
 from vllm.config import VllmConfig
 
@@ -37,6 +36,8 @@ from kserve_lmcache.server.rest_server import SurfaceRESTServer
 from kserve_lmcache.server.start_up_responder import StartUpResponder
 from kserve_lmcache.server.status.monitor import Monitor
 from kserve_lmcache.server.status.report import status, versions
+
+logger = logging.getLogger(__name__)
 
 
 class OffloadModelServer(model_server.ModelServer):  # type: ignore[misc]

@@ -67,10 +67,10 @@ class SurfaceRESTServer(RESTServer):  # type: ignore[misc]
         if args.ssl_ciphers:
             self.config.ssl_ciphers = args.ssl_ciphers
         self._server = _Server(self.config)
+        self.create_application()
 
     async def start(self) -> None:
         """Serve until :meth:`close`."""
-        self.create_application()
         sockets = [self.responder.hand_over()] if self.responder is not None else None
         await self._server.serve(sockets=sockets)
 

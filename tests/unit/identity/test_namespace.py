@@ -13,7 +13,7 @@ import torch
 
 from kserve_lmcache.cli.arguments import parse_arguments
 from kserve_lmcache.engine.arguments import create_engine_config, resolve_engine_arguments
-from kserve_lmcache.engine.plan import plan_offload
+from kserve_lmcache.engine.plan import plan_offload, resolve_configuration
 from kserve_lmcache.engine.supported_models import unsupported
 from kserve_lmcache.errors import IdentityError, UnsupportedModelError
 from kserve_lmcache.identity.engine import EngineIdentity, model_path
@@ -33,7 +33,7 @@ def engine(*flags: str, model: Path = MODEL) -> Any:
 def identity_of(*flags: str, model: Path = MODEL, **environ: str) -> EngineIdentity:
     args = parse_arguments([f"--model_id={model}", "--max-model-len=2048", *flags])
     resolve_engine_arguments(args, environ)
-    offload, engine_config = plan_offload(args, environ)
+    offload, engine_config = plan_offload(args, resolve_configuration(args, environ), environ)
     assert offload.identity is not None
     told = engine_config.kv_transfer_config.kv_connector_extra_config[NAMESPACE]
     assert told == offload.identity.namespace
@@ -201,7 +201,7 @@ def test_others_are_refused_or_served_without_offloading(tmp_path: Path) -> None
         name_of(model=model)
     args = parse_arguments([f"--model_id={model}", "--offload-required=false"])
     resolve_engine_arguments(args, {})
-    offload, engine_config = plan_offload(args, {})
+    offload, engine_config = plan_offload(args, resolve_configuration(args, {}), {})
     assert not offload.enabled
     assert "sliding window" in offload.reason
     assert engine_config.kv_transfer_config is None

@@ -6,6 +6,7 @@ vLLM 0.28 raises what is wrong with a request when it prepares it (a prompt that
 
 from __future__ import annotations
 
+import logging
 import re
 from collections.abc import Awaitable, Callable
 from http import HTTPStatus
@@ -15,7 +16,6 @@ from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
 from kserve.errors import ModelNotFound, ModelNotReady, ServerNotLive, ServerNotReady
-from kserve.logging import logger
 from starlette.exceptions import HTTPException
 from starlette.responses import Response
 from vllm.v1.engine.exceptions import EngineDeadError
@@ -23,6 +23,8 @@ from vllm.v1.engine.exceptions import EngineDeadError
 from kserve_lmcache.compat import vllm
 from kserve_lmcache.engine.errors import RefusedError
 from kserve_lmcache.server.http import error_responses
+
+logger = logging.getLogger(__name__)
 
 Handler = Callable[[Request, Any], Awaitable[Response]]
 

@@ -141,8 +141,9 @@ class ApiKeys(AuthenticationMiddleware):  # type: ignore[misc]
 
     def __call__(self, scope: Scope, receive: Receive, send: Send) -> Awaitable[None]:
         """Pass a request on, or answer it."""
-        free = scope["type"] not in ("http", "websocket") or scope.get("method") == "OPTIONS"
-        if free or _is_public(scope) or self.verify_token(Headers(scope=scope)):
+        method = scope.get("method", "")
+        free = scope["type"] not in ("http", "websocket") or method == "OPTIONS"
+        if free or is_public(method, scope["path"]) or self.verify_token(Headers(scope=scope)):
             allowed: Awaitable[None] = self.app(scope, receive, send)
             return allowed
         response = error_responses.error(
@@ -154,9 +155,10 @@ class ApiKeys(AuthenticationMiddleware):  # type: ignore[misc]
         return refuse(scope, receive, send, response)
 
 
-def _is_public(scope: Scope) -> bool:
-    path, prefix = scope["path"], error_responses.PREFIX
-    if scope.get("method") not in ("GET", "HEAD"):
+def is_public(method: str, path: str) -> bool:
+    """Whether a request is a probe or a scrape, which needs no API key."""
+    prefix = error_responses.PREFIX
+    if method not in ("GET", "HEAD"):
         return False
     if error_responses.is_openai(path) and path.startswith(prefix):
         return bool(_PUBLIC_BELOW_PREFIX.fullmatch(path.removeprefix(prefix)))

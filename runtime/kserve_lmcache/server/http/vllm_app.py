@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from argparse import Namespace
 from collections.abc import Collection
 from typing import Any
@@ -9,10 +10,11 @@ from typing import Any
 from fastapi import FastAPI
 from fastapi.middleware.cors import CORSMiddleware
 from fastapi.routing import APIRoute
-from kserve.logging import logger
 
 from kserve_lmcache.compat.vllm import AuthenticationMiddleware, XRequestIdMiddleware, build_app
 from kserve_lmcache.server.http import errors, routes
+
+logger = logging.getLogger(__name__)
 
 # The whole server has its own, in front of KServe's routes too.
 _IN_FRONT = (CORSMiddleware, AuthenticationMiddleware, XRequestIdMiddleware)

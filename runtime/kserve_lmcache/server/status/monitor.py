@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import time
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from typing import Any
 
-from kserve.logging import logger
-
 from kserve_lmcache.metrics.table import STATES, metric
 from kserve_lmcache.server.status import samples
 from kserve_lmcache.server.status.history import PERIOD, History
+
+logger = logging.getLogger(__name__)
 
 Report = Mapping[str, Any]
 _PATIENCE = 10.0  # seconds for the workers' reports: who is asked answers between two steps
