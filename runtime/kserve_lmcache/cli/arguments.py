@@ -56,7 +56,7 @@ def parse_arguments(argv: Sequence[str]) -> Namespace:
 def build_parser() -> argparse.ArgumentParser:
     """The parser of ``kserve-lmcache serve``."""
     parser = _Parser(
-        prog="kserve-lmcache",
+        prog="kserve-lmcache serve",
         parents=[kserve_argument_parser()],
         # KServe and vLLM both have --ssl-certfile and the like: same meaning, same dest.
         conflict_handler="resolve",

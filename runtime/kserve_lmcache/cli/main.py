@@ -1,73 +1,117 @@
-"""The ``kserve-lmcache`` command."""
+"""The ``kserve-lmcache`` command: chooses a command and reports its error."""
 
 from __future__ import annotations
 
+import argparse
 import contextlib
 import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from kserve_lmcache import logs
+from kserve_lmcache import __version__, logs
 from kserve_lmcache.config import environment
 from kserve_lmcache.errors import KServeLMCacheError
 
-# A container's own terminationMessagePath.
+# The file from which Kubernetes takes the reason of a container's end.
 TERMINATION_LOG = "TERMINATION_LOG"
-_COMMANDS = ("serve", "config", "doctor", "bench", "demo-model")
+# Each command with its line in the help. A command parses its own flags.
+COMMANDS = {
+    "serve": "serve a model (the default command)",
+    "config": "print the effective configuration",
+    "doctor": "check this machine, the model and the remote store",
+    "bench": "measure servers with and without offloading",
+    "demo-model": "write a small chat model to a directory",
+}
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run a command; without one, ``serve``, so that an image's args are just flags.
+    """Run a command.
+
+    Args:
+        argv: the arguments without the program's name; by default those of this process. Without a
+            command they are flags of ``serve``, so that the args of an image are flags alone.
 
     Returns:
-        The exit code: 0, 1 (it failed), 2 (it was asked for something impossible) or 130 (a
-        benchmark was ended before its time).
+        The exit code: 0; 1 for a failure; 2 for arguments or a configuration that cannot be used;
+        130 for a benchmark that was interrupted.
     """
     arguments = list(sys.argv[1:] if argv is None else argv)
-    command = arguments.pop(0) if arguments and arguments[0] in _COMMANDS else "serve"
+    if arguments in (["--help"], ["-h"], ["--version"]):
+        _parser().parse_args(arguments)
+    command = "serve"
+    if arguments and arguments[0] in COMMANDS:
+        command = str(_parser().parse_args([arguments.pop(0)]).command)
     try:
-        if command == "demo-model":
-            from kserve_lmcache.cli.demo_model import run as run_demo_model
+        return _run(command, arguments)
+    except KServeLMCacheError as error:
+        print(f"kserve-lmcache: error: {error}", file=sys.stderr, flush=True)
+        if command == "serve":
+            _write_termination_message(str(error))
+        return error.exit_code
 
-            run_demo_model(arguments)
-            return 0
-        if command == "bench":
-            from kserve_lmcache.cli.bench import run as run_bench
 
-            text, exit_code = run_bench(arguments)
-            print(text)
-            return exit_code
-        if command in ("config", "doctor"):
-            # vLLM and LMCache log to the standard output, which is the answer's alone here.
-            with contextlib.redirect_stdout(sys.stderr):
-                if command == "config":
-                    from kserve_lmcache.cli.config import run as run_config
+def _parser() -> argparse.ArgumentParser:
+    """The parser of the command alone."""
+    parser = argparse.ArgumentParser(
+        prog="kserve-lmcache",
+        usage="kserve-lmcache [COMMAND] [FLAG ...]",
+        description="KServe predictor runtime: vLLM with KV-cache offloading by LMCache.",
+        epilog="Without a COMMAND, all arguments are flags of serve. "
+        "`kserve-lmcache COMMAND --help` lists the flags of a command.",
+        allow_abbrev=False,
+    )
+    parser.add_argument("--version", action="version", version=f"kserve-lmcache {__version__}")
+    commands = parser.add_subparsers(dest="command", metavar="COMMAND [FLAG ...]", title="commands")
+    for name, line in COMMANDS.items():
+        commands.add_parser(name, help=line, add_help=False)
+    return parser
 
-                    text, exit_code = run_config(arguments), 0
-                else:
-                    from kserve_lmcache.cli.doctor import run as run_doctor
 
-                    text, exit_code = run_doctor(arguments)
-            print(text)
-            return exit_code
+def _run(command: str, arguments: list[str]) -> int:
+    """Run a command; its module is imported here, because some import vLLM, which takes seconds.
+
+    Returns:
+        The exit code.
+
+    Raises:
+        KServeLMCacheError: the command failed.
+    """
+    if command == "serve":
         environment.ensure()
         levels = logs.LibraryLevels(os.environ)
         levels.set(os.environ.get(logs.LEVEL_VARIABLE, ""))
         logs.configure(os.environ)
-        from kserve_lmcache.cli.serve import run as run_serve
+        from kserve_lmcache.cli import serve
 
-        run_serve(arguments, levels)
+        serve.run(arguments, levels)
         return 0
-    except KServeLMCacheError as error:
-        print(f"kserve-lmcache: error: {error}", file=sys.stderr, flush=True)
-        if command == "serve":
-            _tell_kubernetes(str(error))
-        return error.exit_code
+    if command == "demo-model":
+        from kserve_lmcache.cli import demo_model
+
+        demo_model.run(arguments)
+        return 0
+    if command == "bench":
+        from kserve_lmcache.cli import bench
+
+        text, exit_code = bench.run(arguments)
+    else:
+        # vLLM and LMCache log to the standard output, which has the command's result alone.
+        with contextlib.redirect_stdout(sys.stderr):
+            if command == "config":
+                from kserve_lmcache.cli import config
+
+                text, exit_code = config.run(arguments), 0
+            else:
+                from kserve_lmcache.cli import doctor
+
+                text, exit_code = doctor.run(arguments)
+    print(text)
+    return exit_code
 
 
-def _tell_kubernetes(reason: str) -> None:
-    """Write why the server ended to where `kubectl describe pod` finds it, in a pod."""
+def _write_termination_message(reason: str) -> None:
+    """Write the reason where ``kubectl describe pod`` shows it, when this process is in a pod."""
     path = Path(os.environ.get(TERMINATION_LOG, "/dev/termination-log"))
     with contextlib.suppress(OSError):
         if path.exists():
