@@ -15,7 +15,7 @@ from kserve_lmcache.doctor.run import examine
 from kserve_lmcache.server.announcement import replica_of
 
 if TYPE_CHECKING:
-    from kserve_lmcache.engine.plan import Offload
+    from kserve_lmcache.engine.plan import OffloadPlan
 
 _LEVELS = {
     Status.OK: logging.INFO,
@@ -26,7 +26,7 @@ _LEVELS = {
 }
 
 
-def subject_of(args: Namespace, offload: Offload) -> Subject | None:
+def subject_of(args: Namespace, offload: OffloadPlan) -> Subject | None:
     """What the checks look at on a server; ``None`` when the server does not offload."""
     if offload.shape is None or offload.identity is None:
         return None

@@ -20,7 +20,7 @@ from kserve_lmcache.config import engine_file
 from kserve_lmcache.engine.base_model import choose_base
 from kserve_lmcache.engine.client import TenantAsyncLLM
 from kserve_lmcache.engine.errors import RefusedError
-from kserve_lmcache.engine.plan import Offload, differences, give_up
+from kserve_lmcache.engine.plan import OffloadPlan, differing_values, disabled_plan
 from kserve_lmcache.errors import KServeLMCacheError
 from kserve_lmcache.metrics import start_up_timing
 from kserve_lmcache.redaction import redact
@@ -43,7 +43,7 @@ class LMCacheModel(_Base):  # type: ignore[misc, valid-type]
     def __init__(
         self,
         args: Namespace,
-        offload: Offload,
+        offload: OffloadPlan,
         engine_config: VllmConfig,
         build_app: Callable[[Any, Any], FastAPI],
     ) -> None:
@@ -71,7 +71,7 @@ class LMCacheModel(_Base):  # type: ignore[misc, valid-type]
         if path is not None and (failure := await self._offload_failure(path)):
             self.engine_client.shutdown()
             self.engine_client = None
-            self.offload, self.engine_config = give_up(self.args, self.offload, failure)
+            self.offload, self.engine_config = disabled_plan(self.args, self.offload, failure)
             self.engine_client = self._create_engine()
         start_up_timing.reached(start_up_timing.ENGINE)
         await self._create_handlers()
@@ -163,7 +163,7 @@ class LMCacheModel(_Base):  # type: ignore[misc, valid-type]
         self.worker_moments = reports[0]["moments"]
         failures = {engine_file.scheduler_failure(path)}
         for report in reports:
-            failures.add(report["failure"] or "; ".join(differences(path, report["config"])))
+            failures.add(report["failure"] or "; ".join(differing_values(path, report["config"])))
         if failures == {""}:
             self._log_configuration(reports[0]["config"], engine_file.read(path))
         return "; ".join(sorted(failures - {""}))

@@ -1,4 +1,4 @@
-"""Whether the KV cache is offloaded, and how: one decision, made before the engine starts."""
+"""The plan whether and how the KV cache is offloaded, made once, before the engine starts."""
 
 from __future__ import annotations
 
@@ -48,16 +48,18 @@ _STOCK_CONNECTOR = "LMCacheConnectorV1"
 
 
 @dataclasses.dataclass(frozen=True)
-class Offload:
-    """The decision.
+class OffloadPlan:
+    """Whether and how the KV cache is offloaded.
 
     Attributes:
-        configuration: what is in force.
-        reason: why it is not enabled; empty when it is.
-        engine_file: what LMCache reads it from; ``None`` when it is not enabled.
-        remote: the remote store that is asked for.
-        shape: the engine's sizes; ``None`` when it is not enabled.
-        identity: whose the entries are; ``None`` when it is not enabled.
+        configuration: the configuration in force.
+        reason: why the KV cache is not offloaded; empty when it is.
+        engine_file: the file from which LMCache reads its configuration in the engine's processes;
+            ``None`` without offloading.
+        remote: the remote store; ``None`` when there is none.
+        shape: the sizes of the engine's KV cache; ``None`` without offloading.
+        identity: the identity of the engine, from which the names of its cache entries are made;
+            ``None`` without offloading.
     """
 
     configuration: Configuration
@@ -69,90 +71,102 @@ class Offload:
 
     @property
     def enabled(self) -> bool:
-        """Whether our connector is configured in the engine."""
+        """Whether the engine is configured with the connector of this package."""
         return self.engine_file is not None
 
     @property
     def required(self) -> bool:
-        """Whether the server must not become ready without it."""
+        """Whether the server must not become ready without offloading."""
         return bool(self.configuration.get("offload_required"))
-
-    @property
-    def tenant_header(self) -> str | None:
-        """Keeps the caches of tenants apart, with offloading and without."""
-        header: str | None = self.configuration.get("tenant_header")
-        return header
 
 
 def plan_offload(
     args: Namespace, configuration: Configuration, environ: MutableMapping[str, str]
-) -> tuple[Offload, VllmConfig]:
-    """Decide; put the connector into the engine's configuration and LMCache's into ``environ``.
+) -> tuple[OffloadPlan, VllmConfig]:
+    """The plan, and the engine's configuration, which has the connector when the plan offloads.
+
+    Args:
+        args: the server's arguments. Their ``kv_transfer_config`` and ``worker_extension_cls`` are
+            set in place.
+        configuration: as resolved from its sources. The values that depend on the machine and the
+            engine are added in place.
+        environ: gets the variable that names LMCache's configuration file.
 
     Raises:
-        ConfigurationError: the configuration has mistakes and offloading is required.
-        IdentityError, UnsupportedModelError: this model cannot be offloaded, and it is required.
+        ConfigurationError: the configuration has problems, and offloading is required.
+        IdentityError, UnsupportedModelError: this model's KV cache cannot be offloaded, and
+            offloading is required.
         UsageError: ``--worker-extension-cls`` is taken.
         KServeLMCacheError: vLLM refuses the engine's arguments.
     """
-    _check_own_variables(configuration)
+    _raise_problems_of_own_variables(configuration)
     if not configuration.get("offload"):
         for problem in configuration.problems:
-            logger.warning("Not in force, nor needed now: %s", problem)
+            logger.warning("Ignored, because offloading is off: %s", problem)
         reason = f"{configuration.source('offload')} is off"
-        return _without(args, configuration, reason), create_engine_config(args)
+        return _disabled(args, configuration, reason), create_engine_config(args)
     wanted = args.kv_transfer_config
     if wanted is not None and wanted.kv_connector != _STOCK_CONNECTOR:
-        # Another connector (NIXL, multi-process LMCache, …) is the user's own business.
+        # The user asks for another connector (NIXL, multi-process LMCache, …).
         reason = f"--kv-transfer-config asks for {wanted.kv_connector}"
         logger.warning("KV-cache offloading is not managed by this server: %s", reason)
-        return Offload(configuration, reason), create_engine_config(args)
+        return OffloadPlan(configuration, reason), create_engine_config(args)
     if args.worker_extension_cls:
         raise UsageError(
             f"--worker-extension-cls={args.worker_extension_cls} cannot be used together with "
-            "offloading, which reports its state by it. Add --offload=off, or leave it out."
+            "offloading, which needs a worker extension of its own. Add --offload=off, or leave "
+            "--worker-extension-cls out."
         )
     try:
-        engine_config = _configure_engine(args, configuration)
+        engine_config = _engine_config(args, configuration)
         check_supported(engine_config)
         shape = shape_of(engine_config)
         remote = complete(configuration, shape)
         configuration.raise_problems()
-        identity = _name_entries(engine_config, configuration, environ)
+        identity = _identity(engine_config, configuration, environ)
     except (ConfigurationError, IdentityError, UnsupportedModelError) as error:
         if configuration.get("offload_required"):
             raise
-        return _without(args, configuration, str(error)), create_engine_config(args)
-    path = _write(configuration, remote)
+        return _disabled(args, configuration, str(error)), create_engine_config(args)
+    path = _written_engine_file(configuration, remote)
     engine_file.hand_over(path, environ)
     for note in configuration.notes:
         logger.warning(note)
-    offload = Offload(
+    offload = OffloadPlan(
         configuration, engine_file=path, remote=remote, shape=shape, identity=identity
     )
     return offload, engine_config
 
 
-def _check_own_variables(configuration: Configuration) -> None:
-    """A mistake there may leave tenants together, whether anything is offloaded or not.
+def _raise_problems_of_own_variables(configuration: Configuration) -> None:
+    """Refuse mistakes in this package's own variables, with offloading and without.
+
+    Such a mistake may turn the separation of tenants off.
 
     Raises:
-        ConfigurationError: one of our own variables is unknown, or has no such value.
+        ConfigurationError: a variable of this package is unknown, or its value cannot be used.
     """
     if any(problem.source.startswith(VARIABLE_PREFIX) for problem in configuration.problems):
         configuration.raise_problems()
 
 
 def resolve_configuration(args: Namespace, environ: Mapping[str, str]) -> Configuration:
-    """The configuration as flags, file, variables and our defaults give it; not yet complete."""
+    """The configuration from flags, file, variables and defaults.
+
+    :func:`complete` adds the values that depend on the machine and the engine.
+    """
     return resolve(flags_of(args), environ, device())
 
 
 def complete(configuration: Configuration, shape: EngineShape | None) -> Remote | None:
-    """Add what depends on the machine and the engine, and look for mistakes in it.
+    """Add the values that depend on the machine and the engine, and the problems of these values.
+
+    Args:
+        configuration: changed in place.
+        shape: the sizes of the engine's KV cache; ``None`` when there is no model.
 
     Returns:
-        The remote store that is asked for.
+        The remote store; ``None`` when there is none.
     """
     memory = memory_limit()
     if "max_local_cpu_size" not in configuration.values:
@@ -169,47 +183,57 @@ def complete(configuration: Configuration, shape: EngineShape | None) -> Remote 
     return remote_of(configuration)
 
 
-def give_up(args: Namespace, offload: Offload, reason: str) -> tuple[Offload, VllmConfig]:
-    """What remains after the engine could not start offloading.
+def disabled_plan(
+    args: Namespace, offload: OffloadPlan, reason: str
+) -> tuple[OffloadPlan, VllmConfig]:
+    """The plan and the engine's configuration after offloading could not start in the engine.
+
+    Args:
+        args: the server's arguments; changed in place.
+        offload: the plan that failed.
+        reason: why it failed.
 
     Raises:
-        OffloadUnavailableError: it is required.
+        OffloadUnavailableError: offloading is required.
     """
     if offload.required:
         raise OffloadUnavailableError(reason)
-    return _without(args, offload.configuration, reason), create_engine_config(args)
+    return _disabled(args, offload.configuration, reason), create_engine_config(args)
 
 
-def _without(args: Namespace, configuration: Configuration, reason: str) -> Offload:
+def _disabled(args: Namespace, configuration: Configuration, reason: str) -> OffloadPlan:
+    """The plan not to offload; takes the connector out of ``args``."""
     args.kv_transfer_config = None
     if args.worker_extension_cls == WORKER_EXTENSION:
         args.worker_extension_cls = ""
     logger.warning("Serving WITHOUT KV-cache offloading: %s", reason)
-    return Offload(configuration, reason)
+    return OffloadPlan(configuration, reason)
 
 
-def _name_entries(
+def _identity(
     engine_config: VllmConfig, configuration: Configuration, environ: Mapping[str, str]
 ) -> EngineIdentity:
-    """Tell the connector the namespace of this model's entries.
+    """The engine's identity; writes its namespace into the connector's configuration.
 
     Raises:
-        IdentityError: the model's content cannot be told.
+        IdentityError: the model's files cannot be fingerprinted.
     """
     how = configuration.get("model_fingerprint")
     identity = identify(engine_config, how, hashing_of(configuration.get, environ), environ)
     extra = engine_config.kv_transfer_config.kv_connector_extra_config
     extra[NAMESPACE] = identity.namespace
-    logger.info("Entries of this model are named %s (%s)", identity.namespace, identity.summary)
+    logger.info(
+        "The namespace of the cache entries is %s (%s)", identity.namespace, identity.summary
+    )
     return identity
 
 
-def _configure_engine(args: Namespace, configuration: Configuration) -> VllmConfig:
-    """Put our connector in.
+def _engine_config(args: Namespace, configuration: Configuration) -> VllmConfig:
+    """vLLM's configuration of the engine with the connector of this package.
 
     Raises:
-        ConfigurationError: vLLM refuses the engine's arguments, and there were mistakes already.
-        KServeLMCacheError: vLLM refuses them.
+        ConfigurationError: vLLM refuses the arguments, and the configuration has problems.
+        KServeLMCacheError: vLLM refuses the arguments.
     """
     wanted = args.kv_transfer_config or KVTransferConfig(kv_role="kv_both")
     extra = wanted.kv_connector_extra_config or {}
@@ -217,9 +241,9 @@ def _configure_engine(args: Namespace, configuration: Configuration) -> VllmConf
         wanted,
         kv_connector=CONNECTOR,
         kv_connector_module_path=CONNECTOR_MODULE,
-        # A load that fails is computed, never an error to the client.
+        # The engine computes what cannot be loaded; the request does not fail.
         kv_load_failure_policy="recompute",
-        # Merged into the configuration; LMCache would put them over everything again.
+        # Already merged into the configuration. LMCache would let them override it.
         kv_connector_extra_config={
             name: value for name, value in extra.items() if not name.startswith("lmcache.")
         },
@@ -232,24 +256,28 @@ def _configure_engine(args: Namespace, configuration: Configuration) -> VllmConf
         raise
 
 
-def _write(configuration: Configuration, remote: Remote | None) -> Path:
+def _written_engine_file(configuration: Configuration, remote: Remote | None) -> Path:
+    """Write LMCache's configuration file, and keep its secrets out of the log; returns its path."""
     directory = Path(tempfile.mkdtemp(prefix="kserve-lmcache-"))
     atexit.register(shutil.rmtree, directory, ignore_errors=True)
     path = directory / "lmcache.yaml"
     limits = remote_tier.limits_of(configuration)
     disk = disk_tier.disk_of(configuration)
-    told_of_disk = None if disk is None else (disk, disk_tier.limits_of(configuration))
-    engine_file.write(configuration.lmcache_values(), remote, path, limits, told_of_disk)
+    disk_and_limits = None if disk is None else (disk, disk_tier.limits_of(configuration))
+    engine_file.write(configuration.lmcache_values(), remote, path, limits, disk_and_limits)
     redaction.redact_logs(redaction.secrets_in(engine_file.read(path)))
     return path
 
 
-def differences(path: Path, used: Mapping[str, Any]) -> list[str]:
-    """Where LMCache uses something else than it was told.
+def differing_values(path: Path, used: Mapping[str, Any]) -> list[str]:
+    """The values that LMCache uses in a worker and that are not those of its file.
 
     Args:
-        path: the file that it was told to read.
-        used: its own configuration, read back from a worker.
+        path: the file that LMCache reads.
+        used: the configuration of LMCache, read back from the worker.
+
+    Returns:
+        A sentence for each value.
     """
     return [
         f"{name} is {redaction.redact(used.get(name), name)!r} where "

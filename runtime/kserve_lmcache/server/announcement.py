@@ -25,7 +25,7 @@ from kserve_lmcache.redaction import redact_urls
 from kserve_lmcache.tiers.redis import client as redis_client
 
 if TYPE_CHECKING:
-    from kserve_lmcache.engine.plan import Offload
+    from kserve_lmcache.engine.plan import OffloadPlan
 
 logger = logging.getLogger(__name__)
 
@@ -143,7 +143,7 @@ def announce(client: Client, own: Replica) -> None:
     client.expire(key_of(own), _EXPIRY_SECONDS)
 
 
-def replica_of(args: Namespace, offload: Offload) -> Replica | None:
+def replica_of(args: Namespace, offload: OffloadPlan) -> Replica | None:
     """This server as the others see it; ``None`` when it shares nothing."""
     identity = offload.identity
     if identity is None or offload.configuration.get("model_fingerprint") == "private":

@@ -22,7 +22,7 @@ from kserve_lmcache.config.configuration import Configuration
 from kserve_lmcache.config.settings import parse_route_groups
 from kserve_lmcache.engine import process
 from kserve_lmcache.engine.model import LMCacheModel
-from kserve_lmcache.engine.plan import Offload
+from kserve_lmcache.engine.plan import OffloadPlan
 from kserve_lmcache.errors import EngineDiedError
 from kserve_lmcache.metrics import start_up_timing
 from kserve_lmcache.metrics.table import metric
@@ -212,7 +212,7 @@ def _exit_at_once(reason: str) -> None:
 
 
 def serve(
-    args: Namespace, offload: Offload, engine_config: VllmConfig, responder: StartUpResponder
+    args: Namespace, offload: OffloadPlan, engine_config: VllmConfig, responder: StartUpResponder
 ) -> None:
     """Serve until SIGTERM or SIGINT, which let running requests finish.
 

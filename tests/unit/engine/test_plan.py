@@ -12,9 +12,9 @@ from kserve_lmcache.config.stores import Disk
 from kserve_lmcache.config.tier_plugins import DISK_PLUGIN
 from kserve_lmcache.engine.arguments import resolve_engine_arguments
 from kserve_lmcache.engine.plan import (
-    Offload,
-    differences,
-    give_up,
+    OffloadPlan,
+    differing_values,
+    disabled_plan,
     plan_offload,
     resolve_configuration,
 )
@@ -23,7 +23,7 @@ from kserve_lmcache.identity.namespace import NAMESPACE
 from tests.support.server import MODEL
 
 
-def planned(*argv: str, **environ: str) -> tuple[Namespace, Offload, dict[str, str]]:
+def planned(*argv: str, **environ: str) -> tuple[Namespace, OffloadPlan, dict[str, str]]:
     args = parse_arguments([f"--model_id={MODEL}", "--max-model-len=4096", *argv])
     resolve_engine_arguments(args, environ)
     offload, engine_config = plan_offload(args, resolve_configuration(args, environ), environ)
@@ -102,9 +102,10 @@ def test_a_mistake_in_our_own_variables_is_refused_whatever_is_offloaded() -> No
         with pytest.raises(ConfigurationError, match="Did you mean KSERVE_LMCACHE_TENANT_HEADER"):
             planned(*flags, KSERVE_LMCACHE_TENANT_HEADR="X-Tenant-Id")
     _, offload, _ = planned("--offload=off", "--tenant-header=X", LMCACHE_CHUNK_SIZE="many")
-    assert (offload.enabled, offload.tenant_header) == (False, "X")
+    assert (offload.enabled, offload.configuration.get("tenant_header")) == (False, "X")
     _, offload, _ = planned("--offload-required=false", LMCACHE_CHUNK_SIZE="many")
-    assert (offload.enabled, offload.required, offload.tenant_header) == (False, False, None)
+    assert (offload.enabled, offload.required) == (False, False)
+    assert offload.configuration.get("tenant_header") is None
 
 
 def test_mistakes_of_all_kinds_come_together() -> None:
@@ -148,9 +149,9 @@ def test_what_the_engine_uses_instead_is_told_without_secrets(tmp_path: Path) ->
     path = tmp_path / "engine.yaml"
     told = {"chunk_size": 64, "remote_url": "redis://:hunter2@redis:6379", "local_cpu": True}
     engine_file.write(told, None, path)
-    assert differences(path, {**told, "other": 1}) == []
+    assert differing_values(path, {**told, "other": 1}) == []
     used = {"chunk_size": 128, "remote_url": "redis://:other@redis:6379", "local_cpu": True}
-    assert differences(path, used) == [
+    assert differing_values(path, used) == [
         "chunk_size is 128 where 64 was asked for",
         "remote_url is 'redis://:***@redis:6379' where 'redis://:***@redis:6379' was asked for",
     ]
@@ -164,9 +165,9 @@ def test_a_taken_worker_extension_is_refused() -> None:
 def test_giving_up_ends_the_start_unless_told_otherwise() -> None:
     args, offload, _ = planned()
     with pytest.raises(OffloadUnavailableError, match="could not start: no memory"):
-        give_up(args, offload, "no memory")
+        disabled_plan(args, offload, "no memory")
     args, offload, _ = planned("--offload-required=false")
-    without, engine_config = give_up(args, offload, "no memory")
+    without, engine_config = disabled_plan(args, offload, "no memory")
     assert (without.enabled, without.reason) == (False, "no memory")
     assert engine_config.kv_transfer_config is args.kv_transfer_config is None
     assert args.worker_extension_cls == ""

@@ -7,7 +7,7 @@ import time
 from collections.abc import Mapping
 from typing import Any
 
-from kserve_lmcache.engine.plan import Offload
+from kserve_lmcache.engine.plan import OffloadPlan
 from kserve_lmcache.server.status.monitor import Monitor, Report
 
 PACKAGES = {
@@ -20,7 +20,7 @@ PACKAGES = {
 _TOTALS = ("queue_bytes", "chunks_corrupt", "dropped_queue", "dropped_full", "dropped_failed")
 
 
-def status(monitor: Monitor, offload: Offload, model: str) -> dict[str, Any]:
+def status(monitor: Monitor, offload: OffloadPlan, model: str) -> dict[str, Any]:
     """Everything, as plain values; times are seconds of Unix time, sizes bytes."""
     history = monitor.history
     return {
@@ -55,7 +55,7 @@ def versions() -> dict[str, str]:
     return found
 
 
-def _identity(offload: Offload) -> Mapping[str, str]:
+def _identity(offload: OffloadPlan) -> Mapping[str, str]:
     if offload.identity is None:
         return {}
     return {"namespace": offload.identity.namespace, "content": offload.identity.content}
