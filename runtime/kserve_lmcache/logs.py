@@ -21,7 +21,7 @@ from datetime import datetime, timezone
 
 FORMAT_VARIABLE = "KSERVE_LMCACHE_LOG_FORMAT"
 LEVEL_VARIABLE = "KSERVE_LMCACHE_LOG_LEVEL"
-# The ID of the request that is being answered.
+# The ID of the active request.
 REQUEST_ID: ContextVar[str] = ContextVar("request_id", default="")
 
 _PACKAGE = "kserve_lmcache"

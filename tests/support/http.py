@@ -21,7 +21,7 @@ from kserve_lmcache.server.data_plane import OffloadDataPlane, Repository
 from kserve_lmcache.server.http import vllm_app
 from kserve_lmcache.server.http.limits import Limits
 from kserve_lmcache.server.lifecycle import Lifecycle
-from kserve_lmcache.server.rest_server import SurfaceRESTServer
+from kserve_lmcache.server.rest_server import OffloadRESTServer
 from tests.support.ports import free_port
 from tests.support.tls import Certificate
 
@@ -87,7 +87,7 @@ def serving(
         files = {"ssl_certfile": certificate.cert_file, "ssl_keyfile": certificate.key_file}
     model, lifecycle, repository = MockModel(*groups), Lifecycle(), Repository()
     repository.update(model)
-    rest = SurfaceRESTServer(
+    rest = OffloadRESTServer(
         parse_arguments(["--host=127.0.0.1"]),
         model,
         Limits(**limits),

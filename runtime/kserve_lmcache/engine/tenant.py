@@ -6,7 +6,7 @@ import hashlib
 import json
 from contextvars import ContextVar
 
-# Of the request that is being answered; the HTTP middleware sets it from the request's header.
+# The tenant of the active request. The HTTP middleware sets it from the request's header.
 TENANT: ContextVar[str] = ContextVar("tenant", default="")
 
 

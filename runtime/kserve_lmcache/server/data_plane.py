@@ -1,4 +1,4 @@
-"""KServe's data plane and repository, with answers that are true of a vLLM engine."""
+"""KServe's data plane and repository for a vLLM engine."""
 
 from __future__ import annotations
 
@@ -9,12 +9,12 @@ from kserve.model_repository import ModelRepository
 from kserve.protocol.dataplane import DataPlane
 from kserve.protocol.model_repository_extension import ModelRepositoryExtension
 
-from kserve_lmcache.server.http.register import ELSEWHERE
+from kserve_lmcache.server.http.register import TENSORS_UNSUPPORTED
 from kserve_lmcache.server.lifecycle import Lifecycle
 
 
 class UnimplementedError(NotImplementedError):
-    """What gRPC's clients get; KServe's interceptor looks for ``reason``."""
+    """The error of a gRPC call that is not supported. KServe's interceptor reads ``reason``."""
 
     def __init__(self, reason: str) -> None:
         super().__init__(reason)
@@ -29,10 +29,10 @@ class OffloadDataPlane(DataPlane):  # type: ignore[misc]
         self.lifecycle = lifecycle
 
     async def model_metadata(self, model_name: str) -> dict[str, Any]:
-        """KServe's v2 metadata; text goes in and out by the OpenAI routes, so no tensors.
+        """KServe's v2 metadata, without tensors: the model takes and returns text.
 
         Raises:
-            ModelNotFound: answered with 404.
+            ModelNotFound: no model has this name.
         """
         self.get_model_from_registry(model_name)
         return {"name": model_name, "platform": "vllm", "inputs": [], "outputs": []}
@@ -40,21 +40,21 @@ class OffloadDataPlane(DataPlane):  # type: ignore[misc]
     async def model_ready(
         self, model_name: str, disable_predictor_health_check: bool = False
     ) -> bool:
-        """False until a generation can succeed, while the server drains, and after a death."""
+        """Whether the model can serve a request now."""
         ready: bool = await super().model_ready(model_name, disable_predictor_health_check)
         return ready and self.lifecycle.takes_requests
 
     async def ready(self) -> bool:
-        """As :meth:`model_ready`, of all models; of none it is false."""
+        """Whether all models can serve requests; false when there is none."""
         models = self.model_registry.get_models().values()
         healthy = [await model.healthy() for model in models]
         return bool(healthy) and all(healthy) and self.lifecycle.takes_requests
 
     async def live(self) -> dict[str, str]:
-        """Alive while no restart is needed: until the engine dies.
+        """Report that the server is alive, which it is until the engine dies.
 
         Raises:
-            ServerNotLive: answered with 503.
+            ServerNotLive: the engine is dead.
         """
         models = self.model_registry.get_models().values()
         healthy = [await model.healthy() for model in models]
@@ -63,19 +63,19 @@ class OffloadDataPlane(DataPlane):  # type: ignore[misc]
         return {"status": "alive"}
 
     async def infer(self, *args: Any, **kwargs: Any) -> Any:
-        """By gRPC; HTTP's routes say the same themselves.
+        """Refuse inference by gRPC; the HTTP routes refuse it themselves.
 
         Raises:
-            UnimplementedError: always; it says where to go.
+            UnimplementedError: always, with the routes that serve text.
         """
-        raise UnimplementedError(ELSEWHERE)
+        raise UnimplementedError(TENSORS_UNSUPPORTED)
 
 
 class Repository(ModelRepository):  # type: ignore[misc]
-    """The model under each name that it is called by, adapters that came later included."""
+    """The model by each of its names, including adapters that were loaded later."""
 
     def get_model(self, name: str) -> Any:
-        """The model; ``None`` when nothing is called so."""
+        """The model; ``None`` for an unknown name."""
         found = super().get_model(name)
         if found is not None:
             return found
@@ -87,7 +87,7 @@ class Repository(ModelRepository):  # type: ignore[misc]
 
 
 class NoRepositoryExtension(ModelRepositoryExtension):  # type: ignore[misc]
-    """Loading and unloading by gRPC, which is not asked for."""
+    """Refuses loading and unloading of models by gRPC."""
 
     async def load(self, model_name: str) -> None:
         """Refuse.
@@ -95,7 +95,7 @@ class NoRepositoryExtension(ModelRepositoryExtension):  # type: ignore[misc]
         Raises:
             UnimplementedError: always.
         """
-        raise UnimplementedError("Models are loaded by --enable-routes=repository alone")
+        raise UnimplementedError("Loading models needs --enable-routes=repository")
 
     async def unload(self, model_name: str) -> None:
         """Refuse.
@@ -103,4 +103,4 @@ class NoRepositoryExtension(ModelRepositoryExtension):  # type: ignore[misc]
         Raises:
             UnimplementedError: always.
         """
-        raise UnimplementedError("Models are unloaded by --enable-routes=repository alone")
+        raise UnimplementedError("Unloading models needs --enable-routes=repository")

@@ -1,4 +1,4 @@
-"""Whether the server takes requests, and what it is doing now."""
+"""The life cycle of the server."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from enum import Enum
 
 
 class State(Enum):
-    """What a server goes through; there is no way back."""
+    """The states, in their order; a server never goes back."""
 
     STARTING = "starting"
     READY = "ready"
@@ -16,7 +16,7 @@ class State(Enum):
 
 
 class Lifecycle:
-    """The state, its reason, and the number of requests that are being answered."""
+    """The state, its reason, and the number of active requests."""
 
     def __init__(self) -> None:
         self.state = State.STARTING
@@ -30,24 +30,24 @@ class Lifecycle:
 
     @property
     def alive(self) -> bool:
-        """Whether nothing is wrong that only a restart fixes."""
+        """Whether the server can work without a restart."""
         return self.state is not State.FAILED
 
     def ready(self) -> None:
-        """A generation can succeed from now on."""
+        """Admit requests from now on."""
         self.state, self.reason = State.READY, ""
 
     def drain(self) -> None:
-        """Take no more requests; a failure stays one."""
+        """Admit no more requests; a failed server stays failed."""
         if self.state is not State.FAILED:
             self.state, self.reason = State.DRAINING, "the server is shutting down"
 
     def fail(self, reason: str) -> None:
-        """Only a restart can help."""
+        """Record a failure that only a restart fixes."""
         self.state, self.reason = State.FAILED, reason
 
     async def idle(self, seconds: float) -> bool:
-        """Wait until nothing is being answered, for at most that long; whether that is so."""
+        """Wait up to ``seconds`` for active requests to end; returns whether all have ended."""
         deadline = asyncio.get_running_loop().time() + seconds
         while self.active:
             if asyncio.get_running_loop().time() >= deadline:

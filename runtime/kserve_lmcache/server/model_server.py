@@ -32,7 +32,7 @@ from kserve_lmcache.server.http import routes, vllm_app
 from kserve_lmcache.server.http.error_responses import PREFIX
 from kserve_lmcache.server.http.limits import Limits, limits_of
 from kserve_lmcache.server.lifecycle import Lifecycle, State
-from kserve_lmcache.server.rest_server import SurfaceRESTServer
+from kserve_lmcache.server.rest_server import OffloadRESTServer
 from kserve_lmcache.server.start_up_responder import StartUpResponder
 from kserve_lmcache.server.status.monitor import Monitor
 from kserve_lmcache.server.status.report import status, versions
@@ -41,20 +41,20 @@ logger = logging.getLogger(__name__)
 
 
 class OffloadModelServer(model_server.ModelServer):  # type: ignore[misc]
-    """KServe's server, which serves once the engine is up, and not before.
+    """KServe's model server, which serves only after the engine has started.
 
-    KServe starts both at the same time: it would say that it is ready while the model is still
-    loading, and an engine that fails would be reported as a failed HTTP server.
+    KServe starts both at the same time: it reports that it is ready while the model still loads,
+    and reports an engine that fails as a failed HTTP server.
 
     Args:
         args: the flags of the server.
-        model: the one model.
-        limits: what requests are held against.
-        drain_seconds: how long running requests may take after SIGTERM.
-        exit_on_engine_death: whether to end when the engine has died.
-        responder: answers on the port until the engine is up.
+        model: the model.
+        limits: the limits and rules for requests.
+        drain_seconds: how long active requests may take after SIGTERM.
+        exit_on_engine_death: whether the server ends when the engine dies.
+        responder: answers on the port until the engine has started.
         route_groups: the groups of routes that are on (setting ``enable_routes``).
-        others: what KServe's server takes.
+        others: arguments of KServe's server.
     """
 
     def __init__(
@@ -83,11 +83,11 @@ class OffloadModelServer(model_server.ModelServer):  # type: ignore[misc]
             self.model_repository_extension = NoRepositoryExtension(self.registered_models)
 
     def start(self, models: list[Any]) -> None:
-        """Serve until a signal or the engine's death ends it.
+        """Serve until a signal or the engine's death.
 
         Raises:
             EngineDiedError: the engine died.
-            KServeLMCacheError: it did not start.
+            KServeLMCacheError: the engine did not start.
         """
         self._register_and_check_atleast_one_model_is_ready(models)
         asyncio.run(self._serve())
@@ -108,7 +108,7 @@ class OffloadModelServer(model_server.ModelServer):  # type: ignore[misc]
             loop.add_signal_handler(number, self._on_signal, stop)
         start_up_timing.reached(start_up_timing.READY)
         times = start_up_timing.table(start_up_timing.moments(), self.model.worker_moments)
-        logger.info("The start, phase by phase:\n%s", times)
+        logger.info("Start-up times:\n%s", times)
         logger.info("Ready. Try: %s", _curl(self.args))
         self.lifecycle.ready()
         async with self.model.vllm_app.router.lifespan_context(self.model.vllm_app):
@@ -120,7 +120,7 @@ class OffloadModelServer(model_server.ModelServer):  # type: ignore[misc]
         if identity is not None:
             metric("namespace_info", namespace=identity.namespace).set(1)
 
-    async def _run(self, rest: SurfaceRESTServer, stop: asyncio.Event) -> None:
+    async def _run(self, rest: OffloadRESTServer, stop: asyncio.Event) -> None:
         """Serve until the port fails, a signal comes, or the engine dies."""
         serving = asyncio.ensure_future(rest.start())
         if self.enable_grpc:
@@ -139,7 +139,7 @@ class OffloadModelServer(model_server.ModelServer):  # type: ignore[misc]
         if stopping.done():
             await self._drain()
         elif dying.done():
-            # Who waits for an answer gets its error first, and a probe sees what happened.
+            # Active requests get their errors first, and probes see the failure.
             await asyncio.sleep(_DEATH_SECONDS)
             await self.lifecycle.idle(_DEATH_SECONDS)
         rest.close()
@@ -153,19 +153,19 @@ class OffloadModelServer(model_server.ModelServer):  # type: ignore[misc]
     def _on_signal(self, stop: asyncio.Event) -> None:
         if stop.is_set():
             _exit_at_once("A second signal came")
-        # Before anything else is done: a probe between now and then must not send requests.
+        # First of all, so that a probe fails before the server stops.
         self.lifecycle.drain()
         stop.set()
 
     async def _drain(self) -> None:
-        logger.info("Stopping: %s requests are being answered", self.lifecycle.active)
+        logger.info("Stopping: %s active requests", self.lifecycle.active)
         if not await self.lifecycle.idle(self.drain_seconds):
             _exit_at_once(
                 f"{self.lifecycle.active} requests did not finish in {self.drain_seconds:g} s"
             )
 
     async def _engine_death(self) -> None:
-        """Wait until the engine has died, and for ever if that is not to end the server."""
+        """Wait for the engine's death, and then for ever when the server outlives its engine."""
         while not self.model.engine_client.errored:
             await asyncio.sleep(_WATCH_SECONDS)
         self.lifecycle.fail("vLLM's engine has died")
@@ -173,8 +173,8 @@ class OffloadModelServer(model_server.ModelServer):  # type: ignore[misc]
         if not self.exit_on_engine_death:
             await asyncio.Event().wait()
 
-    def _create_rest_server(self) -> SurfaceRESTServer:
-        return SurfaceRESTServer(
+    def _create_rest_server(self) -> OffloadRESTServer:
+        return OffloadRESTServer(
             self.args,
             self.model,
             self.limits,
@@ -196,16 +196,16 @@ class OffloadModelServer(model_server.ModelServer):  # type: ignore[misc]
 _STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT)
 _WATCH_SECONDS = 0.2
 _DEATH_SECONDS = 1.0
-_GRPC_GRACE_SECONDS = 1  # it answers nothing that takes longer
+_GRPC_GRACE_SECONDS = 1  # no call takes longer
 
 
 def _end_start(number: int, frame: FrameType | None) -> None:
-    """Nothing is being answered yet, so there is nothing to drain."""
+    """End at a signal during the start, when no request is active."""
     sys.exit(128 + number)
 
 
 def _exit_at_once(reason: str) -> None:
-    """The engine's processes die with this one (:mod:`.engine_process`)."""
+    """End this process, and with it the engine's processes (:mod:`.engine.process`)."""
     logger.error("%s: ending at once", reason)
     logging.shutdown()
     os._exit(128 + signal.SIGTERM)
@@ -214,13 +214,13 @@ def _exit_at_once(reason: str) -> None:
 def serve(
     args: Namespace, offload: OffloadPlan, engine_config: VllmConfig, responder: StartUpResponder
 ) -> None:
-    """Serve until SIGTERM or SIGINT, which let running requests finish.
+    """Serve until SIGTERM or SIGINT, after which active requests may finish.
 
     Args:
         args: the flags of the server.
-        offload: whether and how the KV cache is offloaded.
+        offload: the plan of offloading.
         engine_config: vLLM's configuration.
-        responder: answers on the port until the engine is up.
+        responder: answers on the port until the engine has started.
 
     Raises:
         KServeLMCacheError: the engine or offloading could not start.
@@ -243,7 +243,7 @@ def serve(
     try:
         server.start([model])
     finally:
-        # Also after an error in start_engine: nothing may stay behind.
+        # Also after an error in start_engine, so that no process stays behind.
         model.stop_engine()
         logger.info("The server has stopped")
 

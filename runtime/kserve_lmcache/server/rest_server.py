@@ -1,4 +1,4 @@
-"""KServe's HTTP server with our routes, our middleware, and signals left to :mod:`.server`."""
+"""KServe's HTTP server with the routes and the middleware of this package."""
 
 from __future__ import annotations
 
@@ -18,26 +18,26 @@ from kserve_lmcache.server.http.register import register_after_kserves, register
 from kserve_lmcache.server.lifecycle import Lifecycle
 from kserve_lmcache.server.start_up_responder import ANY_HOST, StartUpResponder
 
-_CLOSE_SECONDS = 2  # for connections whose answers are written already
+_CLOSE_SECONDS = 2  # for connections whose responses are already written
 
 
 class _Server(RefreshingServer):  # type: ignore[misc]
     @contextlib.contextmanager
     def capture_signals(self) -> Iterator[None]:
-        """Signals are the model server's: uvicorn would close the port at the first one."""
+        """Leave signals to the model server: uvicorn closes the port at the first one."""
         yield
 
 
-class SurfaceRESTServer(RESTServer):  # type: ignore[misc]
-    """One server around one application.
+class OffloadRESTServer(RESTServer):  # type: ignore[misc]
+    """The HTTP server of one application.
 
     Args:
-        app: KServe's application; FastAPI's, by default KServe's only one.
-        model: the model, whose engine is up.
-        status: returns what ``GET /offload`` shows.
+        app: the FastAPI application; by default KServe's.
+        model: the model, whose engine has started.
+        status: returns the response of ``GET /offload``.
         route_groups: the groups of routes that are on (setting ``enable_routes``).
-        responder: has the port until now; without it the server opens the port itself.
-        others: what KServe's server takes.
+        responder: owns the port until the server starts; without it the server opens the port.
+        others: arguments of KServe's server.
     """
 
     def __init__(
@@ -75,11 +75,11 @@ class SurfaceRESTServer(RESTServer):  # type: ignore[misc]
         await self._server.serve(sockets=sockets)
 
     def close(self) -> None:
-        """Close the port and what is open; returns at once."""
+        """Begin to close the port and its connections; returns at once."""
         self._server.should_exit = True
 
     def create_application(self) -> None:
-        """Complete the application, as KServe's server does by its name."""
+        """Add middleware, routes and exception handlers to the application."""
         self._add_middlewares(self.app)
         self._register_endpoints(self.app)
         self._add_exception_handlers(self.app)

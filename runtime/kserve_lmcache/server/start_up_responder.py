@@ -1,7 +1,7 @@
-"""Answers on the server's port while its engine starts: alive, and not ready.
+"""Answers requests while the engine starts: the server is alive, and not ready.
 
-The engine is made in the main thread, which can answer nothing meanwhile. A thread does, on the
-socket that the real server takes over, so that no connection is refused from then on.
+The main thread starts the engine and cannot answer meanwhile. A thread answers on the socket that
+the real server takes over later, so that no connection is refused.
 """
 
 from __future__ import annotations
@@ -19,17 +19,17 @@ from typing import Any
 
 from kserve_lmcache.errors import UsageError
 
-ANY_HOST = "0.0.0.0"  # noqa: S104 - a container's port, as KServe's own server has it
+ANY_HOST = "0.0.0.0"  # noqa: S104 - the address of KServe's own server, for a container
 _TLS_PORT, _PORT = 8443, 8080  # KServe's defaults
 _BACKLOG = 2048
-_HANDSHAKE_SECONDS = 5.0  # and for a request's head
+_HANDSHAKE_SECONDS = 5.0  # the TLS handshake, and each read of a request
 _POLL_SECONDS = 0.05
 _LIVE = {"/": {"status": "alive"}, "/v2/health/live": {"live": True}}
-_KSERVES = ("/v1/models", "/v2/", "/metrics")
+_KSERVE_PATHS = ("/v1/models", "/v2/", "/metrics")
 
 
 class StartUpResponder:
-    """The port, until :meth:`hand_over`."""
+    """Answers on the port until :meth:`hand_over`."""
 
     def __init__(self, listener: socket.socket, context: ssl.SSLContext | None) -> None:
         self.listener = listener
@@ -43,7 +43,7 @@ class StartUpResponder:
         self._thread.start()
 
     def hand_over(self) -> socket.socket:
-        """Answer no more; what connects from now on waits for the socket's next owner."""
+        """Stop answering; returns the socket, where new connections wait for the next server."""
         self._server.shutdown()
         self._thread.join()
         return self.listener
@@ -51,10 +51,10 @@ class StartUpResponder:
 
 @contextlib.contextmanager
 def listen(args: Namespace) -> Iterator[StartUpResponder]:
-    """Open the port that ``args`` ask for, until the end of the block.
+    """Open the server's port and answer on it, until the end of the block.
 
     Raises:
-        UsageError: it cannot be opened, or the certificate cannot be used.
+        UsageError: the port cannot be opened, or the certificate cannot be used.
     """
     tls = bool(args.ssl_certfile and args.ssl_keyfile)
     if tls and args.http_port == _PORT:
@@ -94,7 +94,7 @@ class _Server(ThreadingHTTPServer):
         super().finish_request(request, client_address)
 
     def handle_error(self, request: Any, client_address: Any) -> None:
-        """A client that breaks off is nobody's mistake."""
+        """Ignore client disconnects."""
 
 
 class _Handler(BaseHTTPRequestHandler):
@@ -108,7 +108,7 @@ class _Handler(BaseHTTPRequestHandler):
             status = HTTPStatus.SERVICE_UNAVAILABLE
             message = "The server takes no requests: the engine is starting"
             body = {"error": message}
-            if not path.startswith(_KSERVES):
+            if not path.startswith(_KSERVE_PATHS):
                 kind = "ServiceUnavailableError"
                 error = {"message": message, "type": kind, "param": None, "code": status.value}
                 body = {"error": error}
@@ -125,4 +125,4 @@ class _Handler(BaseHTTPRequestHandler):
     do_GET = do_HEAD = do_POST = do_PUT = do_DELETE = do_OPTIONS = _answer
 
     def log_message(self, format: str, *args: Any) -> None:
-        """Nothing: probes come every few seconds."""
+        """Log no request: probes come every few seconds."""

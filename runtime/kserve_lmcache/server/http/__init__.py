@@ -1,1 +1,1 @@
-"""The HTTP surface: which routes there are, what guards them, and how errors look."""
+"""HTTP: the table of routes, the middleware in front of them, limits, and error responses."""

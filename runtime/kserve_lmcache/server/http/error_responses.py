@@ -1,4 +1,4 @@
-"""Whose protocol a path is, and what an error looks like in it."""
+"""Error responses in the shape of the protocol, OpenAI's or KServe's, that a path belongs to."""
 
 from __future__ import annotations
 
@@ -9,9 +9,10 @@ from http import HTTPStatus
 from fastapi.responses import JSONResponse
 from kserve.protocol.rest.openai.endpoints import OPENAI_ROUTE_PREFIX
 
-PREFIX: str = OPENAI_ROUTE_PREFIX  # of the OpenAI routes; empty, or with a slash in front only
+# The prefix of the OpenAI routes: empty, or with a slash at its start and none at its end.
+PREFIX: str = OPENAI_ROUTE_PREFIX
 RETRY_AFTER = {"Retry-After": "1"}  # seconds
-# With an empty prefix both protocols share one tree; these are KServe's.
+# With an empty prefix both protocols share one tree of paths; these paths are KServe's.
 _KSERVES = re.compile(
     r"/|/metrics|/offload|/v1/models/[^/]+:\w+|/v2|/v2/(health|models|repository)(/.*)?"
 )
@@ -27,7 +28,7 @@ _TYPES = {
 
 
 def is_openai(path: str, prefix: str = PREFIX) -> bool:
-    """Whether a path is one of the OpenAI routes, where errors are OpenAI-shaped."""
+    """Whether a path belongs to the OpenAI routes, whose errors have OpenAI's shape."""
     if prefix:
         return path == prefix or path.startswith(f"{prefix}/")
     return not _KSERVES.fullmatch(path)
@@ -45,12 +46,12 @@ def error(
     """An error in the shape of the path's protocol.
 
     Args:
-        path: of the request, with the prefix.
+        path: the path of the request, with the prefix.
         status: the HTTP status.
-        message: for the client.
-        kind: OpenAI's ``type``; by default the status's.
-        param: OpenAI's ``param``: which field of the request is wrong.
-        headers: of the response.
+        message: the text for the client.
+        kind: OpenAI's ``type``; by default the one that belongs to the status.
+        param: OpenAI's ``param``: the field of the request that is wrong.
+        headers: headers of the response.
     """
     status = HTTPStatus(status)
     body: object = message

@@ -1,7 +1,7 @@
-"""Exceptions of either protocol's routes, answered in that protocol's shape.
+"""Turns exceptions of routes into error responses.
 
-vLLM 0.28 raises what is wrong with a request when it prepares it (a prompt that is too long, …);
-0.24 returns most of it. KServe would answer 500 to what is raised.
+vLLM 0.28 raises an exception for a request that cannot be served, such as a prompt that is too
+long; vLLM 0.24 returns most such errors. KServe answers 500 to an exception of vLLM's.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ Handler = Callable[[Request, Any], Awaitable[Response]]
 
 _FIELD = re.compile(r"[a-z_][a-z0-9_]*|\d+")
 _BRANCHES = {"str", "int", "float", "bool", "bytes", "list", "dict", "tuple", "none", "nullable"}
-# The first that fits; vLLM's own server answers 400 to the same last ones.
+# The first row that fits decides. The last row is that of vLLM's own server.
 _STATUS: tuple[tuple[tuple[type[Exception], ...], HTTPStatus], ...] = (
     ((EngineDeadError,), HTTPStatus.SERVICE_UNAVAILABLE),
     ((ModelNotReady, ServerNotReady, ServerNotLive), HTTPStatus.SERVICE_UNAVAILABLE),
@@ -46,9 +46,9 @@ _STATUS: tuple[tuple[tuple[type[Exception], ...], HTTPStatus], ...] = (
 
 
 def register(app: FastAPI) -> None:
-    """Answer every exception of an app's routes in the shape of the path's protocol.
+    """Install handlers that answer every exception in the shape of the path's protocol.
 
-    On KServe's routes those that KServe knows stay as it answers them.
+    On KServe's routes, KServe's own handlers stay in place.
     """
     before = dict(app.exception_handlers)
     ours = {kind for kinds, _ in _STATUS for kind in kinds}
@@ -93,20 +93,20 @@ def answer(path: str, error: Exception) -> JSONResponse:
 def _message(error: Exception) -> str:
     if isinstance(error, ModelNotFound | EngineDeadError):
         return str(error)
-    # The str() of vLLM's validation errors repeats the rejected value, perhaps a whole prompt.
+    # The text of vLLM's validation errors repeats the rejected value, which may be a whole prompt.
     return str(error.args[0]) if error.args else str(error) or type(error).__name__
 
 
 def _is_field(part: str) -> bool:
-    """Whether a part of a place is the client's, and not one of pydantic's own branches."""
+    """Whether a part of an error's location is a field, and not a type that pydantic has tried."""
     return _FIELD.fullmatch(part) is not None and part not in _BRANCHES
 
 
 def _invalid(path: str, error: RequestValidationError) -> JSONResponse:
-    """Each mistake with its place, and nothing of the body, which may hold a prompt."""
+    """The response that lists each mistake with its field, without values, which may be prompts."""
     lines, param = [], None
     for mistake in error.errors():
-        if not isinstance(mistake, dict):  # vLLM raises some with texts
+        if not isinstance(mistake, dict):  # vLLM raises some of these errors with texts
             lines.append(str(mistake))
             continue
         place = ".".join(filter(_is_field, map(str, mistake.get("loc", ())[1:])))

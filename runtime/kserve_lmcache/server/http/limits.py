@@ -1,4 +1,4 @@
-"""What a request is held against."""
+"""The limits and rules for requests."""
 
 from __future__ import annotations
 
@@ -20,18 +20,18 @@ GB = 2**30
 
 @dataclass(frozen=True)
 class Limits:
-    """Limits and rules of the whole server.
+    """The limits and rules of the server.
 
     Attributes:
-        body_bytes: the largest body.
-        concurrent_requests: how many are answered at a time; ``None`` for any number.
-        request_seconds: the longest that one may take; ``None`` for ever.
-        api_keys: bearer tokens, one of which is needed; none when there are none.
-        cors: arguments of Starlette's ``CORSMiddleware``; empty for no headers.
-        tenant_header: whose value keeps caches apart.
-        offloads: whether the rules about LMCache's keys hold now.
+        body_bytes: the largest size of a body.
+        concurrent_requests: the largest number of requests at a time; ``None`` for any number.
+        request_seconds: the longest duration of a request; ``None`` for any duration.
+        api_keys: the accepted bearer tokens; empty when requests need no token.
+        cors: arguments of Starlette's ``CORSMiddleware``; empty for no CORS headers.
+        tenant_header: the header whose value keeps the caches of tenants apart.
+        offloads: returns whether the KV cache is offloaded now.
         header_count: the largest number of header fields.
-        header_bytes: the largest size of all of them.
+        header_bytes: the largest size of all header fields together.
     """
 
     body_bytes: int = 64 * 2**20
@@ -48,7 +48,7 @@ class Limits:
 def limits_of(
     args: Namespace, configuration: Configuration, offloads: Callable[[], bool]
 ) -> Limits:
-    """The limits that flags and settings ask for; a flag's key wins over the variable's."""
+    """The limits of flags and settings. API keys of the flag replace the variable's key."""
     return Limits(
         body_bytes=int(configuration.get("max_body_size") * GB),
         concurrent_requests=configuration.get("max_concurrent_requests"),

@@ -1,7 +1,7 @@
 """``/metrics`` of all processes of the server.
 
-vLLM's engine and LMCache count in other processes. prometheus_client's multiprocess mode adds
-the files up that every process keeps in ``PROMETHEUS_MULTIPROC_DIR``.
+vLLM's engine and LMCache run in other processes. In prometheus_client's multiprocess mode every
+process keeps its counters in files in ``PROMETHEUS_MULTIPROC_DIR``; this endpoint adds them up.
 """
 
 from __future__ import annotations
@@ -18,10 +18,10 @@ from prometheus_client.multiprocess import MultiProcessCollector
 
 
 async def metrics() -> Response:
-    """All samples, in Prometheus' text format whatever the scraper prefers.
+    """All samples in Prometheus' text format, whichever format the scraper prefers.
 
-    In OpenMetrics prometheus_client 0.24 turns the colons of vLLM's names into underscores, and
-    no dashboard or alert finds them under the names that vLLM documents.
+    In the OpenMetrics format, prometheus_client 0.24 replaces the colons of vLLM's metric names by
+    underscores, so that dashboards and alerts do not find them.
     """
     registry = CollectorRegistry()
     MultiProcessCollector(registry)

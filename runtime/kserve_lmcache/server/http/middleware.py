@@ -1,4 +1,4 @@
-"""What every request passes on its way to a route, from the outside in (:func:`install`)."""
+"""The middleware in front of every route (:func:`install`)."""
 
 from __future__ import annotations
 
@@ -20,12 +20,12 @@ from kserve_lmcache.engine.tenant import TENANT
 from kserve_lmcache.logs import REQUEST_ID
 from kserve_lmcache.server.http import error_responses, errors, request_rules
 from kserve_lmcache.server.http.limits import Limits
-from kserve_lmcache.server.http.request_timeout import TimeOut
+from kserve_lmcache.server.http.request_timeout import RequestTimeout
 from kserve_lmcache.server.lifecycle import Lifecycle
 
 _HEADER = "x-request-id"
 _GOOD_REQUEST_ID = re.compile(r"[\x21-\x7e]{1,128}")
-# Asked by probes and scrapers, which have no key.
+# Routes of probes and scrapers, which have no API key.
 _PUBLIC = re.compile(r"/|/metrics|/v2/health/(live|ready)|/v2/models/[^/]+/ready|/v1/models/[^/:]+")
 _PUBLIC_BELOW_PREFIX = re.compile(r"/health|/ping|/version")
 _DISCARD_SECONDS = 5.0
@@ -33,7 +33,7 @@ _WITH_BODY = {"POST", "PUT", "PATCH", "DELETE"}
 
 
 def install(app: FastAPI, limits: Limits, lifecycle: Lifecycle) -> None:
-    """Put all of it in front of an application; what is added last is met first."""
+    """Install the middleware. The one added last runs first."""
     app.add_middleware(UnexpectedErrors)
     app.add_middleware(Bodies, limits=limits)
     app.add_middleware(Admission, limits=limits, lifecycle=lifecycle)
@@ -46,14 +46,14 @@ def install(app: FastAPI, limits: Limits, lifecycle: Lifecycle) -> None:
 
 
 def is_inference(scope: Scope) -> bool:
-    """Whether a request asks a model for something, rather than about the server."""
+    """Whether a request asks for inference."""
     if scope["type"] == "websocket":
         return True
     return scope["type"] == "http" and str(scope["method"]) == "POST"
 
 
 async def refuse(scope: Scope, receive: Receive, send: Send, response: Response) -> None:
-    """End a request; a WebSocket is closed before it is accepted, which clients see as 403."""
+    """Send a refusal. A WebSocket is closed before it is accepted, which clients see as 403."""
     if scope["type"] == "websocket":
         await send({"type": "websocket.close", "code": 1008, "reason": ""})
     else:
@@ -61,16 +61,17 @@ async def refuse(scope: Scope, receive: Receive, send: Send, response: Response)
 
 
 class UnexpectedErrors:
-    """Answers what no handler knows with 500.
+    """Answers exceptions that no handler takes with 500.
 
-    Starlette would answer and raise it once more, for which the HTTP server closes the connection.
+    Starlette answers such an exception and raises it again; the HTTP server then closes the
+    connection.
     """
 
     def __init__(self, app: ASGIApp) -> None:
         self.app = app
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Pass a request on."""
+        """Pass the request on."""
         sent: set[str] = set()
 
         async def watch(message: Message) -> None:
@@ -81,7 +82,7 @@ class UnexpectedErrors:
         try:
             await self.app(scope, receive, watch)
         except Exception as error:
-            if "end" in sent:  # by vLLM's application
+            if "end" in sent:  # vLLM's application has answered
                 return
             if sent or scope["type"] != "http":
                 raise
@@ -89,19 +90,19 @@ class UnexpectedErrors:
 
 
 class RequestIds:
-    """Every request has an ``X-Request-Id``, which vLLM's log and the response carry too."""
+    """Gives every request an ``X-Request-Id``, which is in vLLM's log and in the response."""
 
     def __init__(self, app: ASGIApp) -> None:
         self.app = app
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Pass a request on, or answer it."""
+        """Pass the request on, or answer it."""
         if scope["type"] not in ("http", "websocket"):
             await self.app(scope, receive, send)
             return
         headers = MutableHeaders(raw=list(scope["headers"]))
         given = headers.get(_HEADER, "")
-        # Any other would break a line of the log, or be one.
+        # Other characters could break a line of the log.
         identity = given if _GOOD_REQUEST_ID.fullmatch(given) else uuid.uuid4().hex
         headers[_HEADER] = identity
         REQUEST_ID.set(identity)
@@ -115,14 +116,14 @@ class RequestIds:
 
 
 class HeaderLimits:
-    """431 for more header fields, or bytes of them, than the limits of ``vllm serve``."""
+    """Answers 431 to a request whose header fields are too many or too large."""
 
     def __init__(self, app: ASGIApp, limits: Limits) -> None:
         self.app = app
         self.limits = limits
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Pass a request on, or answer it."""
+        """Pass the request on, or answer it."""
         headers = scope.get("headers", ())
         size = sum(len(name) + len(value) for name, value in headers)
         if len(headers) <= self.limits.header_count and size <= self.limits.header_bytes:
@@ -137,10 +138,10 @@ class HeaderLimits:
 
 
 class ApiKeys(AuthenticationMiddleware):  # type: ignore[misc]
-    """vLLM's check of the bearer token, in constant time, on all but health and metrics."""
+    """Checks the bearer token, by vLLM's comparison in constant time, except for probes."""
 
     def __call__(self, scope: Scope, receive: Receive, send: Send) -> Awaitable[None]:
-        """Pass a request on, or answer it."""
+        """Pass the request on, or answer it."""
         method = scope.get("method", "")
         free = scope["type"] not in ("http", "websocket") or method == "OPTIONS"
         if free or is_public(method, scope["path"]) or self.verify_token(Headers(scope=scope)):
@@ -166,7 +167,7 @@ def is_public(method: str, path: str) -> bool:
 
 
 class Admission:
-    """Refuses what cannot be answered now, ends what takes too long, counts what is answered."""
+    """Refuses requests that cannot be served now, times requests out, and counts active ones."""
 
     def __init__(self, app: ASGIApp, limits: Limits, lifecycle: Lifecycle) -> None:
         self.app = app
@@ -174,7 +175,7 @@ class Admission:
         self.lifecycle = lifecycle
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Pass a request on, or answer it."""
+        """Pass the request on, or answer it."""
         if not is_inference(scope):
             await self.app(scope, receive, send)
             return
@@ -186,7 +187,7 @@ class Admission:
             if self.limits.request_seconds is None or scope["type"] == "websocket":
                 await self.app(scope, receive, send)
             else:
-                await TimeOut(self.app, self.limits.request_seconds)(scope, receive, send)
+                await RequestTimeout(self.app, self.limits.request_seconds)(scope, receive, send)
         finally:
             self.lifecycle.active -= 1
 
@@ -200,21 +201,21 @@ class Admission:
             )
         most = self.limits.concurrent_requests
         if most is not None and state.active >= most:
-            message = f"{state.active} requests are being answered, and no more than {most} may be"
+            message = f"{state.active} requests are active, and no more than {most} may be"
             status = HTTPStatus.TOO_MANY_REQUESTS
             return error_responses.error(path, status, message, headers=error_responses.RETRY_AFTER)
         return None
 
 
 class Bodies:
-    """Reads a body, up to its limit, and holds it against the rules about the cache."""
+    """Reads the body up to its largest size, and applies the rules for ``kv_transfer_params``."""
 
     def __init__(self, app: ASGIApp, limits: Limits) -> None:
         self.app = app
         self.limits = limits
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Pass a request on, or answer it."""
+        """Pass the request on, or answer it."""
         if self.limits.tenant_header and scope["type"] in ("http", "websocket"):
             TENANT.set(Headers(scope=scope).get(self.limits.tenant_header, ""))
         if scope["type"] != "http" or scope["method"] not in _WITH_BODY:
@@ -225,7 +226,7 @@ class Bodies:
             message = f"The body is larger than {self.limits.body_bytes} bytes"
             status = HTTPStatus.REQUEST_ENTITY_TOO_LARGE
             await _discard(scope, receive)
-            # What is left of the body would be taken for the next request.
+            # The server would take the rest of the body for the next request.
             response = error_responses.error(
                 scope["path"], status, message, headers={"Connection": "close"}
             )
@@ -235,10 +236,10 @@ class Bodies:
             response = error_responses.error(scope["path"], HTTPStatus.BAD_REQUEST, reason)
             await response(scope, receive, send)
             return
-        await self.app(scope, _again(body, receive), send)
+        await self.app(scope, _replay(body, receive), send)
 
     async def _read(self, scope: Scope, receive: Receive) -> bytes | None:
-        """The body; ``None`` when it is larger than allowed."""
+        """The body; ``None`` when it is too large."""
         length = Headers(scope=scope).get("content-length", "")
         if length.isdigit() and int(length) > self.limits.body_bytes:
             return None
@@ -247,7 +248,7 @@ class Bodies:
         while True:
             message = await receive()
             if message["type"] != "http.request":
-                return b"".join(parts)  # the client is gone: the route will notice
+                return b"".join(parts)  # the client has disconnected; the route sees that too
             parts.append(message.get("body", b""))
             size += len(parts[-1])
             if size > self.limits.body_bytes:
@@ -257,23 +258,23 @@ class Bodies:
 
 
 async def _discard(scope: Scope, receive: Receive) -> None:
-    """Let a client finish sending, for a while: one that is cut off does not read the answer."""
-    if "expect" in Headers(scope=scope):  # it has not begun
+    """Read the rest of a body for some seconds: a client reads no response while it sends."""
+    if "expect" in Headers(scope=scope):  # the client has not begun to send
         return
 
-    async def to_the_end() -> None:
+    async def read_to_end() -> None:
         while (message := await receive())["type"] == "http.request" and message.get("more_body"):
             pass
 
     with contextlib.suppress(TimeoutError, asyncio.TimeoutError):
-        await asyncio.wait_for(to_the_end(), _DISCARD_SECONDS)
+        await asyncio.wait_for(read_to_end(), _DISCARD_SECONDS)
 
 
-def _again(body: bytes, receive: Receive) -> Callable[[], Awaitable[Message]]:
-    """A ``receive`` that gives the body first, whole."""
+def _replay(body: bytes, receive: Receive) -> Callable[[], Awaitable[Message]]:
+    """A ``receive`` whose first message is the whole body."""
     first: list[Message] = [{"type": "http.request", "body": body, "more_body": False}]
 
-    async def once_more() -> Message:
+    async def replayed() -> Message:
         return first.pop() if first else await receive()
 
-    return once_more
+    return replayed

@@ -1,6 +1,6 @@
-"""Routes of the whole server: KServe's, vLLM's below the prefix, and ours in front of both.
+"""Registers the routes of the server: ours, KServe's, and vLLM's below the prefix.
 
-The first route of a path wins, so that what is added before KServe's own stands in for it.
+The first route that fits a path serves it. A route that is added before KServe's replaces it.
 """
 
 from __future__ import annotations
@@ -21,8 +21,8 @@ from kserve_lmcache.server.http.error_responses import PREFIX
 from kserve_lmcache.server.http.metrics_endpoint import metrics
 from kserve_lmcache.server.status import routes as status_routes
 
-ELSEWHERE = (
-    "This model takes and gives text, not tensors: use "
+TENSORS_UNSUPPORTED = (
+    "This model takes and returns text, not tensors: use "
     f"{PREFIX}/v1/chat/completions, {PREFIX}/v1/completions or "
     f"{PREFIX}/v1/embeddings"
 )
@@ -31,11 +31,11 @@ ELSEWHERE = (
 def register_before_kserves(
     app: FastAPI, repository: ModelRepository, model: Any, status: Callable[[], dict[str, Any]]
 ) -> None:
-    """Add what stands in for routes of KServe's.
+    """Add the routes that replace routes of KServe's.
 
     Args:
         app: KServe's application.
-        repository: the models; KServe's OpenAI routes would look into a copy of it.
+        repository: the models by their names. KServe's OpenAI routes use a copy of it.
         model: the one model; its ``openai_serving_models`` lists its names.
         status: returns what ``GET /offload`` shows.
     """
@@ -47,20 +47,20 @@ def register_before_kserves(
         "/v2/models/{model_name}/infer",
         "/v2/models/{model_name}/versions/{model_version}/infer",
     ):
-        router.add_api_route(path, _Elsewhere(repository).answer, methods=["POST"])
+        router.add_api_route(path, _TensorRoutes(repository).answer, methods=["POST"])
     app.include_router(router)
     status_routes.register(app, status)
     listing = APIRouter(prefix=PREFIX, tags=["OpenAI"])
     names = _Models(model, repository)
     listing.add_api_route("/v1/models", names.list, methods=["GET"])
-    # A name may hold slashes: a model's is often its id on the hub.
+    # A name may contain slashes, as the id of a model on the hub does.
     listing.add_api_route("/v1/models/{name:path}", names.one, methods=["GET"])
     app.include_router(listing)
     register_openai_endpoints(app, OpenAIDataPlane(repository))
 
 
 def register_after_kserves(app: FastAPI, vllm_app: FastAPI, groups: Collection[str]) -> None:
-    """Drop what nobody asked for of KServe's routes, and mount vLLM's application."""
+    """Remove KServe's routes that are off, and mount vLLM's application."""
     rows = routes.known(routes.KSERVE)
     app.router.routes[:] = [
         route
@@ -71,35 +71,35 @@ def register_after_kserves(app: FastAPI, vllm_app: FastAPI, groups: Collection[s
     app.router.routes.append(Mount(PREFIX, app=vllm_app, name="openai"))
 
 
-class _Elsewhere:
-    """KServe's inference protocols, which carry tensors."""
+class _TensorRoutes:
+    """The routes of KServe's inference protocols, which carry tensors."""
 
     def __init__(self, repository: ModelRepository) -> None:
         self.repository = repository
 
     async def answer(self, model_name: str) -> Response:
-        """404 or 501."""
+        """Answer 404 for an unknown model, else 501."""
         if self.repository.get_model(model_name) is None:
             raise ModelNotFound(model_name)
-        raise NotImplementedError(ELSEWHERE)
+        raise NotImplementedError(TENSORS_UNSUPPORTED)
 
 
 class _Models:
-    """OpenAI's list of models, from vLLM's, which knows adapters too."""
+    """OpenAI's list of models, made from vLLM's list, which has the adapters too."""
 
     def __init__(self, model: Any, repository: ModelRepository) -> None:
         self.model = model
         self.repository = repository
 
     async def list(self) -> Response:
-        """All of them; where KServe's v1 list has the same path, with its member as well."""
+        """All models. Without a prefix, the response has KServe's v1 list as well."""
         listed = (await self.model.openai_serving_models.show_available_models()).model_dump()
         if not PREFIX:
             listed["models"] = list(self.repository.get_models())
         return JSONResponse(listed)
 
     async def one(self, name: str, request: Request) -> Response:
-        """One of them."""
+        """One model."""
         listed = (await self.model.openai_serving_models.show_available_models()).model_dump()
         found = [card for card in listed["data"] if card["id"] == name]
         if not found:

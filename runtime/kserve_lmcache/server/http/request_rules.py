@@ -1,8 +1,7 @@
-"""What a request may say about the cache, whichever route it comes by.
+"""Refuses ``kv_transfer_params`` in requests, on every route.
 
-``kv_transfer_params`` choose keys and peers. They are an operator's business, and some end the
-engine: they are refused here, on the body of every request, and the connector drops them once
-more. The tenant goes into ``cache_salt`` where all routes meet, in front of the engine.
+These parameters choose cache keys and peers, and some values end the engine. The connector ignores
+them as well.
 """
 
 from __future__ import annotations
@@ -12,16 +11,16 @@ import re
 from typing import Any
 
 _PARAMETERS = "kv_transfer_params"
-# As a body may hold the name: as it is, or with escapes in it.
+# The name as JSON may have it: literally, or with escaped letters.
 _MAY_HOLD = re.compile(rb"kv_transfer_params|\\u00[4-7]", re.IGNORECASE)
-# Where vLLM's requests have more parameters of the engine: body[first][second]...
+# The objects in which a request may have it, by the keys that lead there.
 _PLACES = ((), ("vllm_xargs",), ("extra_args",), ("sampling_params", "extra_args"))
 
 
 def refusal(body: bytes) -> str:
-    """Why a request with this JSON body is refused; empty when it is not.
+    """The reason why a request with this body is refused; empty when it is accepted.
 
-    What is no JSON is left to the route.
+    A body that is not JSON is accepted here; the route refuses it.
     """
     if not _MAY_HOLD.search(body):
         return ""
@@ -29,15 +28,15 @@ def refusal(body: bytes) -> str:
         request = json.loads(body)
     except (ValueError, RecursionError):
         return ""
-    if any(_names_them(request, place) for place in _PLACES):
-        return f"{_PARAMETERS} is not accepted: this server chooses the keys of its cache itself"
+    if any(_has_parameters(request, place) for place in _PLACES):
+        return f"{_PARAMETERS} is not accepted: this server chooses its cache keys itself"
     return ""
 
 
-def _names_them(value: Any, place: tuple[str, ...]) -> bool:
+def _has_parameters(value: Any, place: tuple[str, ...]) -> bool:
     for name in place:
         value = value.get(name) if isinstance(value, dict) else None
     if not isinstance(value, dict):
         return False
-    # On the request itself null is what leaving it out is; anywhere else it is an argument.
+    # At the top level null means that it is absent. Elsewhere null is a value.
     return _PARAMETERS in value if place else value.get(_PARAMETERS) is not None

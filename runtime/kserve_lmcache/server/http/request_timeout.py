@@ -1,4 +1,4 @@
-"""The longest that a request may take."""
+"""The timeout of requests."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from kserve_lmcache.server.http import error_responses
 
 
-class TimeOut:
+class RequestTimeout:
     """Ends a request after a number of seconds.
 
-    To the route it looks as if the client had gone, which is what ends the request in the engine;
-    the client is told.
+    The route sees a disconnected client, which ends the request in the engine. The client gets an
+    error.
     """
 
     def __init__(self, app: ASGIApp, seconds: float) -> None:
@@ -23,7 +23,7 @@ class TimeOut:
         self.seconds = seconds
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Pass a request on, or answer it."""
+        """Pass the request on, or answer it."""
         over = asyncio.Event()
         timer = asyncio.get_running_loop().call_later(self.seconds, over.set)
         started: list[Message] = []
@@ -51,15 +51,15 @@ class TimeOut:
         try:
             await self.app(scope, receive_in_time, send_in_time)
         except Exception:
-            # What a route makes of a client that is gone is of no interest.
+            # Errors of the route after the timeout concern nobody.
             if not over.is_set():
                 raise
         finally:
             timer.cancel()
         if over.is_set() and not finished:
-            await self._tell(scope, receive, send, started)
+            await self._send_error(scope, receive, send, started)
 
-    async def _tell(
+    async def _send_error(
         self, scope: Scope, receive: Receive, send: Send, started: list[Message]
     ) -> None:
         message = f"The request took longer than {self.seconds:g} seconds"
