@@ -104,7 +104,7 @@ def test_doctor_says_what_is_wrong_and_how_to_fix_it(tmp_path: Path) -> None:
 def test_doctor_loads_the_connector_in_a_process_of_its_own() -> None:
     result = run("doctor", "--engine", f"--model_id={MODEL}")
     assert result.returncode == 0, result.stdout
-    assert "LMCacheConnectorV1" in result.stdout
+    assert "loads, on " in result.stdout
 
 
 def test_doctor_gives_up_the_connector_in_time() -> None:
