@@ -1,4 +1,4 @@
-"""The command line: one module a command, which parses flags and calls the other folders.
+"""The command line: one module for each command, which parses flags and calls other folders.
 
 May import every other folder; no folder imports ``cli``.
 """

@@ -1,7 +1,7 @@
-"""Flags of KServe's model server, of its Hugging Face server, of vLLM, and ours, in one parser.
+"""The parser of ``serve``: the flags of KServe's servers, of vLLM, and of this package.
 
-Every flag works with dashes and with underscores. An unknown one is an error that names the
-nearest known one, where KServe's own server would drop it silently.
+Every flag works with dashes and with underscores. An unknown flag is an error that names the
+nearest known flag; KServe's own server ignores it.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from kserve_lmcache.compat.vllm import make_arg_parser
 from kserve_lmcache.config.flags import add_setting_flags
 from kserve_lmcache.errors import UsageError
 
-# Flags of vLLM's own HTTP server. KServe's server answers here, so they would be dropped.
+# Flags of vLLM's own HTTP server, which have no effect on KServe's HTTP server.
 _HTTP_SERVER_FLAGS = (
     "uds",
     "root_path",
@@ -30,7 +30,7 @@ _HTTP_SERVER_FLAGS = (
     "api_server_count",
     "grpc",
 )
-# Flags of the Hugging Face server that only its non-vLLM backend reads.
+# Flags of KServe's Hugging Face server that only its other backend reads.
 _ENCODER_FLAGS = (
     "disable_lower_case",
     "disable_special_tokens",
@@ -49,7 +49,7 @@ def parse_arguments(argv: Sequence[str]) -> Namespace:
     """
     parser = build_parser()
     args: Namespace = parser.parse_args([_unquote(argument) for argument in argv])
-    _refuse_without_effect(parser, args)
+    _refuse_flags_without_effect(parser, args)
     return args
 
 
@@ -58,7 +58,7 @@ def build_parser() -> argparse.ArgumentParser:
     parser = _Parser(
         prog="kserve-lmcache serve",
         parents=[kserve_argument_parser()],
-        # KServe and vLLM both have --ssl-certfile and the like: same meaning, same dest.
+        # KServe and vLLM both have flags such as --ssl-certfile, with the same meaning and dest.
         conflict_handler="resolve",
         allow_abbrev=False,
     )
@@ -67,7 +67,7 @@ def build_parser() -> argparse.ArgumentParser:
     make_arg_parser(parser)
     add_setting_flags(parser)
     parser.set_defaults(
-        # None means that the user said nothing, so that nothing said is overridden.
+        # None marks a flag that the user did not give.
         model=None,
         tensor_parallel_size=None,
         port=None,
@@ -78,7 +78,7 @@ def build_parser() -> argparse.ArgumentParser:
         # KServe's default writes two lines a request.
         enable_latency_logging=False,
         uvicorn_log_level=None,
-        # KServe opens an insecure gRPC port by default; an InferenceService routes HTTP.
+        # KServe opens an insecure gRPC port by default, to which an InferenceService sends nothing.
         enable_grpc=False,
     )
     return parser
@@ -135,7 +135,7 @@ def _add_hugging_face_flags(parser: argparse.ArgumentParser) -> None:
 
 
 def _add_dashed_spellings(parser: argparse.ArgumentParser) -> None:
-    """Let --model_name be written --model-name: vLLM's parser turns underscores into dashes."""
+    """Add the spelling with dashes: vLLM's parser turns underscores in flags into dashes."""
     for action in parser._actions:
         for option in list(action.option_strings):
             dashed = option.replace("_", "-")
@@ -144,9 +144,9 @@ def _add_dashed_spellings(parser: argparse.ArgumentParser) -> None:
                 parser._option_string_actions[dashed] = action
 
 
-def _refuse_without_effect(parser: argparse.ArgumentParser, args: Namespace) -> None:
+def _refuse_flags_without_effect(parser: argparse.ArgumentParser, args: Namespace) -> None:
     refused = [
-        f"--{name.replace('_', '-')} has no effect on KServe's HTTP server, which answers here"
+        f"--{name.replace('_', '-')} has no effect on KServe's HTTP server, which serves here"
         for name in _HTTP_SERVER_FLAGS
         if getattr(args, name, None) != parser.get_default(name)
     ]
@@ -159,7 +159,7 @@ def _refuse_without_effect(parser: argparse.ArgumentParser, args: Namespace) -> 
 
 
 def _unquote(argument: str) -> str:
-    """Drop the single quotes that YAML kept around JSON: ``--flag='{"a": 1}'``."""
+    """Remove the single quotes that YAML keeps around JSON: ``--flag='{"a": 1}'``."""
     flag, separator, value = argument.rpartition("='") if "='" in argument else ("", "", argument)
     if separator:
         value = f"'{value}"

@@ -1,4 +1,4 @@
-"""``kserve-lmcache config``: the configuration that a server with the same flags would use."""
+"""``kserve-lmcache config``: prints the configuration of a server with the same flags."""
 
 from __future__ import annotations
 
@@ -25,10 +25,10 @@ from kserve_lmcache.redaction import redact
 
 
 def run(argv: Sequence[str]) -> str:
-    """The configuration in force, each value with its source.
+    """The effective configuration as text, each value with its source.
 
     Raises:
-        ConfigurationError: it has mistakes.
+        ConfigurationError: the configuration has problems.
         UnsupportedModelError: the model cannot be offloaded.
         UsageError: a flag is unknown, or ``--explain`` names no key.
     """
@@ -38,7 +38,9 @@ def run(argv: Sequence[str]) -> str:
         allow_abbrev=False,
     )
     parser.add_argument("--json", action="store_true", help="print JSON instead of YAML")
-    parser.add_argument("--explain", metavar="KEY", help="what a key does and where it comes from")
+    parser.add_argument(
+        "--explain", metavar="KEY", help="describe a key and the source of its value"
+    )
     own, rest = parser.parse_known_args(argv)
     args = parse_arguments(rest)
     configuration = resolve_configuration(args, os.environ)
@@ -57,7 +59,7 @@ def run(argv: Sequence[str]) -> str:
 
 
 def as_json(configuration: Configuration) -> dict[str, Any]:
-    """``{"values": {KEY: {"value": …, "source": …}}, "notes": […]}``, secrets hidden."""
+    """``{"values": {KEY: {"value": …, "source": …}}, "notes": […]}``, without secrets."""
     return {
         "values": {
             name: {"value": shown.value, "source": shown.source}
@@ -68,7 +70,7 @@ def as_json(configuration: Configuration) -> dict[str, Any]:
 
 
 def as_yaml(configuration: Configuration) -> str:
-    """A YAML mapping that the server would take for its file, sources in comments."""
+    """A YAML file for a server with the same configuration. Comments name the sources."""
     lines = [f"# {redact(note)}" for note in configuration.notes]
     for name, shown in configuration.redacted().items():
         first, *more = yaml.safe_dump({name: shown.value}).splitlines()
@@ -77,10 +79,10 @@ def as_yaml(configuration: Configuration) -> str:
 
 
 def explain(configuration: Configuration, name: str) -> str:
-    """What a key does, what may stand there, and where its value came from.
+    """The description, type, default, value and source of a key.
 
     Raises:
-        UsageError: there is no such key.
+        UsageError: the key is unknown.
     """
     name = keys.aliases().get(name, name)
     key = keys.table().get(name)
@@ -100,7 +102,7 @@ def explain(configuration: Configuration, name: str) -> str:
 
 
 def _shape(args: Namespace) -> EngineShape | None:
-    """The engine's, where the flags name a model."""
+    """The sizes of the engine's KV cache; ``None`` when there is no model."""
     mounted = Path(args.model_dir)
     is_mounted = mounted.is_dir() and any(mounted.iterdir())
     if not (args.model_id or args.model_tag or args.model or is_mounted):

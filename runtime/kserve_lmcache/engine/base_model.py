@@ -1,8 +1,9 @@
-"""Which base class the model has, and why.
+"""Chooses the base class of the model.
 
-KServe's own image carries ``huggingfaceserver``; there our model is a literal subclass of its
-``VLLMModel``. It is not on PyPI, so everywhere else a base of ours with the same members stands
-in (:mod:`kserve_lmcache.engine.kserve_model`). A contract test holds the two alike in what is used.
+KServe's image has the package ``huggingfaceserver``; there the model is a subclass of its
+``VLLMModel``. The package is not on PyPI. Elsewhere the base class is
+:mod:`kserve_lmcache.engine.kserve_model`, which has the same members; a contract test compares
+the members that are used.
 """
 
 from __future__ import annotations
@@ -11,7 +12,7 @@ from typing import Any
 
 
 def choose_base() -> tuple[type[Any], str]:
-    """The base class and the reason for it."""
+    """The base class, and the reason for the choice."""
     try:
         from huggingfaceserver.vllm.vllm_model import VLLMModel as KServeVLLMModel
     except ImportError as error:

@@ -1,4 +1,4 @@
-"""vLLM's engine client, in which every request carries its tenant."""
+"""vLLM's engine client, which adds the tenant to every request."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from kserve_lmcache.engine import tenant
 
 
 class TenantAsyncLLM(AsyncLLM):  # type: ignore[misc]
-    """Every route's requests, generations and poolings, pass :meth:`_add_request`."""
+    """Requests of all routes, for generation and for pooling, pass :meth:`_add_request`."""
 
     async def _add_request(self, request: Any, *args: Any, **kwargs: Any) -> None:
         request.cache_salt = tenant.salt(tenant.TENANT.get(), request.cache_salt)

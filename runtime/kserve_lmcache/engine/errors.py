@@ -1,4 +1,4 @@
-"""Errors that the model's handlers return, as exceptions."""
+"""The exception for errors that the model's handlers return."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 @dataclass
 class RefusedError(Exception):
-    """An error that a handler of vLLM's or of KServe's returned."""
+    """An error that a handler of vLLM or KServe returned."""
 
     status: int
     message: str

@@ -1,4 +1,4 @@
-"""The members of KServe's ``huggingfaceserver.vllm.vllm_model.VLLMModel``, without its image."""
+"""A base class with the members of ``huggingfaceserver.vllm.vllm_model.VLLMModel`` of KServe."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ from kserve_lmcache.compat.vllm import ErrorResponse, validate_parsed_serve_args
 
 
 class VLLMModel(OpenAIEncoderModel, OpenAIGenerativeModel):  # type: ignore[misc]
-    """A model of KServe's server that answers by vLLM's OpenAI handlers.
+    """A model of KServe's server whose requests go to vLLM's OpenAI handlers.
 
-    ``start_engine`` is the subclass's: it sets ``engine_client`` and the handlers.
+    The subclass's ``start_engine`` sets ``engine_client`` and the handlers.
     """
 
     engine_client: Any = None
@@ -34,12 +34,12 @@ class VLLMModel(OpenAIEncoderModel, OpenAIGenerativeModel):  # type: ignore[misc
         self.model_name = model_name
 
     def load(self) -> bool:
-        """Mark that there is an engine to start; it is started with the server."""
+        """Mark that the model has an engine, which starts with the server."""
         self.engine = True
         return False
 
     def start(self) -> None:
-        """Nothing to do before the engine."""
+        """Do nothing before the engine starts."""
 
     def stop_engine(self) -> None:
         """End the engine's processes."""
@@ -53,7 +53,9 @@ class VLLMModel(OpenAIEncoderModel, OpenAIGenerativeModel):  # type: ignore[misc
         """``/v1/completions``."""
         if self.openai_serving_completion is None:
             return _unsupported("Completions")
-        return _answer(await self.openai_serving_completion.create_completion(request, raw_request))
+        return _convert(
+            await self.openai_serving_completion.create_completion(request, raw_request)
+        )
 
     async def create_chat_completion(
         self, request: Any, raw_request: Request | None = None, context: Any = None
@@ -61,7 +63,7 @@ class VLLMModel(OpenAIEncoderModel, OpenAIGenerativeModel):  # type: ignore[misc
         """``/v1/chat/completions``."""
         if self.openai_serving_chat is None:
             return _unsupported("Chat Completions")
-        return _answer(await self.openai_serving_chat.create_chat_completion(request, raw_request))
+        return _convert(await self.openai_serving_chat.create_chat_completion(request, raw_request))
 
     async def create_embedding(
         self, request: Any, raw_request: Request | None = None, context: Any = None
@@ -69,7 +71,7 @@ class VLLMModel(OpenAIEncoderModel, OpenAIGenerativeModel):  # type: ignore[misc
         """``/v1/embeddings``."""
         if self.openai_serving_embedding is None:
             return _unsupported("Embeddings")
-        return _answer(await self.openai_serving_embedding(request, raw_request))
+        return _convert(await self.openai_serving_embedding(request, raw_request))
 
     async def create_rerank(
         self, request: Any, raw_request: Request | None = None, context: Any = None
@@ -77,7 +79,7 @@ class VLLMModel(OpenAIEncoderModel, OpenAIGenerativeModel):  # type: ignore[misc
         """``/v1/rerank``."""
         if self.serving_reranking is None:
             return _unsupported("Rerank")
-        return _answer(await self.serving_reranking(request, raw_request))
+        return _convert(await self.serving_reranking(request, raw_request))
 
 
 def _unsupported(api: str) -> Any:
@@ -86,8 +88,8 @@ def _unsupported(api: str) -> Any:
     )
 
 
-def _answer(response: Any) -> Any:
-    """vLLM's answer, with an error in KServe's type, which KServe's routes look for."""
+def _convert(response: Any) -> Any:
+    """vLLM's response. An error is converted to KServe's type, which KServe's routes expect."""
     if not isinstance(response, ErrorResponse):
         return response
     error = response.error

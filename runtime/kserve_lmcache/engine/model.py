@@ -1,4 +1,4 @@
-"""The model that KServe's server serves: vLLM's engine with KV-cache offloading."""
+"""The model of KServe's server: vLLM's engine with KV-cache offloading."""
 
 from __future__ import annotations
 
@@ -31,11 +31,11 @@ _Base, BASE_REASON = choose_base()
 
 
 class LMCacheModel(_Base):  # type: ignore[misc, valid-type]
-    """Started by KServe's server beside its HTTP port (:meth:`start_engine`).
+    """The model, whose engine the server starts (:meth:`start_engine`).
 
     Args:
         args: the flags of the server.
-        offload: whether and how the KV cache is offloaded.
+        offload: the plan of offloading.
         engine_config: vLLM's configuration.
         build_app: makes vLLM's application from the engine's tasks and its model configuration.
     """
@@ -48,7 +48,7 @@ class LMCacheModel(_Base):  # type: ignore[misc, valid-type]
         build_app: Callable[[Any, Any], FastAPI],
     ) -> None:
         super().__init__(args.model_name, args)
-        # KServe refuses to start without a model that calls itself ready; healthy() is the gate.
+        # KServe does not start without a model that is ``ready``. healthy() is the real state.
         self.ready = True
         self.offload = offload
         self.engine_config = engine_config
@@ -60,10 +60,10 @@ class LMCacheModel(_Base):  # type: ignore[misc, valid-type]
         logger.debug("Model base class %s: %s", _Base.__module__, BASE_REASON)
 
     async def start_engine(self) -> None:
-        """Start vLLM's engine, see that LMCache works in it, build the OpenAI handlers.
+        """Start vLLM's engine, check that LMCache works in it, and build the OpenAI handlers.
 
         Raises:
-            OffloadUnavailableError: LMCache does not work in a worker, and it is required.
+            OffloadUnavailableError: LMCache does not work in a worker, and offloading is required.
             KServeLMCacheError: vLLM's engine did not start.
         """
         self.engine_client = self._create_engine()
@@ -82,25 +82,25 @@ class LMCacheModel(_Base):  # type: ignore[misc, valid-type]
         self, request: Any, raw_request: Request | None = None, context: Any = None
     ) -> Any:
         """``/v1/completions``."""
-        return _answer(await super().create_completion(request, raw_request, context))
+        return _response(await super().create_completion(request, raw_request, context))
 
     async def create_chat_completion(
         self, request: Any, raw_request: Request | None = None, context: Any = None
     ) -> Any:
         """``/v1/chat/completions``."""
-        return _answer(await super().create_chat_completion(request, raw_request, context))
+        return _response(await super().create_chat_completion(request, raw_request, context))
 
     async def create_embedding(
         self, request: Any, raw_request: Request | None = None, context: Any = None
     ) -> Any:
         """``/v1/embeddings``."""
-        return _answer(await super().create_embedding(request, raw_request, context))
+        return _response(await super().create_embedding(request, raw_request, context))
 
     async def create_rerank(
         self, request: Any, raw_request: Request | None = None, context: Any = None
     ) -> Any:
         """``/v1/rerank``."""
-        return _answer(await super().create_rerank(request, raw_request, context))
+        return _response(await super().create_rerank(request, raw_request, context))
 
     async def reports(self) -> list[dict[str, Any]]:
         """Of every worker's connector: what they left, or, with workers elsewhere, answer."""
@@ -115,11 +115,11 @@ class LMCacheModel(_Base):  # type: ignore[misc, valid-type]
         return reports
 
     def off_reason(self) -> str | None:
-        """Why offloading is off; ``None`` while the engine starts."""
+        """The reason why offloading is off; ``None`` while the engine starts."""
         return self.offload.reason if self.started else None
 
     def offload_state(self) -> str:
-        """One line for the log: on with its sizes, or off with the reason."""
+        """The state of offloading for the log: on, with the tiers, or off, with the reason."""
         if not self.offload.enabled:
             return f"off: {self.offload.reason}"
         values = self.offload.configuration.redacted()
@@ -133,7 +133,7 @@ class LMCacheModel(_Base):  # type: ignore[misc, valid-type]
         return "on: " + ", ".join(tiers)
 
     async def healthy(self) -> bool:
-        """True once a generation can succeed, until the engine dies."""
+        """Whether the engine has started and is not dead."""
         if not self.started:
             return False
         return not self.engine_client.errored
@@ -157,7 +157,7 @@ class LMCacheModel(_Base):  # type: ignore[misc, valid-type]
             raise KServeLMCacheError(f"vLLM's engine did not start: {error}") from error
 
     async def _offload_failure(self, path: Path) -> str:
-        """Why offloading does not work as configured, in any of the engine's processes."""
+        """The reason why offloading fails in a process of the engine; empty when it works."""
         reports = await self._ask_workers()
         self.workers = len(reports)
         self.worker_moments = reports[0]["moments"]
@@ -197,11 +197,11 @@ class LMCacheModel(_Base):  # type: ignore[misc, valid-type]
         self.serving_reranking = getattr(state, "serving_scores", None)
 
 
-def _answer(response: Any) -> Any:
-    """A handler's answer; its errors look as those of all other routes do.
+def _response(response: Any) -> Any:
+    """The handler's response.
 
     Raises:
-        RefusedError: it is one.
+        RefusedError: the response is an error. It is answered as the errors of all other routes.
     """
     if not isinstance(response, ErrorResponse):
         return response

@@ -1,7 +1,7 @@
-"""What the engine's processes need before anything else runs in them.
+"""Prepares the engine's processes.
 
-vLLM loads this module in its engine and worker processes (entry point
-``vllm.general_plugins``). It does nothing unless this package's server is their ancestor.
+vLLM loads this module in its engine and worker processes by the entry point
+``vllm.general_plugins``. It does nothing in processes that this package's server did not start.
 """
 
 from __future__ import annotations
@@ -24,11 +24,11 @@ _PR_SET_PDEATHSIG = 1  # prctl(2)
 
 
 def mark_server(environ: MutableMapping[str, str], engine_file: Path | None) -> None:
-    """Make this process the server of those that it starts.
+    """Mark this process as the server, for the processes that it starts.
 
     Args:
-        environ: inherited by them.
-        engine_file: what LMCache reads; its secrets are kept out of their logs.
+        environ: the environment that they inherit.
+        engine_file: the file that LMCache reads, whose secrets are kept out of their logs.
     """
     environ[SERVER] = str(os.getpid())
     if engine_file is not None:
@@ -55,5 +55,5 @@ def _follow_parent() -> None:
     if sys.platform != "linux" or parent is None:
         return
     ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
-    if os.getppid() != parent.pid:  # it died before the kernel was asked
+    if os.getppid() != parent.pid:  # the parent died before the kernel was asked
         os._exit(1)

@@ -9,7 +9,7 @@ from kserve_lmcache.config.engine_shape import EngineShape, bytes_per_token
 
 
 def shape_of(config: VllmConfig) -> EngineShape:
-    """The shape of an engine that is configured and need not run yet."""
+    """The sizes of the KV cache of an engine, which need not run yet."""
     model, parallel = config.model_config, config.parallel_config
     dtype = get_kv_cache_torch_dtype(config.cache_config.cache_dtype, model.dtype)
     token = bytes_per_token(

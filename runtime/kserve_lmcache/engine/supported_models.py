@@ -1,4 +1,4 @@
-"""Which models LMCache's in-process connector keeps right; for the others it is not used."""
+"""Which models LMCache's in-process connector serves correctly. Others are not offloaded."""
 
 from __future__ import annotations
 
@@ -10,20 +10,20 @@ from kserve_lmcache.errors import UnsupportedModelError
 if TYPE_CHECKING:
     from vllm.config import VllmConfig
 
-# Kinds of layers that a model's configuration may name: with KV of every token, or with none.
+# Types of layers in a model's configuration that have KV of every token, or no KV.
 _PLAIN = {"full_attention", "attention", "sparse", "dense", "moe", "mlp"}
 
 
 def unsupported(config: VllmConfig) -> list[str]:
-    """Every reason why this engine's KV must not be offloaded; none when it may."""
+    """Every reason why this engine's KV cache must not be offloaded; empty when it may be."""
     return list(_reasons(config))
 
 
 def check_supported(config: VllmConfig) -> None:
-    """Refuse a model that is not kept right.
+    """Refuse a model whose KV cache must not be offloaded.
 
     Raises:
-        UnsupportedModelError: with every reason.
+        UnsupportedModelError: there is a reason. The error has all of them.
     """
     if reasons := unsupported(config):
         raise UnsupportedModelError(reasons)
@@ -56,7 +56,7 @@ def _reasons(config: VllmConfig) -> Iterator[str]:
 
 
 def _other_layers(text_config: object) -> list[str]:
-    """Those that no other rule speaks of. VLLM may run a model that it does not know by name."""
+    """The types of layers that no other rule covers."""
     kinds = {str(kind) for kind in getattr(text_config, "layer_types", None) or ()}
     return sorted(
         kind for kind in kinds - _PLAIN if not any(word in kind for word in ("sliding", "chunked"))
@@ -73,9 +73,9 @@ def _slides(text_config: object) -> bool:
 
 
 def _mixes(text_config: object) -> bool:
-    """Whether some layers have a window and others none.
+    """Whether some layers have a sliding window and others have none.
 
-    Without its hybrid manager vLLM keeps every token for all of them, in one list of blocks.
+    Without its hybrid KV-cache manager, vLLM keeps every token of all these layers.
     """
     types = getattr(text_config, "layer_types", None) or ()
     return {"full_attention", "sliding_attention"} <= {str(kind) for kind in types}

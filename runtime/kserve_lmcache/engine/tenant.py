@@ -11,14 +11,16 @@ TENANT: ContextVar[str] = ContextVar("tenant", default="")
 
 
 def salt(tenant: str, own: str | None) -> str | None:
-    """The ``cache_salt`` that the engine is given, which vLLM's own cache keeps apart too.
+    """The ``cache_salt`` of a request for the engine; vLLM's prefix cache is keyed by it as well.
 
-    It is a digest: nobody can choose another tenant's, and no character of it can surprise
-    anything.
+    The salt is a digest, so that a request cannot choose the salt of another tenant.
 
     Args:
-        tenant: empty where tenants are not told apart.
-        own: what the request said.
+        tenant: the tenant; empty when tenants are not separated.
+        own: the ``cache_salt`` of the request.
+
+    Returns:
+        64 hexadecimal digits; ``None`` without a tenant and without a salt of the request.
     """
     if not own and not tenant:
         return None
