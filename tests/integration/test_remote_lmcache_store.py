@@ -1,4 +1,4 @@
-"""The remote tier before LMCache's own connectors: nothing wrong comes, and nobody waits."""
+"""The remote tier over LMCache's own connectors, healthy and failing."""
 
 from __future__ import annotations
 
@@ -82,7 +82,7 @@ def files(directory: Path) -> list[Path]:
     return sorted(each for each in directory.iterdir() if each.stat().st_size > PAYLOAD)
 
 
-def test_what_one_stores_another_loads(tiers: Callable[..., Tier]) -> None:
+def test_one_tier_loads_what_another_stores(tiers: Callable[..., Tier]) -> None:
     with tiers() as one, tiers() as other:
         chunks_are_shared(one, other)
 
@@ -308,7 +308,7 @@ def test_errors_that_look_like_answers_turn_the_breaker(
         ("blackhole://", "the store does not keep what is written to it"),
     ],
 )
-def test_what_cannot_work_is_said(url: str, reason: str) -> None:
+def test_the_report_names_what_cannot_work(url: str, reason: str) -> None:
     with lmcache_tier(url, wait=False) as tier:
         until(lambda: reason in tier.report()["reason"], seconds=60)
         assert tier.lookup(["a"]) == 0

@@ -36,7 +36,7 @@ def remote(server: Store) -> Remote:
     return Remote(server.url, "test")
 
 
-def test_what_one_stores_another_loads(server: Store, remote: Remote) -> None:
+def test_one_tier_loads_what_another_stores(server: Store, remote: Remote) -> None:
     values = chunks(*"abcde")
     with redis_tier(remote) as one, redis_tier(remote) as other:
         store_all(one, values)
@@ -71,11 +71,11 @@ def test_a_chunk_lives_a_day_after_its_last_use(server: Store, remote: Remote) -
     assert client.ttl(KEY_PREFIX + "c") == -1
 
 
-def test_says_who_it_is(server: Store, remote: Remote) -> None:
+def test_connections_have_names(server: Store, remote: Remote) -> None:
     with redis_tier(remote):
         names = [client["name"] for client in server.client().client_list()]
-    for lane in ("lookup", "load", "write"):
-        assert any(name.startswith("kserve-lmcache-") and name.endswith(lane) for name in names)
+    for kind in ("lookup", "load", "write"):
+        assert any(name.startswith("kserve-lmcache-") and name.endswith(kind) for name in names)
 
 
 def test_only_what_an_acl_allows(server: Store, remote: Remote) -> None:
@@ -164,7 +164,7 @@ def test_corruption_is_logged_and_does_not_flood_the_log(
     assert "8 bytes are less than a header" in lines[0]
 
 
-def test_a_full_store_is_said_and_tried_again(
+def test_a_full_store_is_logged_and_tried_again(
     server: Store, remote: Remote, caplog: pytest.LogCaptureFixture
 ) -> None:
     client = server.client()
@@ -278,7 +278,7 @@ def test_a_load_leaves_out_what_the_local_tier_has_no_room_for(remote: Remote) -
         assert tier.report()["chunks_without_room"] == 1
 
 
-def test_our_own_mistake_is_a_miss_and_logged_once(
+def test_an_unexpected_exception_is_a_miss_and_is_logged_once(
     remote: Remote, caplog: pytest.LogCaptureFixture
 ) -> None:
     def fail(layout: object, payload: object) -> bytes:

@@ -26,12 +26,12 @@ VALUE = value_size(LAYOUT, PAYLOAD)
 values_of = functools.partial(chunks, size=PAYLOAD)
 # On a busy machine the usual deadlines pass; most tests are not about them.
 PATIENT = TierLimits(connect=10, lookup=5, load=10, write=10)
-# What the tier is told of a chunk's size, from which it makes the deadline of a load.
+# The chunk size from which the tier derives the deadline of a load.
 _PATIENT_CHUNK_BYTES = 2**26
 
 
 def connectors(url: str, limits: TierLimits = PATIENT, groups: int = 1, **extra: Any) -> Connectors:
-    """LMCache's connectors to the store at ``url``, told what ``extra`` says."""
+    """Makes LMCache's connectors to the store at ``url``, with options in ``extra``."""
     config = LMCacheEngineConfig.from_defaults(chunk_size=16, extra_config=extra)
     metadata = metadata_of(torch.bfloat16, (3, 2, 16, 2, 4))
     metadata.get_num_groups = lambda: groups

@@ -1,4 +1,4 @@
-"""A remote tier without an engine, whose chunks are bytes."""
+"""Tiers without an engine. Their chunks are random bytes."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ LAYOUT = Layout("KV_2LTD", (("bfloat16", (2, 3, 16, 8)),))
 def redis_tier(
     remote: Remote, limits: TierLimits | None = None, wait: bool = True
 ) -> Iterator[Tier]:
-    """A tier of a store of the Redis family; by default one that answers."""
+    """Makes a tier of a Redis store, and waits until it answers."""
     limits = limits or TierLimits()
 
     tier = Tier(remote.url, functools.partial(RedisStore, remote, limits), limits, 16, SIZE)
@@ -41,7 +41,7 @@ def redis_tier(
 
 @dataclass(frozen=True)
 class DiskTier:
-    """A tier on a disk, and the directory below it."""
+    """A disk tier and its directory."""
 
     tier: Tier
     directory: DiskDirectory
@@ -57,7 +57,7 @@ class DiskTier:
 def disk_tier(
     path: Path, max_bytes: int = 1 << 24, limits: TierLimits | None = None, wait: bool = True
 ) -> Iterator[DiskTier]:
-    """A tier of a directory; by default one that answers and knows what is there."""
+    """Makes a tier of a directory, and waits until it answers and has scanned the directory."""
     limits = limits or TierLimits(lookup=1)
     directory = DiskDirectory(path, max_bytes)
 
@@ -73,27 +73,27 @@ def disk_tier(
 
 
 def chunks(*names: str, size: int = SIZE) -> dict[str, bytes]:
-    """A chunk for each name, the same every time."""
+    """Makes a chunk for each name, always the same."""
     return {name: random.Random(name).randbytes(size) for name in names}
 
 
 def store(tier: Tier, values: Mapping[str, bytes]) -> None:
-    """Hand the chunks to the tier."""
+    """Stores the chunks."""
     for key, value in values.items():
         tier.store(key, LAYOUT, value, lambda: None)
 
 
 def store_all(tier: Tier, values: Mapping[str, bytes]) -> None:
-    """Store the chunks and wait until nothing waits."""
+    """Stores the chunks and waits until the queue is empty."""
     store(tier, values)
     until(lambda: tier.report()["queue_bytes"] == 0)
 
 
 def load(tier: Tier, keys: Sequence[str]) -> list[bytes]:
-    """What comes of ``keys``."""
+    """Loads the chunks of ``keys``."""
     return tier.load(keys, lambda layout, payload: bytes(payload), lambda value: None)
 
 
 def threads(name: str) -> int:
-    """How many of that name run."""
+    """Counts the running threads of this name."""
     return sum(thread.name == name for thread in threading.enumerate())

@@ -1,10 +1,9 @@
-"""The disk tier: what it keeps, what leaves it, and what a disk may do to it."""
+"""The disk tier's store and directory: what they keep, evict and do on a disk that fails."""
 
 from __future__ import annotations
 
 import errno
 import os
-import random
 import stat
 import threading
 from collections.abc import Callable, Iterator
@@ -15,10 +14,8 @@ import pytest
 
 from kserve_lmcache.config.tier_limits import TierLimits
 from kserve_lmcache.tiers.disk import directory as disk_directory
-from kserve_lmcache.tiers.disk import index as disk_index
 from kserve_lmcache.tiers.disk import store as disk_store
 from kserve_lmcache.tiers.disk.directory import DiskDirectory, file_name
-from kserve_lmcache.tiers.disk.index import DiskIndex, File
 from kserve_lmcache.tiers.disk.store import DiskStore
 from kserve_lmcache.tiers.guard import writer
 from kserve_lmcache.tiers.guard.codec import encode_header, header_size
@@ -39,7 +36,7 @@ def directory(tmp_path: Path) -> Iterator[DiskDirectory]:
     directory.close()
 
 
-def lane(directory: DiskDirectory, name: str = "write") -> DiskStore:
+def client(directory: DiskDirectory, name: str = "write") -> DiskStore:
     return DiskStore(directory, header_size(LAYOUT) + SIZE, name)
 
 
@@ -71,36 +68,38 @@ def fail(patch: pytest.MonkeyPatch, where: str, number: int, times: int = 1000) 
     return calls
 
 
-def test_names_are_such_as_every_file_system_takes() -> None:
+def test_every_file_system_takes_the_file_names() -> None:
     names = {file_name(key) for key in (KEY, LONG, "", "../../etc", KEY + " ")}
     assert len(names) == 5
     assert all(len(name) == 35 and "/" not in name for name in names)
     assert file_name(KEY) == "bebb14a1fda8cee0872cee69f4bdf841.kv"  # or a restart finds nothing
 
 
-def test_what_is_written_is_read_and_belongs_to_us_alone(directory: DiskDirectory) -> None:
+def test_written_values_are_read_and_private(directory: DiskDirectory) -> None:
     one, other = entry(KEY), entry(LONG)
-    lane(directory).ping()
-    lane(directory).write([one, other])
+    client(directory).ping()
+    client(directory).write([one, other])
     assert files(directory.path) == {file_name(KEY), file_name(LONG)}
     assert stat.S_IMODE(directory.path.stat().st_mode) == 0o700
     assert {stat.S_IMODE(each.stat().st_mode) for each in directory.path.iterdir()} == {0o600}
-    values = lane(directory, "load").read([KEY, "missing", LONG])
+    values = client(directory, "load").read([KEY, "missing", LONG])
     assert [None if value is None else bytes(value) for value in values] == [
         content(one),
         None,
         content(other),
     ]
-    assert lane(directory, "write").sizes([KEY, "missing", LONG]) == [one.size, 0, other.size]
-    lane(directory).delete([KEY, "missing"])
+    assert client(directory, "write").sizes([KEY, "missing", LONG]) == [one.size, 0, other.size]
+    client(directory).delete([KEY, "missing"])
     assert files(directory.path) == {file_name(LONG)}
     assert directory.index.occupied == BLOCK * -(-other.size // BLOCK)
 
 
-def test_a_lookup_needs_no_disk(directory: DiskDirectory, monkeypatch: pytest.MonkeyPatch) -> None:
-    lane(directory).ping()
-    lane(directory).write([entry(key) for key in "abc"])
-    lookup = lane(directory, "lookup")
+def test_a_lookup_reads_the_index_only(
+    directory: DiskDirectory, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    client(directory).ping()
+    client(directory).write([entry(key) for key in "abc"])
+    lookup = client(directory, "lookup")
     with monkeypatch.context() as patch:
         looked = fail(patch, "lstat", errno.EIO)
         assert 0 not in lookup.sizes(["a", "b", "c"])
@@ -110,21 +109,21 @@ def test_a_lookup_needs_no_disk(directory: DiskDirectory, monkeypatch: pytest.Mo
     # What another process wrote is found, up to the first that is missing.
     elsewhere = DiskDirectory(directory.path, 10 * BLOCK)
     until(elsewhere.is_scanned.is_set)
-    lane(elsewhere).write([entry("d"), entry("f")])
+    client(elsewhere).write([entry("d"), entry("f")])
     elsewhere.close()
     sizes = lookup.sizes(["a", "d", "e", "f"])
     assert [bool(size) for size in sizes] == [True, True, False, False]
 
 
-def test_what_was_used_longest_ago_makes_room(directory: DiskDirectory) -> None:
-    lane(directory).ping()
+def test_the_least_recently_used_files_make_room(directory: DiskDirectory) -> None:
+    client(directory).ping()
     one = entry("0").size
     room = directory.max_bytes // (BLOCK * -(-one // BLOCK))
     keys = [f"k{number}" for number in range(room)]
-    lane(directory).write([entry(key) for key in keys])
-    lane(directory).keep(keys[::-1])  # of these, the first comes to be the last
-    lane(directory, "lookup").sizes(keys[:1])  # about to be read
-    lane(directory).write([entry("new"), entry("newer")])
+    client(directory).write([entry(key) for key in keys])
+    client(directory).keep(keys[::-1])  # of these, the first comes to be the last
+    client(directory, "lookup").sizes(keys[:1])  # about to be read
+    client(directory).write([entry("new"), entry("newer")])
     assert files(directory.path) == {
         file_name(key) for key in ({*keys, "new", "newer"} - {*keys[1:3]})
     }
@@ -132,20 +131,20 @@ def test_what_was_used_longest_ago_makes_room(directory: DiskDirectory) -> None:
     assert directory.evicted == 2
 
 
-def test_a_prompts_first_chunk_leaves_last(directory: DiskDirectory) -> None:
-    lane(directory).ping()
-    lane(directory).write([entry(key) for key in "abc"])
+def test_a_prompts_first_chunk_is_evicted_last(directory: DiskDirectory) -> None:
+    client(directory).ping()
+    client(directory).write([entry(key) for key in "abc"])
     order = []
     while (oldest := directory.index.take_oldest()) is not None:
         order.append(oldest[0])
     assert order == [file_name(key) for key in "cba"]
 
 
-def test_a_chunk_that_all_room_would_not_hold(tmp_path: Path) -> None:
+def test_a_chunk_larger_than_the_bound_is_refused(tmp_path: Path) -> None:
     directory = DiskDirectory(tmp_path, BLOCK)
-    lane(directory).write([entry("small", size=100)])
+    client(directory).write([entry("small", size=100)])
     with pytest.raises(StoreFullError, match="exceeds max_local_disk_size"):
-        lane(directory).write([entry("large", size=2 * BLOCK)])
+        client(directory).write([entry("large", size=2 * BLOCK)])
     assert files(tmp_path) == {file_name("small")}
     directory.close()
 
@@ -165,7 +164,7 @@ def test_a_restart_keeps_the_cache_and_the_order_of_use(tmp_path: Path) -> None:
         assert load(other.tier, ["b"]) == [values["b"]]
 
 
-def test_a_start_does_not_wait_for_the_count(
+def test_a_start_does_not_wait_for_the_scan(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with disk_tier(tmp_path) as one:
@@ -183,7 +182,7 @@ def test_a_start_does_not_wait_for_the_count(
         release.set()
 
 
-def test_leftovers_are_removed_and_strangers_are_left_alone(tmp_path: Path) -> None:
+def test_leftovers_are_removed_and_other_files_stay(tmp_path: Path) -> None:
     name = file_name("a")
     old, new = tmp_path / f"{name}.abc_1.tmp", tmp_path / f"{name}.abc_2.tmp"
     strangers = [tmp_path / "notes.txt", tmp_path / "x.tmp", tmp_path / f"{name}.bak"]
@@ -201,7 +200,7 @@ def test_leftovers_are_removed_and_strangers_are_left_alone(tmp_path: Path) -> N
         assert tier.tier.lookup(["link"]) == tier.tier.lookup(["directory"]) == 0
 
 
-def test_what_others_write_and_remove_counts(
+def test_scans_see_what_other_processes_write_and_remove(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(disk_directory, "_PAUSE", 0.05)
@@ -218,52 +217,8 @@ def test_what_others_write_and_remove_counts(
         until(lambda: one.count("files") == other.count("files") == 0)
 
 
-def test_the_oldest_of_many(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(disk_index, "_OLDEST", 7)
-    chance, index = random.Random(1), DiskIndex()
-    used = {f"f{number}": number for number in chance.sample(range(1000), 200)}
-    for name, when in used.items():
-        index.add(name, File(1, when))
-    while used:
-        oldest = min(used, key=used.__getitem__)
-        assert index.take_oldest() == (oldest, File(1, used.pop(oldest)))
-        if used and chance.random() < 0.5:  # one was used meanwhile, of which others tell
-            name = chance.choice(list(used))
-            used[name] = 2000 - len(used)
-            index.begin_scan()
-            index.end_scan({name: File(1, when) for name, when in used.items()})
-    assert index.take_oldest() is None
-    assert index.occupied == 0
-
-
-@pytest.mark.parametrize("when", ["before", "after"])
-def test_a_count_overlooks_nothing_that_happens_meanwhile(when: str) -> None:
-    index = DiskIndex()
-    index.add("kept", File(1, 1))
-    index.add("evicted", File(1, 2))
-    index.add("removed by others", File(1, 3))
-    index.begin_scan()
-    found = {"kept": File(1, 9), "theirs": File(BLOCK + 1, 5)}
-    if when == "after":
-        found |= {"evicted": File(1, 2)}
-    else:
-        found |= {"new": File(1, 8)}
-    index.add("new", File(1, 8))
-    index.discard("evicted")
-    index.end_scan(found)
-    assert len(index) == 3
-    assert index.occupied == 4 * BLOCK
-    taken = [index.take_oldest() for _ in range(4)]
-    assert taken == [
-        ("theirs", File(BLOCK + 1, 5)),
-        ("new", File(1, 8)),
-        ("kept", File(1, 9)),
-        None,
-    ]
-
-
 @pytest.mark.parametrize("number", [errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES])
-def test_a_disk_that_takes_nothing_is_still_read(
+def test_a_disk_that_refuses_writes_is_still_read(
     tmp_path: Path, number: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     values = chunks("a", "b", "c")
@@ -286,35 +241,35 @@ def test_a_disk_that_takes_nothing_is_still_read(
 def test_a_disk_full_of_other_things_keeps_the_newest(
     directory: DiskDirectory, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    lane(directory).ping()
+    client(directory).ping()
     for key in "abc":
-        lane(directory).write([entry(key)])
+        client(directory).write([entry(key)])
     with monkeypatch.context() as patch:
         fail(patch, "write", errno.ENOSPC, times=2)
-        lane(directory).write([entry("d")])
+        client(directory).write([entry("d")])
     assert file_name("a") not in files(directory.path)
     assert file_name("d") in files(directory.path)
     with monkeypatch.context() as patch:
         fail(patch, "write", errno.ENOSPC)
         with pytest.raises(StoreFullError, match="No space left"):
-            lane(directory).write([entry("e")])
+            client(directory).write([entry("e")])
 
 
 def test_short_writes_go_on(directory: DiskDirectory, monkeypatch: pytest.MonkeyPatch) -> None:
     real = os.write
-    lane(directory).ping()
+    client(directory).ping()
     with monkeypatch.context() as patch:
         patch.setattr(os, "write", lambda handle, view: real(handle, view[:7]))
-        lane(directory).write([entry("a")])
+        client(directory).write([entry("a")])
     with monkeypatch.context() as patch:
         readv = os.readv
         patch.setattr(os, "readv", lambda handle, views: readv(handle, [views[0][:100]]))
-        (value,) = lane(directory, "load").read(["a"])
+        (value,) = client(directory, "load").read(["a"])
     assert value is not None
     assert bytes(value) == content(entry("a"))
 
 
-def test_a_damaged_sector_is_a_corrupt_chunk_and_no_reason_to_leave_the_disk(
+def test_a_damaged_sector_is_a_corrupt_chunk_and_does_not_open_the_breaker(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     values = chunks("a", "b")
@@ -347,7 +302,7 @@ def test_a_disk_that_fails_altogether_is_given_up_and_comes_back(
         assert tier.count("exceptions") == 0
 
 
-def test_a_directory_that_is_removed_is_made_anew(tmp_path: Path) -> None:
+def test_a_removed_directory_is_created_again(tmp_path: Path) -> None:
     values = chunks(*"abc")
     path = tmp_path / "cache"
     with disk_tier(path) as tier:

@@ -1,4 +1,4 @@
-"""Nothing but what was stored under a key is ever taken for its value."""
+"""The codec: a value decodes only if it was encoded for the same key."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ KEY = "namespace@1@0@ab@bfloat16"
 VALUE = encode_header(KEY, LAYOUT, PAYLOAD) + PAYLOAD
 
 
-def test_what_was_sealed_is_unsealed_without_a_copy() -> None:
+def test_an_encoded_value_is_decoded_without_a_copy() -> None:
     layout, payload = decode_value(KEY, VALUE)
     assert layout == LAYOUT
     assert payload == PAYLOAD
@@ -32,18 +32,18 @@ def test_what_was_sealed_is_unsealed_without_a_copy() -> None:
     assert header_size(LAYOUT) % 64 == 0
 
 
-def test_several_tensors() -> None:
+def test_a_layout_of_several_tensors() -> None:
     layout = Layout("KV_2LTD", (("float8_e4m3fn", (2, 1, 4, 8)), ("float32", (1, 4))))
     assert decode_value("k", encode_header("k", layout, b"12") + b"12")[0] == layout
 
 
-def test_a_layout_that_cannot_be_described() -> None:
+def test_a_layout_of_too_many_tensors_is_refused() -> None:
     with pytest.raises(ValueError, match="300 tensors is too long"):
         encode_header("k", Layout("KV_2LTD", (("bfloat16", (2, 3, 16, 8)),) * 300), b"")
 
 
 @given(st.integers(0, 8 * len(VALUE) - 1))
-def test_every_bit_counts(position: int) -> None:
+def test_every_flipped_bit_is_found(position: int) -> None:
     changed = bytearray(VALUE)
     changed[position // 8] ^= 1 << position % 8
     with pytest.raises(CorruptValueError):
@@ -51,7 +51,7 @@ def test_every_bit_counts(position: int) -> None:
 
 
 @given(st.binary(max_size=2000) | st.integers(0, len(VALUE) - 1).map(lambda end: VALUE[:end]))
-def test_nothing_else_is_taken_for_it(value: bytes) -> None:
+def test_no_other_bytes_are_decoded(value: bytes) -> None:
     with pytest.raises(CorruptValueError):
         decode_value(KEY, value)
 
@@ -66,16 +66,16 @@ def test_nothing_else_is_taken_for_it(value: bytes) -> None:
         (KEY, bytes(2000), "does not begin as a chunk"),
     ],
 )
-def test_says_what_is_wrong(key: str, value: bytes, reason: str) -> None:
+def test_the_error_names_the_failed_check(key: str, value: bytes, reason: str) -> None:
     with pytest.raises(CorruptValueError, match=reason):
         decode_value(key, value)
 
 
 @pytest.mark.parametrize("padding", [b"", bytes(1), bytes(5000)])
-def test_what_a_store_filled_up_is_unsealed(padding: bytes) -> None:
+def test_padding_is_stripped(padding: bytes) -> None:
     assert strip_padding(memoryview(VALUE + padding)) == VALUE
 
 
 @given(st.binary(max_size=100) | st.integers(0, len(VALUE)).map(lambda end: VALUE[:end]))
-def test_whatever_is_filled_up_is_no_longer_than_it_was(value: bytes) -> None:
+def test_stripping_returns_a_prefix_of_any_bytes(value: bytes) -> None:
     assert value.startswith(bytes(strip_padding(memoryview(value))))

@@ -1,4 +1,4 @@
-"""Keys whose values are wrong are remembered, and not more of them than a table may hold."""
+"""The table of corrupt keys, which is bounded."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from kserve_lmcache.tiers.guard import corrupt_keys as module
 from kserve_lmcache.tiers.guard.corrupt_keys import CorruptKeys
 
 
-def test_is_remembered_until_it_is_written_anew() -> None:
+def test_a_key_stays_until_it_is_written_again() -> None:
     corrupt = CorruptKeys()
     corrupt.add("a")
     corrupt.add("b")
@@ -19,7 +19,7 @@ def test_is_remembered_until_it_is_written_anew() -> None:
     assert "b" in corrupt
 
 
-def test_the_oldest_are_forgotten(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_oldest_keys_are_dropped(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "_MAX_KEYS", 3)
     corrupt = CorruptKeys()
     for key in "abcde":

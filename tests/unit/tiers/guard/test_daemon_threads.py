@@ -1,4 +1,4 @@
-"""Threads that an event loop uses and that may hang without harm."""
+"""The pool of daemon threads."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ def names() -> int:
     return sum(thread.name == "ours" for thread in threading.enumerate())
 
 
-def test_an_event_loop_takes_them() -> None:
+def test_an_event_loop_uses_the_pool() -> None:
     async def several() -> list[int]:
         return [*await asyncio.gather(*(asyncio.to_thread(pow, 2, each) for each in range(20)))]
 
@@ -37,7 +37,7 @@ def test_an_event_loop_takes_them() -> None:
         threads.submit(pow, 2, 2)
 
 
-def test_one_thread_is_used_again_and_several_work_at_once() -> None:
+def test_idle_threads_are_reused_and_several_work_at_once() -> None:
     threads, release = DaemonThreadPool("ours", 3), threading.Event()
     for _ in range(5):
         assert threads.submit(pow, 2, 3).result(5) == 8
@@ -52,7 +52,7 @@ def test_one_thread_is_used_again_and_several_work_at_once() -> None:
     assert names() == 0
 
 
-def test_a_thread_that_hangs_holds_up_no_exit() -> None:
+def test_a_hanging_thread_does_not_block_the_exit() -> None:
     script = (
         "import threading\n"
         "from kserve_lmcache.tiers.guard.daemon_threads import DaemonThreadPool\n"
