@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 import importlib
-import logging
 import socket
 import threading
 from pathlib import Path
@@ -31,7 +30,6 @@ if TYPE_CHECKING:
 _CONNECTING = ("lm", "infinistore", "resp")
 # For each connector. Each kind of call has one, and LMCache's default is 64 threads.
 _S3_THREADS = 8
-_LOGGERS = ("lmcache.v1.protocol", "lmcache.v1.storage_backend.connector")
 
 
 class Connectors:
@@ -73,10 +71,7 @@ class Connectors:
             Exception: whatever the connector raises, such as :exc:`ImportError` where its
                 package is missing.
         """
-        try:
-            return self._shared.get() if self.is_shared else self._connect(loop)
-        finally:
-            _limit_logs()
+        return self._shared.get() if self.is_shared else self._connect(loop)
 
     def _connect(self, loop: asyncio.AbstractEventLoop | None) -> RemoteConnector:
         values = self.values
@@ -118,12 +113,3 @@ def connector_config(config: LMCacheEngineConfig, url: str) -> LMCacheEngineConf
     elif scheme == "s3":
         extra.setdefault("s3_num_io_threads", _S3_THREADS)
     return changed
-
-
-def _limit_logs() -> None:
-    """Hides what LMCache logs at each attempt to connect. A store may be away for long."""
-    if logging.getLogger(_LOGGERS[0]).level < logging.INFO:  # debugging was asked for
-        return
-    for name, logger in [*logging.root.manager.loggerDict.items()]:
-        if isinstance(logger, logging.Logger) and name.startswith(_LOGGERS):
-            logger.setLevel(max(logger.level, logging.WARNING))
