@@ -21,7 +21,7 @@ case "$role" in
 head)
     ray start --head --node-ip-address="$POD_IP" --port="$gcs_port" --node-manager-port=6380 \
         --include-dashboard=false
-    # It waits until the workers have joined.
+    # The server waits until the workers have joined.
     exec entrypoint.sh --distributed-executor-backend=ray \
         --tensor-parallel-size="$TENSOR_PARALLEL_SIZE" \
         --pipeline-parallel-size="$PIPELINE_PARALLEL_SIZE" "$@"
@@ -32,7 +32,7 @@ worker)
     until timeout 20 ray health-check --address="$head" >/dev/null 2>&1; do
         sleep 3
     done
-    # Ends when the head does, so that the pod starts again and joins the next one.
+    # Ends with the head, so that the pod starts again and joins the next head.
     exec ray start --address="$head" --node-ip-address="$POD_IP" --node-manager-port=6380 --block
     ;;
 *)

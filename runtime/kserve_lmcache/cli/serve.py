@@ -43,7 +43,7 @@ def run(argv: Sequence[str], levels: logs.LibraryLevels) -> None:
         start_up_timing.reached(start_up_timing.PLANNED)
         if (subject := at_start.subject_of(args, offload)) is not None:
             at_start.log_findings(subject, logger)
-        serve(args, offload, engine_config, responder)
+        serve(args, offload, engine_config, responder, os.environ)
 
 
 def _configure_logging(

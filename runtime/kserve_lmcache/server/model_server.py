@@ -10,7 +10,7 @@ import os
 import signal
 import sys
 from argparse import Namespace
-from collections.abc import Collection
+from collections.abc import Collection, MutableMapping
 from types import FrameType
 from typing import Any
 
@@ -212,7 +212,11 @@ def _exit_at_once(reason: str) -> None:
 
 
 def serve(
-    args: Namespace, offload: OffloadPlan, engine_config: VllmConfig, responder: StartUpResponder
+    args: Namespace,
+    offload: OffloadPlan,
+    engine_config: VllmConfig,
+    responder: StartUpResponder,
+    environ: MutableMapping[str, str],
 ) -> None:
     """Serve until SIGTERM or SIGINT, after which active requests may finish.
 
@@ -221,13 +225,14 @@ def serve(
         offload: the plan of offloading.
         engine_config: vLLM's configuration.
         responder: answers on the port until the engine has started.
+        environ: the environment of this process, which the engine's processes inherit.
 
     Raises:
         KServeLMCacheError: the engine or offloading could not start.
     """
-    process.mark_server(os.environ, offload.engine_file)
+    process.mark_server(environ, offload.engine_file)
     groups = parse_route_groups(offload.configuration.get("enable_routes"))
-    os.environ.update(routes.switches(groups))
+    environ.update(routes.switches(groups))
     model = LMCacheModel(
         args, offload, engine_config, functools.partial(vllm_app.build, args, groups)
     )

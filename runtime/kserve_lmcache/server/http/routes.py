@@ -1,7 +1,7 @@
-"""The table of routes: from where each is, and whether it is there without being asked for.
+"""The table of routes: the application that each comes from, and whether it is on by default.
 
-``vllm`` routes come from vLLM's own application, below the prefix of the OpenAI routes; a route
-that this table does not know (a newer vLLM's) is left out. ``kserve`` routes are at the root.
+vLLM's routes are below the prefix of the OpenAI routes, KServe's routes at the root. A route of
+vLLM's application that is not in the table, such as one of a newer version, is not served.
 """
 
 from __future__ import annotations
@@ -18,15 +18,15 @@ KSERVE, VLLM, OURS = "KServe", "vLLM", "ours"
 
 @dataclass(frozen=True)
 class Row:
-    """Routes that share a fate.
+    """Routes with the same decision.
 
     Attributes:
-        routes: ``METHOD /path``, as the application names them.
-        source: whose application registers them.
-        when: :data:`ON`, :data:`OFF` (there is a better one, named in ``about``), or the group
-            that turns them on (setting ``enable_routes``).
-        about: for the README.
-        also_v1: also served below ``/v1``, where clients whose base URL ends in it look.
+        routes: each as ``METHOD /path``, the path as the application registers it.
+        source: the application that registers them.
+        when: :data:`ON`, :data:`OFF` (``about`` says why), or the group of the setting
+            ``enable_routes`` that turns them on.
+        about: a description for the documentation.
+        also_v1: whether they are served below ``/v1`` as well, for clients whose base URL ends so.
     """
 
     routes: tuple[str, ...]
@@ -200,17 +200,17 @@ TABLE = (
     ),
 )
 
-# Groups whose routes vLLM registers under a switch of its own.
+# Groups whose routes vLLM registers only when an environment variable is set.
 _LORA, _DEVELOPMENT = {"lora"}, {"reset-cache", "sleep", "collective-rpc", "server-info", "weights"}
 
 
 def known(source: str) -> dict[str, Row]:
-    """The rows of an application, by its routes."""
+    """The row of each route of an application."""
     return {route: row for row in TABLE if row.source == source for route in row.routes}
 
 
 def names(route: BaseRoute) -> Iterator[str]:
-    """A route as the table names it, once for each of its methods."""
+    """The names of a route in the table, one for each of its methods."""
     path: Any = getattr(route, "path", "")
     methods = getattr(route, "methods", None)
     if methods is None:
@@ -229,7 +229,7 @@ def is_wanted(route: BaseRoute, source: str, groups: Iterable[str]) -> bool:
 
 
 def switches(groups: Iterable[str]) -> dict[str, str]:
-    """Environment variables by which vLLM registers the routes of these groups at all."""
+    """The environment variables that make vLLM register the routes of these groups."""
     asked = set(groups)
     found = {}
     if asked & _LORA:

@@ -1,4 +1,4 @@
-"""vLLM's own application, less the routes that nobody asked for."""
+"""vLLM's own application, without the routes that are off."""
 
 from __future__ import annotations
 
@@ -16,18 +16,18 @@ from kserve_lmcache.server.http import errors, routes
 
 logger = logging.getLogger(__name__)
 
-# The whole server has its own, in front of KServe's routes too.
+# Middleware that this package installs in front of all routes (:mod:`.middleware`).
 _IN_FRONT = (CORSMiddleware, AuthenticationMiddleware, XRequestIdMiddleware)
 
 
 def build(args: Namespace, groups: Collection[str], tasks: Any, model_config: Any) -> FastAPI:
-    """The application whose state ``init_app_state`` completes.
+    """Build the application; ``init_app_state`` sets its state.
 
     Args:
         args: the server's arguments.
         groups: the groups of routes to add (setting ``enable_routes``).
-        tasks: the tasks of the model, as the engine lists them.
-        model_config: vLLM's, which decides about routes of pooling models.
+        tasks: the tasks of the model that the engine lists.
+        model_config: vLLM's configuration of the model, which decides about routes for pooling.
     """
     app = build_app(args, tasks, model_config)
     app.user_middleware = [entry for entry in app.user_middleware if entry.cls not in _IN_FRONT]
@@ -47,6 +47,6 @@ def build(args: Namespace, groups: Collection[str], tasks: Any, model_config: An
                 responses=route.responses,
             )
     errors.register(app)
-    # What SageMaker's standards add has built it already, with the handlers of before.
+    # SageMaker's standards have already built the middleware, with the former handlers.
     app.middleware_stack = app.build_middleware_stack()
     return app
