@@ -17,16 +17,8 @@ from kserve_lmcache.identity.namespace import namespace, numerics_of, summarize
 if TYPE_CHECKING:
     from vllm.config import VllmConfig
 
-_FORMATS_OF_FILES = {
-    "auto",
-    "hf",
-    "safetensors",
-    "pt",
-    "npcache",
-    "gguf",
-    "mistral",
-    "fastsafetensors",
-}
+# The load formats that read the model's own files.
+_FORMATS = ["auto", "hf", "safetensors", "pt", "npcache", "gguf", "mistral", "fastsafetensors"]
 
 
 @dataclass(frozen=True)
@@ -92,7 +84,7 @@ def model_path(config: VllmConfig) -> Path:
     """
     model, load = config.model_config, config.load_config
     path = Path(model.model)
-    if str(load.load_format) not in _FORMATS_OF_FILES:
+    if str(load.load_format) not in _FORMATS:
         raise IdentityError(
             path,
             f"is loaded by --load-format={load.load_format}, which does not read its files",

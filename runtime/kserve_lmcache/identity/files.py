@@ -77,6 +77,11 @@ class ModelFile:
         """The size in bytes."""
         return self.stamp[0]
 
+    @property
+    def ctime(self) -> int:
+        """The time of the last change of the file or its inode, in nanoseconds."""
+        return self.stamp[2]
+
 
 def model_directory(model: Path) -> Path:
     """The directory of the model's files. A model may also be one file, such as a GGUF file."""

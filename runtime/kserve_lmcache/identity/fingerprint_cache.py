@@ -43,7 +43,7 @@ def entry_path(directory: Path, scheme: str, files: Sequence[ModelFile]) -> Path
         scheme: the method and its version. Another scheme does not find the entry.
         files: all files that are hashed, in a fixed order.
     """
-    if any(_ctime(file) % _SECOND == 0 for file in files):
+    if any(file.ctime % _SECOND == 0 for file in files):
         return None
     listing = json.dumps([scheme, [[file.name, *file.stamp] for file in files]])
     return directory / f"fingerprint-{hashlib.sha256(listing.encode()).hexdigest()}.json"
@@ -77,7 +77,3 @@ def store(path: Path, model: Path, digest: str) -> None:
         except OSError:
             Path(name).unlink(missing_ok=True)
             raise
-
-
-def _ctime(file: ModelFile) -> int:
-    return file.stamp[2]

@@ -14,10 +14,11 @@ from typing import Any
 from kserve_lmcache.errors import IdentityError
 from kserve_lmcache.identity.files import unreadable
 
-LENGTH_BYTES = 8
+_LENGTH_BYTES = 8
 # The library refuses longer headers (MAX_HEADER_SIZE in safetensors/src/tensor.rs).
 _LONGEST = 100_000_000
-_GIT_LFS_POINTER = b"version https://git-lfs"
+# The start of a Git LFS pointer. As a length, it is far above the limit.
+_GIT_LFS_POINTER = b"version "
 _AGAIN = "The file is incomplete or damaged: download it again."
 
 
@@ -35,25 +36,28 @@ def read_header(path: Path, size: int) -> tuple[int, list[tuple[int, int]]]:
     """
     try:
         with path.open("rb") as file:
-            prefix = file.read(LENGTH_BYTES)
+            prefix = file.read(_LENGTH_BYTES)
             length = int.from_bytes(prefix, "little")
-            if len(prefix) < LENGTH_BYTES:
-                raise IdentityError(
-                    path, f"has {size} bytes, too few for a safetensors file", _AGAIN
-                )
-            if length > min(_LONGEST, size - LENGTH_BYTES):
-                file.seek(0)
-                raise _bad_length(path, length, size, file.read(len(_GIT_LFS_POINTER)))
-            text = file.read(length)
+            is_valid = len(prefix) == _LENGTH_BYTES and length <= min(_LONGEST, size - len(prefix))
+            text = file.read(length) if is_valid else b""
     except OSError as error:
         raise unreadable(path, error) from error
+    if prefix == _GIT_LFS_POINTER:
+        raise IdentityError(
+            path, "is a Git LFS pointer, not the weights", "Run git lfs pull in the repository."
+        )
+    if not is_valid:
+        message = (
+            f"has {size} bytes and a header of {length} bytes (the format's limit: {_LONGEST})"
+        )
+        raise IdentityError(path, message, _AGAIN)
     try:
         header = json.loads(text)
     except (ValueError, RecursionError) as error:
         raise IdentityError(path, f"has a header that is not JSON ({error})", _AGAIN) from error
     if not isinstance(header, dict):
         raise IdentityError(path, "has a header that is not a JSON object", _AGAIN)
-    data_start = LENGTH_BYTES + length
+    data_start = _LENGTH_BYTES + length
     tensors = [
         _tensor(path, name, entry, data_start, size)
         for name, entry in header.items()
@@ -77,19 +81,3 @@ def _tensor(path: Path, name: str, entry: Any, data_start: int, size: int) -> tu
             _AGAIN,
         )
     return data_start + begin, end - begin
-
-
-def _bad_length(path: Path, length: int, size: int, beginning: bytes) -> IdentityError:
-    if beginning == _GIT_LFS_POINTER:
-        return IdentityError(
-            path, "is a Git LFS pointer, not the weights", "Run git lfs pull in the repository."
-        )
-    if length > _LONGEST:
-        return IdentityError(
-            path,
-            f"has a header length of {length} bytes, more than the format's {_LONGEST}",
-            "The file is damaged or not a safetensors file: download it again.",
-        )
-    return IdentityError(
-        path, f"has {size} bytes, but a header of {length} bytes after the first 8", _AGAIN
-    )

@@ -45,7 +45,9 @@ def hash_weights(files: Sequence[ModelFile], *, full: bool) -> tuple[list[list[s
     with ThreadPoolExecutor(_THREADS) as pool:
         ranges = list(pool.map(lambda file: _ranges(file, full=full), files))
         batches = [
-            (number, batch) for number, of_file in enumerate(ranges) for batch in _batches(of_file)
+            (number, of_file[first : first + _BATCH_RANGES])
+            for number, of_file in enumerate(ranges)
+            for first in range(0, len(of_file), _BATCH_RANGES)
         ]
         hashes: list[list[str]] = [[] for _ in files]
         results = pool.map(lambda batch: _hash_batch(files[batch[0]].path, batch[1]), batches)
@@ -56,16 +58,13 @@ def hash_weights(files: Sequence[ModelFile], *, full: bool) -> tuple[list[list[s
 
 def _ranges(file: ModelFile, *, full: bool) -> list[Range]:
     """The ranges to hash, by offset."""
-    data_start, tensors = 0, None
+    wanted: Iterable[Range] = _file_pieces(file.size)
     if file.path.suffix == ".safetensors":
         data_start, tensors = read_header(file.path, file.size)
+        pieces = (piece for tensor in tensors for piece in _tensor_pieces(*tensor))
+        wanted = [(0, data_start), *pieces]
     if full:
-        wanted: Iterable[Range] = [(0, file.size)]
-    elif tensors is not None:
-        wanted = [(0, data_start)]
-        wanted += [piece for tensor in tensors for piece in _tensor_pieces(*tensor)]
-    else:
-        wanted = _file_pieces(file.size)
+        wanted = [(0, file.size)]
     return list(_split(_joined(sorted(wanted))))
 
 
@@ -108,11 +107,6 @@ def _split(ranges: Iterable[Range]) -> Iterator[Range]:
     for start, length in ranges:
         for offset in range(start, start + length, _MIB):
             yield offset, min(_MIB, start + length - offset)
-
-
-def _batches(ranges: Sequence[Range]) -> Iterator[Sequence[Range]]:
-    for first in range(0, len(ranges), _BATCH_RANGES):
-        yield ranges[first : first + _BATCH_RANGES]
 
 
 def _hash_batch(path: Path, ranges: Iterable[Range]) -> str:

@@ -35,8 +35,8 @@ def identity_of(*flags: str, model: Path = MODEL, **environ: str) -> EngineIdent
     resolve_engine_arguments(args, environ)
     offload, engine_config = plan_offload(args, resolve_configuration(args, environ), environ)
     assert offload.identity is not None
-    told = engine_config.kv_transfer_config.kv_connector_extra_config[NAMESPACE]
-    assert told == offload.identity.namespace
+    handed_over = engine_config.kv_transfer_config.kv_connector_extra_config[NAMESPACE]
+    assert handed_over == offload.identity.namespace
     return offload.identity
 
 
@@ -49,14 +49,14 @@ def plain() -> str:
     return name_of()
 
 
-def test_it_is_a_name_that_a_key_can_hold(plain: str) -> None:
+def test_no_character_is_special_in_a_key(plain: str) -> None:
     prefix, _, digest = plain.partition("-")
     assert prefix == "kv2"
     assert len(digest) == 32
     assert set(digest) <= set("0123456789abcdef")
 
 
-def test_neither_path_nor_served_name_is_in_it(plain: str, tmp_path: Path) -> None:
+def test_path_and_served_name_do_not_change_it(plain: str, tmp_path: Path) -> None:
     copy = models.copy(tmp_path / "copy")
     config = json.loads((copy / "config.json").read_text())
     config["_name_or_path"] = "organisation/another-name"
@@ -78,27 +78,29 @@ def test_neither_path_nor_served_name_is_in_it(plain: str, tmp_path: Path) -> No
         ("--lmcache", "pre_caching_hash_algorithm=sha256"),
     ],
 )
-def test_what_changes_the_numbers_or_the_keys_is_in_it(plain: str, flags: tuple[str, ...]) -> None:
+def test_flags_that_change_the_numbers_or_the_keys_change_it(
+    plain: str, flags: tuple[str, ...]
+) -> None:
     assert name_of(*flags) != plain
 
 
-def test_the_processor_is_in_it_where_blocks_are_stored_as_they_are(
+def test_the_attention_kernel_of_a_cpu_changes_it(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     names = []
-    for amx in (False, True):  # of it and of the data type the layout of a block depends
+    for amx in (False, True):  # AMX has a layout of its own for bfloat16 alone
         monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda amx=amx: amx)
         names += [name_of("--dtype=bfloat16"), name_of("--dtype=float32")]
     assert len(set(names)) == 3
     assert names[1] == names[3]
 
 
-def test_the_hash_seed_is_in_it(plain: str) -> None:
+def test_the_hash_seed_changes_it(plain: str) -> None:
     assert name_of(PYTHONHASHSEED="0") == plain
     assert name_of(PYTHONHASHSEED="1") != plain
 
 
-def test_what_other_servers_are_told_has_a_name_for_people() -> None:
+def test_every_input_has_a_name_in_the_announcement() -> None:
     draft = '--speculative-config={"method": "ngram", "num_speculative_tokens": 2}'
     identity = identity_of(draft, PYTHONHASHSEED="7")
     assert set(identity.inputs) == set(INPUTS) - {"namespace", "version"}
@@ -109,7 +111,7 @@ def test_what_other_servers_are_told_has_a_name_for_people() -> None:
     assert all(value is None or len(str(value)) < 32 for value in identity.inputs.values())
 
 
-def test_what_other_servers_are_told_holds_no_path() -> None:
+def test_the_announced_inputs_hold_no_path() -> None:
     parts = {"draft": ["eagle", "s3://user:word@store/draft"], "hf_config": {"a": 1}, "dtype": "x"}
     shown = summarize(parts)
     assert shown["dtype"] == "x"
@@ -118,16 +120,16 @@ def test_what_other_servers_are_told_holds_no_path() -> None:
         assert shown[name] != summarize({name: [parts[name]]})[name]
 
 
-def test_the_weights_are_in_it(plain: str, tmp_path: Path) -> None:
+def test_the_weights_change_it(plain: str, tmp_path: Path) -> None:
     assert name_of(model=models.changed(tmp_path / "kv", ("k_proj",), 1)) != plain
 
 
-def test_private_is_unlike_any_other(plain: str) -> None:
+def test_a_private_namespace_is_unique(plain: str) -> None:
     first, second = (name_of("--model-fingerprint=private") for _ in range(2))
     assert len({first, second, plain}) == 3
 
 
-def test_every_part_counts() -> None:
+def test_every_part_changes_the_namespace() -> None:
     same = ("content", {"dtype": "a"}, {"chunk_size": 1})
     assert namespace(*same) == namespace(*same)
     others = [
@@ -138,7 +140,7 @@ def test_every_part_counts() -> None:
     assert len({namespace(*parts) for parts in [same, *others]}) == 4
 
 
-def test_the_longest_length_counts_where_rope_is_scaled() -> None:
+def test_the_longest_length_matters_where_rope_is_scaled() -> None:
     assert numerics_of(engine())["max_model_len"] is None
     scaled = (
         '--hf-overrides={"rope_parameters": {"rope_type": "dynamic", "factor": 2.0, '
@@ -147,7 +149,7 @@ def test_the_longest_length_counts_where_rope_is_scaled() -> None:
     assert numerics_of(engine(scaled))["max_model_len"] == 2048
 
 
-def test_weights_that_are_no_files_have_no_identity() -> None:
+def test_a_load_format_without_files_has_no_identity() -> None:
     with pytest.raises(IdentityError, match="--load-format=dummy"):
         model_path(engine("--load-format=dummy"))
 
@@ -174,7 +176,7 @@ QWEN = {"architectures": ["Qwen2ForCausalLM"], "model_type": "qwen2"}
         ),
     ],
 )
-def test_models_that_are_kept_right(
+def test_a_sliding_window_is_refused(
     tmp_path: Path, changes: dict[str, Any], reason: str | None
 ) -> None:
     found = unsupported(engine(model=altered(tmp_path / "model", **changes)))
@@ -195,7 +197,7 @@ def test_a_pooling_over_every_token_is_refused(pooling: str, is_refused: bool) -
     assert all("pools over every token" in reason for reason in found)
 
 
-def test_others_are_refused_or_served_without_offloading(tmp_path: Path) -> None:
+def test_an_unsupported_model_is_refused_or_served_without_offloading(tmp_path: Path) -> None:
     model = altered(tmp_path / "model", **MISTRAL, sliding_window=1024)
     with pytest.raises(UnsupportedModelError, match="sliding window"):
         name_of(model=model)
