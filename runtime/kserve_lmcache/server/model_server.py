@@ -108,7 +108,8 @@ class OffloadModelServer(model_server.ModelServer):  # type: ignore[misc]
             loop.add_signal_handler(number, self._on_signal, stop)
         start_up_timing.reached(start_up_timing.READY)
         times = start_up_timing.table(start_up_timing.moments(), self.model.worker_moments)
-        logger.info("Start-up times:\n%s", times)
+        # One line: the log of a start fits a screen.
+        logger.info("Start: %s", "; ".join(" ".join(row.split()) for row in times.splitlines()))
         logger.info("Ready. Try: %s", _curl(self.args))
         self.lifecycle.ready()
         async with self.model.vllm_app.router.lifespan_context(self.model.vllm_app):
