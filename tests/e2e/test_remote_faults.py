@@ -18,12 +18,12 @@ import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import numpy
 import openai
 import pytest
 
-from tests.support import models
 from tests.support.answers import Record, ask
 from tests.support.faults import FAULTS, LONG_FAULTS, Fault, Target, target_of
 from tests.support.options import option
@@ -50,8 +50,8 @@ CHUNK = 128
 SHARED_PROMPTS = 4
 # In bfloat16 a tie between two tokens may turn with the shape in which they are computed.
 ARGUMENTS = ("--dtype=float32", "--no-enable-prefix-caching")
-# A worker waits on its core for a second after its last token: each server has one of its own.
-CORES = sorted(os.sched_getaffinity(0))
+# A worker waits on its core for a second after its last token: this one's is not the reference's.
+CORE = max(os.sched_getaffinity(0))
 pytestmark = pytest.mark.timeout(400 + 5 * REQUESTS)
 
 
@@ -175,35 +175,30 @@ class Bench:
 
 
 @contextlib.contextmanager
-def benched(directory: Path, url: str, prefix: tuple[str, ...] = ()) -> Iterator[Bench]:
-    """The servers, one of which has the store at ``url``.
+def benched(
+    directory: Path, url: str, model: Path, reference: Server, prefix: tuple[str, ...] = ()
+) -> Iterator[Bench]:
+    """The reference, and a server that has the store at ``url``.
 
     Args:
-        directory: for their logs and their model.
+        directory: for the server's log.
         url: of the store.
-        prefix: of the command of the server that has it.
+        model: the reference's.
+        reference: the server without any cache.
+        prefix: of the command of the server that has the store.
     """
-    without = engine_environment(VLLM_CPU_OMP_THREADS_BIND=str(CORES[0]))
     environ = {
-        **engine_environment(VLLM_CPU_OMP_THREADS_BIND=str(CORES[-1])),
+        **engine_environment(VLLM_CPU_OMP_THREADS_BIND=str(CORE)),
         "LMCACHE_CHUNK_SIZE": str(CHUNK),
         "LMCACHE_REMOTE_URL": url,
         "LMCACHE_REMOTE_CONNECTOR": CONNECTOR,
         "LMCACHE_LOCAL_CPU": "false",
         "LMCACHE_MAX_LOCAL_CPU_SIZE": "1.0",
     }
-    # As many bytes to load for each operation of the prefill as the whole model has, in less
-    # time: more requests for each second of a fault.
-    model = (f"--model_id={models.first_layers(directory / 'model', 6)}",)
-    with (
-        running(
-            directory / "tried.log", *ARGUMENTS, environ=environ, prefix=prefix, model=model
-        ) as tried,
-        running(
-            directory / "right.log", *ARGUMENTS, "--offload=off", environ=without, model=model
-        ) as right,
-    ):
-        bench = Bench(tried, right)
+    # As many bytes to load for each operation of the prefill as the whole model has, in less time.
+    flags: dict[str, Any] = {"prefix": prefix, "model": (f"--model_id={model}",)}
+    with running(directory / "tried.log", *ARGUMENTS, environ=environ, **flags) as tried:
+        bench = Bench(tried, reference)
         bench.warm_up()
         yield bench
 
@@ -226,7 +221,11 @@ def rows() -> Iterator[list[Row]]:
 
 @pytest.fixture(scope="module")
 def bench(
-    target: Target, rows: list[Row], tmp_path_factory: pytest.TempPathFactory
+    target: Target,
+    rows: list[Row],
+    cut_model: Path,
+    reference: Server,
+    tmp_path_factory: pytest.TempPathFactory,
 ) -> Iterator[Bench]:
     """The servers, whose store comes when they have been ready for a while: the first row."""
     assert target.names is not None
@@ -234,8 +233,9 @@ def bench(
     rows.append(Row("refused at the start"))
     with contextlib.ExitStack() as stack:
         with FAULTS["refused"].applied(target):
-            prefix = target.names.prefix
-            bench = stack.enter_context(benched(directory, target.url, prefix))
+            bench = stack.enter_context(
+                benched(directory, target.url, cut_model, reference, target.names.prefix)
+            )
             rows[0].pairs += bench.pairs()
         bench.recover(rows[0])
         yield bench
@@ -284,12 +284,17 @@ def test_a_fault_costs_nothing_but_hits(
 
 
 @pytest.mark.exhaustive
-def test_a_failover_costs_nothing_but_hits(rows: list[Row], tmp_path: Path) -> None:
+def test_a_failover_costs_nothing_but_hits(
+    rows: list[Row], cut_model: Path, reference: Server, tmp_path: Path
+) -> None:
     if CONNECTOR != "kserve":
         return  # LMCache's connector to sentinels stores nothing, and the server refuses it
     row = Row("failover")
     rows.append(row)
-    with watched_by_sentinels(tmp_path) as watched, benched(tmp_path, watched.url) as bench:
+    with (
+        watched_by_sentinels(tmp_path) as watched,
+        benched(tmp_path, watched.url, cut_model, reference) as bench,
+    ):
         bench.fill()
         before = watched.kill_primary()
         row.pairs += bench.pairs()
