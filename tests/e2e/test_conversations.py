@@ -10,7 +10,6 @@ from typing import Any
 import pytest
 from transformers import AutoTokenizer
 
-from tests.support import models
 from tests.support.answers import Answer, answer_of
 from tests.support.options import option
 from tests.support.server import MODEL, Server, cached_tokens, engine_environment, running
@@ -117,23 +116,23 @@ def converse(replicas: list[Server]) -> list[Turn]:
 
 
 @pytest.mark.timeout(600 + 20 * CONVERSATIONS)
-def test_random_conversations(logs: Path, redis_store: Store, tmp_path: Path) -> None:
+def test_random_conversations(
+    logs: Path, redis_store: Store, cut_model: Path, reference: Server
+) -> None:
     environ = engine_environment(
         LMCACHE_REMOTE_URL=redis_store.url, LMCACHE_MAX_LOCAL_CPU_SIZE="1.0"
     )
     # What the whole model would store of 200 conversations is 12 GB.
-    model = (f"--model_id={models.first_layers(tmp_path / 'model', 3)}",)
+    model = (f"--model_id={cut_model}",)
     with (
         running(logs / "one.log", EXACT, environ=environ, model=model) as one,
         running(logs / "two.log", EXACT, environ=environ, model=model) as two,
     ):
         turns = converse([one, two])
-    arguments = (EXACT, "--offload=off", "--no-enable-prefix-caching")
-    with running(logs / "reference.log", *arguments, model=model) as reference:
-        for turn in turns:
-            right, cached = ask(reference, turn.messages)
-            assert cached == 0
-            assert turn.answer.is_like(right), (turn.answer, right)
+    for turn in turns:
+        right, cached = ask(reference, turn.messages)
+        assert cached == 0
+        assert turn.answer.is_like(right), (turn.answer, right)
     allowed = sum(turn.allowed for turn in turns)
     found = sum(min(turn.cached, turn.allowed) for turn in turns)
     print(

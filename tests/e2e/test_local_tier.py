@@ -9,6 +9,7 @@ import httpx
 import pytest
 
 from tests.support.metrics import samples
+from tests.support.processes import last_line, wait_for_end
 from tests.support.server import Server, cached_tokens, engine_environment, long_prompt, running
 
 # Of vLLM's own cache, room for little more than the longest prompt (23 KB a token).
@@ -17,8 +18,18 @@ CHUNK = 256
 
 
 @pytest.fixture(scope="module")
-def server(logs: Path) -> Iterator[Server]:
-    environ = engine_environment(LMCACHE_MAX_LOCAL_CPU_SIZE="1.0")
+def termination_log(logs: Path) -> Path:
+    """The file that Kubernetes shows as the reason of a container's end."""
+    path = logs / "termination-log"
+    path.touch()
+    return path
+
+
+@pytest.fixture(scope="module")
+def server(logs: Path, termination_log: Path) -> Iterator[Server]:
+    environ = engine_environment(
+        LMCACHE_MAX_LOCAL_CPU_SIZE="1.0", TERMINATION_LOG=str(termination_log)
+    )
     with running(logs / "server.log", SMALL_CACHE, environ=environ) as server:
         yield server
 
@@ -123,3 +134,20 @@ def test_metrics_hold_every_process(server: Server) -> None:
     assert found["vllm:prompt_tokens_total"] > 0
     assert found["lmcache:num_stored_tokens_total"] > 0
     assert found["process_resident_memory_bytes"] > 0
+
+
+def test_a_dead_engine_ends_the_server(server: Server, termination_log: Path) -> None:
+    family = server.process.family()
+    engine = next(process for process in family if "EngineCore" in process.name())
+    assert httpx.get(f"{server.url}/v2/health/live").status_code == 200
+    engine.kill()
+    server.process.wait_until(
+        lambda: httpx.get(f"{server.url}/v2/health/live").status_code == 503, seconds=10
+    )
+    assert not server.is_ready()
+    # And then it ends by itself, with nothing left behind.
+    assert server.process.wait(seconds=15) == 1
+    assert wait_for_end(family, seconds=5) == []
+    reason = "vLLM's engine has died"
+    assert last_line(server.process) == f"kserve-lmcache: error: {reason}"
+    assert termination_log.read_text() == reason

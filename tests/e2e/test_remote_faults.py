@@ -1,13 +1,11 @@
-"""Whatever happens to the store, requests are answered, rightly, and about as soon as without it.
+"""During a fault of the store no request fails, no answer changes, and none is much later.
 
 A steady load of cold, warm and shared prompts goes to a server whose only cache is the store, and
-to one that has no cache at all, request by request: the second one's answer is the right one, in
+to one that has no cache at all, request by request. The second one's answer is the right one, in
 text and probabilities, and its time to first token is what the first one's is compared to.
 
-``FAULT_SECONDS=60`` lets each fault last longer than the usual seconds, ``FAULTS=all`` asks for all
-of them and for a failover instead of one of each kind, and ``REMOTE_CONNECTOR=lmcache`` shows what
-LMCache's own connector makes of them: nothing is then demanded of it, and after a fault from which
-it does not recover, its server is started anew.
+``--remote-connector=lmcache`` shows LMCache's own connector in the same table, and checks nothing.
+After a fault from which it does not recover, its server is started anew.
 """
 
 from __future__ import annotations
@@ -20,14 +18,15 @@ import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import numpy
 import openai
 import pytest
 
-from tests.support import models
 from tests.support.answers import Record, ask
 from tests.support.faults import FAULTS, LONG_FAULTS, Fault, Target, target_of
+from tests.support.options import option
 from tests.support.server import (
     START_SECONDS,
     Server,
@@ -38,19 +37,22 @@ from tests.support.server import (
 )
 from tests.support.stores import redis_process, watched_by_sentinels
 
-SECONDS = float(os.environ.get("FAULT_SECONDS", "2"))
-CONNECTOR = os.environ.get("REMOTE_CONNECTOR", "kserve")
+REQUESTS = option("--fault-requests")
+CONNECTOR = option("--remote-connector")
+# Of fewer requests the slowest one stands for the 99th percentile.
+TAIL = 0.99 if REQUESTS >= 100 else 1.0
+# Milliseconds. The slowest request of all that was ever seen here is 224 above the other server's;
+# LMCache's own connector waits 3,000 for a store that is silent.
+MOST_ADDED = 500
 RECOVERY_SECONDS = 5.0
 NEVER_SECONDS = 60.0  # after which nobody waits for an answer or for a hit any more
-ALL = os.environ.get("FAULTS") == "all"
-CHUNK = 256
+CHUNK = 128
 SHARED_PROMPTS = 4
 # In bfloat16 a tie between two tokens may turn with the shape in which they are computed.
 ARGUMENTS = ("--dtype=float32", "--no-enable-prefix-caching")
-# For the table, which is to show the store's part alone: as in benchmarks/contenders.py, and with a
-# pause in which a worker ends its waiting on a core, a second after its last token.
-THREADS = {"VLLM_CPU_OMP_THREADS_BIND": "0"}
-PAUSE = 1.2  # seconds
+# A worker waits on its core for a second after its last token: this one's is not the reference's.
+CORE = max(os.sched_getaffinity(0))
+pytestmark = pytest.mark.timeout(400 + 5 * REQUESTS)
 
 
 @dataclass(frozen=True)
@@ -88,22 +90,24 @@ class Row:
         return float(numpy.quantile(tried, share) - numpy.quantile(right, share)) * 1000
 
     def check(self) -> None:
-        """Print it, and see that it cost nothing but hits, which came back."""
+        """Print the row, and check that the fault cost nothing but hits, which came back."""
         print(f"\n{self}")
         if CONNECTOR == "kserve":
             assert self.failed == 0, [pair.tried.error for pair in self.pairs]
             assert self.wrong == 0, [pair for pair in self.pairs if pair.is_wrong]
+            assert self.added(TAIL) < MOST_ADDED
             assert self.recovery < RECOVERY_SECONDS
 
     def __str__(self) -> str:
-        p50, p99 = (f"{self.added(share):+.0f}" for share in (0.5, 0.99))
+        median, tail = (f"{self.added(share):+.0f}" for share in (0.5, TAIL))
         recovery = f"{self.recovery:.1f}" if self.recovery < NEVER_SECONDS else "never"
-        cells = (self.fault, len(self.pairs), self.failed, self.wrong, p50, p99, recovery)
+        cells = (self.fault, len(self.pairs), self.failed, self.wrong, median, tail, recovery)
         return "| " + " | ".join(map(str, cells)) + " |"
 
 
+TAIL_NAME = "p99" if TAIL < 1 else "slowest"
 HEAD = (
-    "| Fault | requests | failed | wrong | added p50, ms | added p99, ms | recovery, s |\n"
+    f"| Fault | requests | failed | wrong | added p50, ms | added {TAIL_NAME}, ms | recovery, s |\n"
     "|---|---|---|---|---|---|---|"
 )
 
@@ -113,29 +117,27 @@ class Bench:
 
     def __init__(self, tried: Server, right: Server) -> None:
         self._tried, self._right = tried, right
+        self._clients = {id(server): server.client() for server in (tried, right)}
         self._numbers = itertools.count()
         self._stored: list[str] = []
 
-    def pairs(self, seconds: float) -> Iterator[Pair]:
+    def pairs(self) -> Iterator[Pair]:
         """A steady load."""
-        end = time.monotonic() + seconds
-        for number in itertools.count():
+        for number in range(REQUESTS):
             if number % 3 == 0:  # a cold one, and then the same again
                 self._stored.append(self._new())
             prompt = self._stored[-1]
             if number % 3 == 2:
                 prompt = self._stored[number % min(SHARED_PROMPTS, len(self._stored))]
-            pair = Pair(_ask(self._tried, prompt), _ask(self._right, prompt))
+            pair = Pair(self._ask(self._tried, prompt), self._ask(self._right, prompt))
             assert pair.right.ttft is not None, pair.right.error
             yield pair
-            if time.monotonic() > end:
-                return
 
     def warm_up(self) -> None:
         """The first request of a server makes what was left for it."""
         prompt = self._new()
         for server in (self._tried, self._right):
-            _ask(server, prompt)
+            self._ask(server, prompt)
 
     def fill(self) -> None:
         """Let the store have what is shared."""
@@ -164,46 +166,39 @@ class Bench:
             self._tried.process.wait_until(self._tried.is_ready, START_SECONDS)
 
     def _new(self) -> str:
-        """700 to 840 tokens, of which two or three chunks are stored."""
-        return long_prompt(f"n{next(self._numbers)}x", words=210)
+        """280 to 340 tokens, of which two chunks are stored."""
+        return long_prompt(f"n{next(self._numbers)}x", words=84)
 
-
-def _ask(server: Server, prompt: str) -> Record:
-    if ALL:
-        time.sleep(PAUSE)
-    with server.client().with_options(timeout=NEVER_SECONDS) as client:
-        return ask(client, server.name, prompt, max_tokens=6)
+    def _ask(self, server: Server, prompt: str) -> Record:
+        client = self._clients[id(server)].with_options(timeout=NEVER_SECONDS)
+        return ask(client, server.name, prompt, max_tokens=4)
 
 
 @contextlib.contextmanager
-def benched(directory: Path, url: str, prefix: tuple[str, ...] = ()) -> Iterator[Bench]:
-    """The servers, one of which has the store at ``url``.
+def benched(
+    directory: Path, url: str, model: Path, reference: Server, prefix: tuple[str, ...] = ()
+) -> Iterator[Bench]:
+    """The reference, and a server that has the store at ``url``.
 
     Args:
-        directory: for their logs and their model.
+        directory: for the server's log.
         url: of the store.
-        prefix: of the command of the server that has it.
+        model: the reference's.
+        reference: the server without any cache.
+        prefix: of the command of the server that has the store.
     """
-    without = engine_environment(**(THREADS if ALL else {}))
     environ = {
-        **without,
+        **engine_environment(VLLM_CPU_OMP_THREADS_BIND=str(CORE)),
+        "LMCACHE_CHUNK_SIZE": str(CHUNK),
         "LMCACHE_REMOTE_URL": url,
         "LMCACHE_REMOTE_CONNECTOR": CONNECTOR,
         "LMCACHE_LOCAL_CPU": "false",
         "LMCACHE_MAX_LOCAL_CPU_SIZE": "1.0",
     }
-    # As many bytes to load for each operation of the prefill as the whole model has, in less
-    # time: more requests for each second of a fault.
-    model = (f"--model_id={models.first_layers(directory / 'model', 6)}",)
-    with (
-        running(
-            directory / "tried.log", *ARGUMENTS, environ=environ, prefix=prefix, model=model
-        ) as tried,
-        running(
-            directory / "right.log", *ARGUMENTS, "--offload=off", environ=without, model=model
-        ) as right,
-    ):
-        bench = Bench(tried, right)
+    # As many bytes to load for each operation of the prefill as the whole model has, in less time.
+    flags: dict[str, Any] = {"prefix": prefix, "model": (f"--model_id={model}",)}
+    with running(directory / "tried.log", *ARGUMENTS, environ=environ, **flags) as tried:
+        bench = Bench(tried, reference)
         bench.warm_up()
         yield bench
 
@@ -226,7 +221,11 @@ def rows() -> Iterator[list[Row]]:
 
 @pytest.fixture(scope="module")
 def bench(
-    target: Target, rows: list[Row], tmp_path_factory: pytest.TempPathFactory
+    target: Target,
+    rows: list[Row],
+    cut_model: Path,
+    reference: Server,
+    tmp_path_factory: pytest.TempPathFactory,
 ) -> Iterator[Bench]:
     """The servers, whose store comes when they have been ready for a while: the first row."""
     assert target.names is not None
@@ -234,9 +233,10 @@ def bench(
     rows.append(Row("refused at the start"))
     with contextlib.ExitStack() as stack:
         with FAULTS["refused"].applied(target):
-            prefix = target.names.prefix
-            bench = stack.enter_context(benched(directory, target.url, prefix))
-            rows[0].pairs += bench.pairs(SECONDS)
+            bench = stack.enter_context(
+                benched(directory, target.url, cut_model, reference, target.names.prefix)
+            )
+            rows[0].pairs += bench.pairs()
         bench.recover(rows[0])
         yield bench
 
@@ -251,7 +251,6 @@ USUAL = (
     "out of memory",
     "values bit flipped",
 )
-ROWS = [*FAULTS.values(), *LONG_FAULTS] if ALL else [FAULTS[name] for name in USUAL]
 
 
 @pytest.mark.usefixtures("bench")  # which makes the row
@@ -259,7 +258,19 @@ def test_the_store_may_come_after_the_server(rows: list[Row]) -> None:
     rows[0].check()
 
 
-@pytest.mark.parametrize("fault", [NO_FAULT, *ROWS], ids=str)
+@pytest.mark.parametrize(
+    "fault",
+    [
+        NO_FAULT,
+        *(FAULTS[name] for name in USUAL),
+        *(
+            pytest.param(fault, marks=pytest.mark.exhaustive)
+            for fault in (*FAULTS.values(), *LONG_FAULTS)
+            if fault.name not in USUAL
+        ),
+    ],
+    ids=str,
+)
 def test_a_fault_costs_nothing_but_hits(
     bench: Bench, target: Target, rows: list[Row], fault: Fault
 ) -> None:
@@ -267,20 +278,26 @@ def test_a_fault_costs_nothing_but_hits(
     rows.append(row)
     bench.fill()
     with fault.applied(target):
-        row.pairs += bench.pairs(SECONDS)
+        row.pairs += bench.pairs()
     bench.recover(row)
     row.check()
 
 
-if ALL and CONNECTOR == "kserve":  # LMCache's connector to sentinels stores nothing, and is refused
-
-    def test_a_failover_costs_nothing_but_hits(rows: list[Row], tmp_path: Path) -> None:
-        row = Row("failover")
-        rows.append(row)
-        with watched_by_sentinels(tmp_path) as watched, benched(tmp_path, watched.url) as bench:
-            bench.fill()
-            before = watched.kill_primary()
-            row.pairs += bench.pairs(SECONDS)
-            watched.wait_for_another(before)
-            bench.recover(row)
-        row.check()
+@pytest.mark.exhaustive
+def test_a_failover_costs_nothing_but_hits(
+    rows: list[Row], cut_model: Path, reference: Server, tmp_path: Path
+) -> None:
+    if CONNECTOR != "kserve":
+        return  # LMCache's connector to sentinels stores nothing, and the server refuses it
+    row = Row("failover")
+    rows.append(row)
+    with (
+        watched_by_sentinels(tmp_path) as watched,
+        benched(tmp_path, watched.url, cut_model, reference) as bench,
+    ):
+        bench.fill()
+        before = watched.kill_primary()
+        row.pairs += bench.pairs()
+        watched.wait_for_another(before)
+        bench.recover(row)
+    row.check()

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import threading
+import itertools
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -12,6 +12,7 @@ import pytest
 from kserve_lmcache.config.stores import Remote
 from kserve_lmcache.tiers.guard.tier import Tier
 from kserve_lmcache.tiers.redis.client import KEY_PREFIX
+from tests.support.background import repeating
 from tests.support.replica import TOKENS, alike, pages, prompt, replica
 from tests.support.stores import (
     VARIANTS,
@@ -115,23 +116,16 @@ def test_a_directory(tmp_path: Path) -> None:
 def traffic(tier: Tier) -> Iterator[list[str]]:
     """Stores and loads all the while; the list gets what came and was not what was stored."""
     failures: list[str] = []
-    over = threading.Event()
+    numbers = itertools.count()
 
     def work() -> None:
-        number = 0
-        while not over.wait(0.01):
-            values = chunks(f"traffic-{number}", f"traffic-{number}-more")
-            store_all(tier, values)
-            tier.lookup([*values])
-            loaded = load(tier, [*values])
-            if loaded != [*values.values()][: len(loaded)]:
-                failures.append(f"{number}")
-            number += 1
+        number = next(numbers)
+        values = chunks(f"traffic-{number}", f"traffic-{number}-more")
+        store_all(tier, values)
+        tier.lookup([*values])
+        loaded = load(tier, [*values])
+        if loaded != [*values.values()][: len(loaded)]:
+            failures.append(f"{number}")
 
-    thread = threading.Thread(target=work)
-    thread.start()
-    try:
+    with repeating(work, pause=0.01):
         yield failures
-    finally:
-        over.set()
-        thread.join()

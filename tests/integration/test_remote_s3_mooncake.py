@@ -3,23 +3,25 @@
 from __future__ import annotations
 
 import ctypes
+import itertools
 import signal
-import threading
 import time
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, closing, contextmanager
 from pathlib import Path
 
+import httpx
 import pytest
 
 from kserve_lmcache.config.tier_limits import TierLimits
 from kserve_lmcache.tiers.guard.tier import Tier
 from kserve_lmcache.tiers.lmcache import mooncake as mooncake_connector
 from kserve_lmcache.tiers.lmcache.values import short_key
+from tests.support.background import repeating
 from tests.support.lmcache_store import PATIENT, chunks_are_shared, lmcache_tier, values_of
 from tests.support.probes import Probes
 from tests.support.stores.mooncake import MooncakeStore, client, mooncake_store
-from tests.support.stores.s3 import S3Store, s3_server
+from tests.support.stores.s3 import BUCKET, S3Store, s3_server
 from tests.support.tiers import load, store_all, threads
 from tests.support.waiting import until
 
@@ -66,6 +68,12 @@ def tier_of(server: Server, limits: TierLimits = PATIENT) -> AbstractContextMana
 def test_what_one_stores_another_loads(server: Server) -> None:
     with tier_of(server) as one, tier_of(server) as other:
         chunks_are_shared(one, other)
+
+
+def test_the_object_store_refuses_unsigned_requests(s3: S3Store) -> None:
+    unsigned = httpx.get(f"http://127.0.0.1:{s3.port}/another")
+    assert unsigned.status_code == 403
+    assert f"<BucketName>{BUCKET}</BucketName>" in unsigned.text
 
 
 def test_a_corrupt_object(s3: S3Store) -> None:
@@ -167,20 +175,7 @@ def _is_given_up(tier: Tier) -> None:
 @contextmanager
 def nobody_stands_still() -> Iterator[None]:
     """Whatever is called meanwhile, other threads go on."""
-    longest, over = 0.0, threading.Event()
-
-    def tick() -> None:
-        nonlocal longest
-        last = time.monotonic()
-        while not over.wait(0.01):
-            now = time.monotonic()
-            longest, last = max(longest, now - last), now
-
-    thread = threading.Thread(target=tick)
-    thread.start()
-    try:
+    ticks = [time.monotonic()]
+    with repeating(lambda: ticks.append(time.monotonic()), pause=0.01):
         yield
-    finally:
-        over.set()
-        thread.join()
-    assert longest < 3
+    assert max(later - earlier for earlier, later in itertools.pairwise(ticks)) < 3

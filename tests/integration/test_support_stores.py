@@ -1,9 +1,7 @@
-"""Every server that the tests rely on starts, answers, and changes as it is told."""
+"""The servers of the tests ask for what their variants say, and a slot really moves."""
 
 from __future__ import annotations
 
-import socket
-import threading
 from collections.abc import Iterator
 from contextlib import closing, contextmanager
 from pathlib import Path
@@ -11,17 +9,12 @@ from pathlib import Path
 import pytest
 import redis
 
-from kserve_lmcache.doctor import lm_server as lm_protocol
+from tests.support.background import repeating
 from tests.support.stores import (
     VARIANTS,
-    LmStore,
     Store,
-    Watched,
-    lm_store,
-    node,
     redis_cluster,
     servers,
-    watched_by_sentinels,
 )
 
 PASSWORD = "test-password-7f1c"
@@ -69,59 +62,6 @@ def test_there_are_redis_and_valkey() -> None:
 
 
 @each_server
-def test_a_server_is_shut_down_and_killed(tmp_path: Path, binary: str) -> None:
-    with node(tmp_path, binary=binary, password=PASSWORD) as store:
-        store.client().set("key", "value")
-        store.shut_down()
-        assert not store.answers()
-        store.start()
-        assert store.client().get("key") == b"value"
-        store.kill()
-        assert not store.answers()
-        store.start()
-        assert store.client().get("key") is None
-
-
-def test_lmcaches_server_is_killed_and_started_again(tmp_path: Path) -> None:
-    with lm_store(tmp_path) as store:
-        assert asked(store)
-        store.kill()
-        with pytest.raises(ConnectionRefusedError):
-            asked(store)
-        store.start()
-        assert asked(store)
-
-
-def asked(store: LmStore) -> bool:
-    """Whether it answers a lookup by LMCache's protocol."""
-    with socket.create_connection((store.host, store.port), 5) as client:
-        client.sendall(lm_protocol.request())
-        return len(client.recv(100)) == lm_protocol._ANSWER.size
-
-
-@each_server
-def test_sentinels_replace_the_primary(tmp_path: Path, binary: str) -> None:
-    with watched_by_sentinels(tmp_path, binary=binary, password=PASSWORD) as watched:
-        first = watched.primary()
-        write(watched, "before", replicas=1)
-        second = watched.fail_over()
-        assert second.port != first.port
-        assert write(watched, "meanwhile") == second.port
-        assert watched.kill_primary() is second
-        assert watched.wait_for_another(second) is first
-        assert write(watched, "after") == first.port
-        assert first.client().get("before") == b"1"
-
-
-def write(watched: Watched, key: str, replicas: int = 0) -> int:
-    """The port of the server that took it."""
-    with closing(watched.client()) as client:
-        assert client.set(key, 1)
-        assert client.wait(replicas, 5000) >= replicas
-        return int(client.info("server")["tcp_port"])
-
-
-@each_server
 def test_a_slot_moves_between_the_nodes_of_a_cluster(tmp_path: Path, binary: str) -> None:
     with redis_cluster(tmp_path, binary=binary, password=PASSWORD) as cluster:
         client = cluster.client()
@@ -150,17 +90,7 @@ def test_a_slot_moves_between_the_nodes_of_a_cluster(tmp_path: Path, binary: str
 @contextmanager
 def reading(client: redis.RedisCluster, key: str, value: bytes) -> Iterator[None]:
     """A client that reads all the time meanwhile finds the value each time."""
-    found, is_over = [], threading.Event()
-
-    def read() -> None:
-        while not is_over.is_set():
-            found.append(client.get(key))
-
-    thread = threading.Thread(target=read)
-    thread.start()
-    try:
+    found = []
+    with repeating(lambda: found.append(client.get(key))):
         yield
-    finally:
-        is_over.set()
-        thread.join()
     assert set(found) == {value}

@@ -18,6 +18,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from tests.support.background import repeating
 from tests.support.damage import DAMAGES, Change, damaged
 from tests.support.link import Behaviour, Link, link_to
 from tests.support.namespaces import Names, private_names
@@ -208,23 +209,16 @@ def name_gone(target: Target) -> Iterator[None]:
 @contextmanager
 def written_by_another(target: Target) -> Iterator[None]:
     """Another client writes the values that there are, over and over, as a replica's twin would."""
-    over = threading.Event()
+    with closing(target.store.client()) as client:
 
-    def write() -> None:
-        with closing(target.store.client()) as client:
-            while not over.is_set():
-                for key in target.store.chunks():
-                    value = client.get(key)
-                    if value is not None:
-                        client.set(key, value)
+        def write() -> None:
+            for key in target.store.chunks():
+                value = client.get(key)
+                if value is not None:
+                    client.set(key, value)
 
-    writer = threading.Thread(target=write)
-    writer.start()
-    try:
-        yield
-    finally:
-        over.set()
-        writer.join()
+        with repeating(write):
+            yield
 
 
 def values(change: Change) -> Apply:

@@ -33,7 +33,7 @@ OPTIONS = (
     Option("--conversations", 10, "Random conversations over two replicas."),
     Option("--api-examples", 4, "Requests that schemathesis makes for each operation."),
     Option("--fault-rounds", 3, "Rounds of random errors inside LMCache."),
-    Option("--fault-seconds", 2.0, "Seconds that each fault of a store lasts at least."),
+    Option("--fault-requests", 100, "Requests during each fault of a store; 100 have a p99."),
     Option(
         "--remote-connector",
         "kserve",

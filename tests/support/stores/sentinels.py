@@ -10,9 +10,6 @@ from pathlib import Path
 from typing import Any
 
 import redis
-from redis.backoff import NoBackoff
-from redis.retry import Retry
-from redis.sentinel import Sentinel
 
 from tests.support.ports import free_port
 from tests.support.processes import Process
@@ -48,14 +45,6 @@ class Watched:
         addresses = ",".join(f"{store.host}:{store.port}" for store in self.sentinels)
         return f"redis-sentinel://{addresses}/{self.service}"
 
-    def client(self, **options: Any) -> redis.Redis:
-        """Of whoever is the primary, without retries."""
-        addresses = [(store.host, store.port) for store in self.sentinels]
-        sentinel: Any = Sentinel(addresses, sentinel_kwargs={"socket_timeout": 2})
-        login = {"password": self.password, "socket_timeout": 5, "retry": Retry(NoBackoff(), 0)}
-        client: redis.Redis = sentinel.master_for(self.service, **{**login, **options})
-        return client
-
     def primary(self) -> Store:
         """By the word of the first sentinel that answers."""
         for store in self.sentinels:
@@ -63,16 +52,6 @@ class Watched:
                 named = _address(store, self.service)
                 return next(node for node in self.nodes if (node.host, node.port) == named)
         raise AssertionError("no sentinel answers")
-
-    def fail_over(self) -> Store:
-        """Have a replica promoted while the primary lives on: the new primary.
-
-        Some ten seconds later the sentinels make the old one its replica.
-        """
-        before = self.primary()
-        with closing(self.sentinels[0].client()) as client:
-            client.execute_command("SENTINEL FAILOVER", self.service)
-        return self.wait_for_another(before)
 
     def kill_primary(self) -> Store:
         """End the primary at once: which it was. The sentinels have yet to see it."""
