@@ -16,7 +16,7 @@ from urllib.parse import urlsplit
 
 from kserve_lmcache.bench.records import BenchmarkError
 from kserve_lmcache.errors import UsageError
-from kserve_lmcache.redaction import hide_in_urls
+from kserve_lmcache.redaction import redact_urls
 
 # The paths of the OpenAI API: KServe's, and everybody else's.
 _PREFIXES = ("/openai/v1", "/v1")
@@ -48,7 +48,7 @@ class Replica:
                 return
             except (OSError, HTTPException, ValueError, LookupError, TypeError) as error:
                 tried.append(f"{self.api}/models: {error or type(error).__name__}")
-        raise BenchmarkError(hide_in_urls(f"{url} cannot be measured. " + "; ".join(tried)))
+        raise BenchmarkError(redact_urls(f"{url} cannot be measured. " + "; ".join(tried)))
 
     def ask(self, body: Mapping[str, Any]) -> dict[str, Any]:
         """Send a streamed request for a completion.
@@ -124,11 +124,11 @@ def parse(text: str, api_key: str | None) -> Endpoint:
     label, rest = (label, rest) if separator and "://" not in label else ("", text)
     urls = [url.strip() for url in rest.split(",") if url.strip()]
     if not urls or not all(url.startswith(("http://", "https://")) for url in urls):
-        raise UsageError(f"{hide_in_urls(text)!r} is not [LABEL=]http://HOST:PORT[,http://…]")
-    label = label or hide_in_urls(urls[0]).partition("://")[2]
+        raise UsageError(f"{redact_urls(text)!r} is not [LABEL=]http://HOST:PORT[,http://…]")
+    label = label or redact_urls(urls[0]).partition("://")[2]
     return Endpoint(label, [Replica(url, api_key) for url in urls])
 
 
 def one_line(error: str) -> str:
     """An error for a line of a table."""
-    return " ".join(hide_in_urls(error).split())[:300]
+    return " ".join(redact_urls(error).split())[:300]

@@ -102,7 +102,7 @@ def free_port() -> int:
 def _is_ready(url: str) -> bool:
     parts = urlsplit(url)
     with suppress(OSError), socket.create_connection((parts.hostname, parts.port), timeout=1):
-        if parts.scheme == "redis":
+        if parts.scheme != "http":
             return True
         with urllib.request.urlopen(url, timeout=5) as response:  # noqa: S310
             return bool(response.status == 200)

@@ -12,7 +12,7 @@ import redis
 
 from kserve_lmcache.bench.records import BenchmarkError
 from kserve_lmcache.errors import UsageError
-from kserve_lmcache.redaction import hide_in_urls
+from kserve_lmcache.redaction import redact_urls
 
 _PART = 4 * 2**20  # bytes of one value: about one chunk
 _KEEP_SECONDS = 600  # should the run be killed
@@ -22,9 +22,9 @@ class BareStore:
     """One connection to a Redis. Every method raises ``BenchmarkError`` if the Redis is gone."""
 
     def __init__(self, url: str) -> None:
-        self._url = hide_in_urls(url)
+        self._url = redact_urls(url)
         try:
-            pool = redis.Redis.from_url(url).connection_pool
+            pool = redis.Redis.from_url(url, protocol=2).connection_pool
         except ValueError as error:
             raise UsageError(f"--redis={self._url} is not redis://HOST:PORT") from error
         self._connection: Any = pool.make_connection()
@@ -45,17 +45,14 @@ class BareStore:
         for key in keys:
             self._call("SET", key, value, "EX", _KEEP_SECONDS)
         asked = b"".join(b"".join(self._connection.pack_command("GET", key)) for key in keys)
-        answer, bare = memoryview(bytearray(_answer(value))), self._connection._sock
-        start = time.perf_counter()
-        bare.sendall(asked)
-        for _ in keys:
-            view = answer
-            while view:
-                received = bare.recv_into(view)
-                if not received:
+        answer, bare = bytearray(_answer(value)), self._connection._sock
+        with bare.makefile("rb") as file:
+            start = time.perf_counter()
+            bare.sendall(asked)
+            for _ in keys:
+                if file.readinto(answer) < len(answer):
                     raise BenchmarkError(f"the store {self._url} closed the connection")
-                view = view[received:]
-        seconds = time.perf_counter() - start
+            seconds = time.perf_counter() - start
         self._call("DEL", *keys)
         return seconds
 
@@ -63,7 +60,7 @@ class BareStore:
         try:
             self._connection.send_command(*words)
             return self._connection.read_response()
-        except redis.RedisError as error:
+        except (redis.RedisError, OSError) as error:
             raise BenchmarkError(f"the store {self._url} refuses {words[0]}: {error}") from error
 
 

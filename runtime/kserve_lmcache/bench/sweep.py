@@ -34,12 +34,6 @@ class Sweep:
     pause: float  # seconds before each turn of an endpoint and each kind of prompt
     store: BareStore | None  # whose bytes are counted; nothing else may use it meanwhile
 
-    @property
-    def count(self) -> int:
-        """Number of requests."""
-        kinds = sum(2 + (len(endpoint.replicas) > 1) for endpoint in self.endpoints)
-        return kinds * self.rounds * len(self.lengths)
-
     def warm_up(self, count: int) -> None:
         """Send ``count`` requests to each replica, which no figure counts."""
         for endpoint in self.endpoints:

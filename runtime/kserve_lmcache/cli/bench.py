@@ -15,7 +15,7 @@ from collections.abc import Sequence
 from contextlib import ExitStack, redirect_stdout
 from datetime import datetime, timezone
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
 from tqdm import tqdm
 
@@ -27,8 +27,9 @@ from kserve_lmcache.bench.own import Servers
 from kserve_lmcache.bench.report import as_text, report, write
 from kserve_lmcache.bench.store import BareStore
 from kserve_lmcache.bench.sweep import Sweep
+from kserve_lmcache.cli.parser import Parser, at_least
 from kserve_lmcache.errors import UsageError
-from kserve_lmcache.redaction import hide_in_urls
+from kserve_lmcache.redaction import redact_urls
 
 _INTERRUPTED = 130  # as a shell has it: 128 + SIGINT
 _LENGTHS = [512, 1024, 2048, 4096, 8192]
@@ -42,7 +43,7 @@ def run(argv: Sequence[str]) -> tuple[str, int]:
         the run was interrupted.
     """
     if argv[:1] == ["report"]:
-        parser = _Parser("kserve-lmcache bench report", description="Makes the report of a log.")
+        parser = Parser("kserve-lmcache bench report", description="Makes the report of a log.")
         parser.add_argument("log", type=Path, metavar="LOG", help="log.jsonl of a run")
         args = _with_output(parser).parse_args(argv[1:])
         return _reported(args.log, args.output or args.log.parent, args.json, 0)
@@ -51,6 +52,8 @@ def run(argv: Sequence[str]) -> tuple[str, int]:
     args, flags = build_parser().parse_args(argv[:end]), argv[end + 1 :]
     if not args.own and (args.baseline or args.redis_server or flags):
         raise UsageError("--baseline, --redis-server and flags behind -- are for --own")
+    if args.seed is None:
+        args.seed = secrets.randbelow(10**9)
     directory = args.output or Path(f"bench-{datetime.now():%Y%m%d-%H%M%S}")
     path, code = directory / "log.jsonl", 0
     log = records.writer(path)
@@ -59,12 +62,12 @@ def run(argv: Sequence[str]) -> tuple[str, int]:
     try:
         with ExitStack() as stack:
             endpoints = _endpoints(args, flags, directory, stack)
-            named = [(one.label, [hide_in_urls(r.api) for r in one.replicas]) for one in endpoints]
+            named = [(one.label, [redact_urls(r.api) for r in one.replicas]) for one in endpoints]
             head = {
                 "format": records.FORMAT,
                 "version": __version__,
                 "started": datetime.now(timezone.utc).isoformat(timespec="seconds"),
-                "command": hide_in_urls(shlex.join(["kserve-lmcache", "bench", *argv])),
+                "command": redact_urls(shlex.join(["kserve-lmcache", "bench", *argv])),
                 "endpoints": [{"label": label, "urls": urls} for label, urls in named],
                 "model": endpoints[0].replicas[0].model,
                 "seed": args.seed,
@@ -114,7 +117,8 @@ def _measure(args: Namespace, endpoints: Sequence[Endpoint], directory: Path, lo
     extra = {"max_tokens": args.output_tokens, **args.extra_body}
     sweep = Sweep(endpoints, args.lengths, args.rounds, extra, args.seed, args.pause, store)
     sweep.warm_up(args.warm_up)
-    total = None if args.load else sweep.count
+    kinds = sum(2 + (len(endpoint.replicas) > 1) for endpoint in endpoints)
+    total = None if args.load else kinds * args.rounds * len(args.lengths)
     with tqdm(total=total, unit="request", dynamic_ncols=True, disable=None) as bar:
 
         def write(kind: str, values: Any) -> None:
@@ -122,7 +126,8 @@ def _measure(args: Namespace, endpoints: Sequence[Endpoint], directory: Path, lo
             bar.update(kind == "request")
 
         if args.load is None:
-            return sweep.run(write)
+            sweep.run(write)
+            return
         os.environ.setdefault("VLLM_LOGGING_LEVEL", "ERROR")
         with (directory / "vllm.log").open("w") as output, redirect_stdout(output):
             for seed, clients in enumerate(args.concurrency or [None]):
@@ -130,14 +135,9 @@ def _measure(args: Namespace, endpoints: Sequence[Endpoint], directory: Path, lo
                 Load(endpoints, flags, clients, args.rounds, seed, args.pause).run(write)
 
 
-class _Parser(argparse.ArgumentParser):
-    def error(self, message: str) -> NoReturn:
-        raise UsageError(message)
-
-
 def build_parser() -> argparse.ArgumentParser:
     """The parser of the flags in front of ``--``."""
-    parser = _Parser(
+    parser = Parser(
         "kserve-lmcache bench",
         "kserve-lmcache bench (URL | --compare A B … | --own [-- FLAGS OF SERVE]) [options]\n"
         "       kserve-lmcache bench report LOG [options]",
@@ -147,27 +147,27 @@ def build_parser() -> argparse.ArgumentParser:
         allow_abbrev=False,
     )
     what = parser.add_mutually_exclusive_group(required=True)
-    what.add_argument("url", nargs="?", metavar="URL", help="one endpoint")
-    what.add_argument("--compare", nargs="+", metavar="ENDPOINT", help="several, in turns")
-    what.add_argument("--own", action="store_true", help="start two replicas and a Redis")
-    add, some, seed = parser.add_argument, _number(int, 1), secrets.randbelow(10**9)
+    what.add_argument("url", nargs="?", metavar="URL", help="measure one endpoint")
+    what.add_argument("--compare", nargs="+", metavar="ENDPOINT", help="compare several endpoints")
+    what.add_argument("--own", action="store_true", help="start two replicas with a Redis")
+    add, some = parser.add_argument, at_least(1)
 
     def fields(text: str) -> dict[str, Any]:
         return dict(json.loads(text))
 
     add("--baseline", action="store_true", help="with --own: compare with offloading off")
-    add("--redis-server", metavar="FILE", help="with --own: the Redis to start")
-    add("--redis", metavar="URL", help="store of the endpoints: show the lower bound of a load")
-    add("--model", help="its name (the first that the endpoint lists)")
-    add("--lengths", nargs="+", type=some, default=_LENGTHS, metavar="N", help="prompt tokens")
-    add("--output-tokens", type=some, default=8, metavar="N", help="of each answer (8)")
-    add("--extra-body", type=fields, default={}, metavar="JSON", help="fields of each request")
-    add("--load", metavar="FLAGS", help="send the load of 'vllm bench serve FLAGS' instead")
-    add("--concurrency", nargs="+", type=some, metavar="N", help="with --load: clients, in turn")
+    add("--redis-server", metavar="FILE", help="with --own: program of the Redis (redis-server)")
+    add("--redis", metavar="URL", help="show the lower bound; only the endpoints use this Redis")
+    add("--model", help="name of the model (the first that an endpoint lists)")
+    add("--lengths", nargs="+", type=some, default=_LENGTHS, metavar="N", help="prompt tokens of the sweep")
+    add("--output-tokens", type=some, default=8, metavar="N", help="tokens of each answer (8)")
+    add("--extra-body", type=fields, default={}, metavar="JSON", help="add to each request")
+    add("--load", metavar="FLAGS", help="measure the load of 'vllm bench serve FLAGS' instead")
+    add("--concurrency", nargs="+", type=some, metavar="N", help="with --load: clients, phase by phase")
     add("--rounds", type=some, default=5, metavar="N", help="turns of each endpoint (5)")
-    add("--seed", type=_number(int, 0), default=seed, help="the same requests again")
-    add("--warm-up", type=_number(int, 0), default=2, metavar="N", help="requests in front (2)")
-    add("--pause", type=_number(float, 0), default=1.5, help="seconds before a turn (1.5)")
+    add("--seed", type=at_least(0), metavar="N", help="repeat the prompts of this seed")
+    add("--warm-up", type=at_least(0), default=2, metavar="N", help="requests ahead (2)")
+    add("--pause", type=at_least(0.0), default=1.5, help="seconds before a turn (1.5)")
     return _with_output(parser)
 
 
@@ -175,12 +175,3 @@ def _with_output(parser: argparse.ArgumentParser) -> argparse.ArgumentParser:
     parser.add_argument("--output", type=Path, metavar="DIR", help="for the log and the report")
     parser.add_argument("--json", action="store_true", help="print JSON instead of tables")
     return parser
-
-
-def _number(kind: Any, least: float) -> Any:
-    def number(text: str) -> Any:
-        if not kind(text) >= least:
-            raise argparse.ArgumentTypeError(f"{text} is less than {least}")
-        return kind(text)
-
-    return number
