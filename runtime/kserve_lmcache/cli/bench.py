@@ -130,8 +130,8 @@ def _measure(args: Namespace, endpoints: Sequence[Endpoint], directory: Path, lo
             return
         os.environ.setdefault("VLLM_LOGGING_LEVEL", "ERROR")
         with (directory / "vllm.log").open("w") as output, redirect_stdout(output):
-            for seed, clients in enumerate(args.concurrency or [None]):
-                seed, flags = args.seed + seed * args.rounds, shlex.split(args.load)
+            for phase, clients in enumerate(args.concurrency or [None]):
+                seed, flags = args.seed + phase * args.rounds, shlex.split(args.load)
                 Load(endpoints, flags, clients, args.rounds, seed, args.pause).run(write)
 
 
@@ -151,19 +151,15 @@ def build_parser() -> argparse.ArgumentParser:
     what.add_argument("--compare", nargs="+", metavar="ENDPOINT", help="compare several endpoints")
     what.add_argument("--own", action="store_true", help="start two replicas with a Redis")
     add, some = parser.add_argument, at_least(1)
-
-    def fields(text: str) -> dict[str, Any]:
-        return dict(json.loads(text))
-
     add("--baseline", action="store_true", help="with --own: compare with offloading off")
     add("--redis-server", metavar="FILE", help="with --own: program of the Redis (redis-server)")
     add("--redis", metavar="URL", help="show the lower bound; only the endpoints use this Redis")
     add("--model", help="name of the model (the first that an endpoint lists)")
-    add("--lengths", nargs="+", type=some, default=_LENGTHS, metavar="N", help="prompt tokens of the sweep")
+    add("--lengths", nargs="+", type=some, default=_LENGTHS, metavar="N", help="prompt tokens")
     add("--output-tokens", type=some, default=8, metavar="N", help="tokens of each answer (8)")
-    add("--extra-body", type=fields, default={}, metavar="JSON", help="add to each request")
+    add("--extra-body", type=_fields, default={}, metavar="JSON", help="add to each request")
     add("--load", metavar="FLAGS", help="measure the load of 'vllm bench serve FLAGS' instead")
-    add("--concurrency", nargs="+", type=some, metavar="N", help="with --load: clients, phase by phase")
+    add("--concurrency", nargs="+", type=some, metavar="N", help="with --load: clients, in turn")
     add("--rounds", type=some, default=5, metavar="N", help="turns of each endpoint (5)")
     add("--seed", type=at_least(0), metavar="N", help="repeat the prompts of this seed")
     add("--warm-up", type=at_least(0), default=2, metavar="N", help="requests ahead (2)")
@@ -175,3 +171,7 @@ def _with_output(parser: argparse.ArgumentParser) -> argparse.ArgumentParser:
     parser.add_argument("--output", type=Path, metavar="DIR", help="for the log and the report")
     parser.add_argument("--json", action="store_true", help="print JSON instead of tables")
     return parser
+
+
+def _fields(text: str) -> dict[str, Any]:
+    return dict(json.loads(text))
