@@ -1,0 +1,1 @@
+"""What the tables of ``docs/benchmarks.md`` are made with."""

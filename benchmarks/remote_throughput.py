@@ -16,11 +16,12 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from statistics import median
+from urllib.parse import urlsplit
 
 import numpy
-from tests.support.stores import Store, redis_process
-from tests.support.waiting import until
+from redis import Redis
 
+from benchmarks.contenders import redis, servers
 from kserve_lmcache.config.stores import Remote
 from kserve_lmcache.config.tier_limits import TierLimits
 from kserve_lmcache.tiers.guard.codec import Layout, header_size
@@ -41,8 +42,9 @@ class GivenUpError(Exception):
 class BareSocket:
     """GET and SET as bytes, the answers into one buffer: nothing can be faster by this protocol."""
 
-    def __init__(self, store: Store, chunks: int) -> None:
-        self._socket = socket.create_connection((store.host, store.port))
+    def __init__(self, url: str, chunks: int) -> None:
+        parts = urlsplit(url)
+        self._socket = socket.create_connection((parts.hostname, parts.port))
         self._chunks = chunks
         self._value = bytes(SIZE + header_size(LAYOUT))
         self._answer = memoryview(bytearray(len(self._value) + len(f"${len(self._value)}\r\n\r\n")))
@@ -71,9 +73,9 @@ class BareSocket:
 class GuardedTier:
     """Our remote tier, with one buffer a chunk."""
 
-    def __init__(self, tier: Tier, store: Store, chunks: int) -> None:
+    def __init__(self, tier: Tier, url: str, chunks: int) -> None:
         self._tier = tier
-        self._client = store.client()
+        self._client = Redis.from_url(url)
         self._keys = [f"tier-{number:03d}" for number in range(chunks)]
         self._buffers = [numpy.zeros(SIZE, numpy.uint8) for _ in self._keys]
 
@@ -99,15 +101,23 @@ class GuardedTier:
 
 
 @contextmanager
-def opened(store: Store) -> Iterator[Tier]:
-    remote = Remote(store.url, "benchmark")
-    make_store = functools.partial(RedisStore, remote, LIMITS)
-    tier = Tier(store.url, make_store, LIMITS, 256, SIZE)
+def opened(url: str) -> Iterator[Tier]:
+    remote = Remote(url, "benchmark")
+    tier = Tier(url, functools.partial(RedisStore, remote, LIMITS), LIMITS, 256, SIZE)
     try:
         until(lambda: bool(tier.report()["up"]))
         yield tier
     finally:
         tier.close()
+
+
+def until(done: Callable[[], bool], seconds: float = 10) -> None:
+    """Wait until ``done`` answers true."""
+    began = time.monotonic()
+    while not done():
+        if time.monotonic() - began > seconds:
+            raise TimeoutError(f"not done in {seconds:g} s")
+        time.sleep(0.01)
 
 
 def timed(work: Callable[[], None], chunks: int) -> float:
@@ -125,8 +135,8 @@ def main() -> None:
     found: dict[str, list[float]] = {}
     with (
         tempfile.TemporaryDirectory() as directory,
-        redis_process(Path(directory)) as store,
-        opened(store) as remote_tier,
+        servers(Path(directory)) as started,
+        opened(store := redis(started)) as remote_tier,
     ):
         bare = BareSocket(store, args.chunks)
         tier = GuardedTier(remote_tier, store, args.chunks)

@@ -15,9 +15,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from tests.support.stores import redis_process
-
-from benchmarks.contenders import Start, mp, off, ours, running, vllm
+from benchmarks.contenders import Start, mp, off, ours, redis, servers, vllm
 
 
 @dataclass(frozen=True)
@@ -26,52 +24,52 @@ class Comparison:
 
     Attributes:
         contenders: and how many replicas of each; the first is what the others are divided by.
-        runs: options of the benchmark, for one run each on the same servers.
+        options: of ``kserve-lmcache bench``.
         counts_bytes: whether the store's bytes are counted.
     """
 
     contenders: Sequence[tuple[Start, int]]
-    runs: Sequence[str]
+    options: Sequence[str]
     counts_bytes: bool = False
 
 
-LENGTHS = "--workload=lengths --lengths 512 1024 2048 4096 8064 --output-tokens=2"
+SWEEP = ["--output-tokens=2", "--rounds=3", "--lengths"]
+
+
+def load(prompt: int, requests: int, clients: Sequence[int], rounds: int = 10) -> list[str]:
+    """Random prompts and answers of 32 tokens; ``requests`` in each turn."""
+    flags = f"--dataset-name=random --input-len={prompt} --output-len=32 --num-prompts={requests}"
+    return [f"--load={flags}", f"--rounds={rounds}", "--concurrency", *map(str, clients)]
+
+
 COMPARISONS = {
-    "cache": Comparison([(off, 1), (ours, 2)], [f"{LENGTHS} --requests=3"], counts_bytes=True),
-    "misses": Comparison(
-        [(off, 1), (ours, 1)],
-        ["--workload=random --unique-tokens=1024 --requests=30 --concurrency 1 4"],
+    "cache": Comparison(
+        [(off, 1), (ours, 2)], [*SWEEP, "512", "1024", "2048", "4096", "8064"], counts_bytes=True
     ),
-    "http": Comparison(
-        [(vllm, 1), (off, 1)],
-        [
-            f"--workload=random --unique-tokens=64 {load} {stream}"
-            for load in ("--requests=32 --concurrency 1", "--requests=128 --concurrency 8 32")
-            for stream in ("", "--no-stream")
-        ],
-    ),
-    "others": Comparison([(ours, 2), (mp, 2)], [f"{LENGTHS} --lengths 1024 4096 --requests=3"]),
+    "misses": Comparison([(off, 1), (ours, 1)], load(1024, 4, (1, 4))),
+    "http": Comparison([(vllm, 1), (off, 1)], load(64, 32, (1, 8, 32), rounds=5)),
+    "others": Comparison([(ours, 2), (mp, 2)], [*SWEEP, "1024", "4096"]),
 }
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("comparison", choices=COMPARISONS)
-    parser.add_argument("--output", type=Path, help="for the logs and reports")
+    parser.add_argument("--output", type=Path, help="for the logs and the report")
     options, more = parser.parse_known_args()
     output = options.output or Path(tempfile.mkdtemp(prefix="side-by-side-"))
     output.mkdir(parents=True, exist_ok=True)
     comparison = COMPARISONS[options.comparison]
-    with (
-        redis_process(output) as store,
-        running(output, store, *comparison.contenders) as urls,
-    ):
-        endpoints = [f"{name}={','.join(each)}" for name, each in urls.items()]
-        redis = [f"--redis={store.url}"] if comparison.counts_bytes else []
-        for number, run in enumerate(comparison.runs):
-            command = [sys.executable, "-m", "kserve_lmcache", "bench", "--compare", *endpoints]
-            command += [*redis, *run.split(), f"--output={output / str(number)}", *more]
-            subprocess.run(command, check=True)
+    with servers(output) as started:
+        store = redis(started)
+        command = [sys.executable, "-m", "kserve_lmcache", "bench", f"--output={output / 'bench'}"]
+        command += [f"--redis={store}"] if comparison.counts_bytes else []
+        command += [*comparison.options, *more, "--compare"]
+        for start, replicas in comparison.contenders:
+            name = start.__name__
+            urls = [start(started, f"{name}-{number}", store) for number in range(replicas)]
+            command.append(f"{name}={','.join(urls)}")
+        subprocess.run(command, check=True)
 
 
 if __name__ == "__main__":

@@ -13,9 +13,7 @@ import time
 from pathlib import Path
 from statistics import median
 
-from tests.support.stores import redis_process
-
-from benchmarks.contenders import off, ours, stock, vllm
+from benchmarks.contenders import off, ours, redis, servers, stock, vllm
 
 
 def main() -> None:
@@ -23,14 +21,14 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=5)
     options = parser.parse_args()
     seconds: dict[str, list[float]] = {}
-    with tempfile.TemporaryDirectory() as name, redis_process(Path(name)) as store:
+    with tempfile.TemporaryDirectory() as name, servers(Path(name)) as beside:
+        store = redis(beside)
         for number in range(options.rounds + 1):
             for start in (vllm, off, stock, ours):
-                began = time.monotonic()
-                server = start(Path(name), store)
-                server.wait()
-                taken = time.monotonic() - began
-                server.stop()
+                with servers(Path(name)) as started:
+                    began = time.monotonic()
+                    start(started, start.__name__, store)
+                    taken = time.monotonic() - began
                 if number:  # the first round reads all files from the disk
                     seconds.setdefault(start.__name__, []).append(taken)
     for each, taken_by_it in seconds.items():

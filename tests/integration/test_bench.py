@@ -2,19 +2,17 @@
 
 from __future__ import annotations
 
-import csv
 import fcntl
-import json
 import os
 import pty
 import re
 import signal
 import struct
 import subprocess
+import sys
 import termios
 from collections import Counter
 from contextlib import suppress
-from html.parser import HTMLParser
 from itertools import pairwise
 from pathlib import Path
 
@@ -22,85 +20,72 @@ import psutil
 import pytest
 import redis
 
-from kserve_lmcache.bench.own import StartError, running
-from tests.support.bench import COMMAND, bench, figures, lines, reported
+from kserve_lmcache.bench.client import parse
+from kserve_lmcache.bench.load import Load
+from kserve_lmcache.bench.own import Servers
+from kserve_lmcache.bench.records import BenchmarkError
+from kserve_lmcache.errors import UsageError
+from tests.support.bench import COMMAND, bench, lines, report
 from tests.support.openai_server import Script, serving
-from tests.support.server import ROOT, engine_environment
+from tests.support.server import MODEL, ROOT, engine_environment
 from tests.support.stores import redis_process
 from tests.support.stores.binaries import redis_binary
 from tests.support.waiting import until
 
 STAND_IN = ROOT / "tests" / "support" / "stand_in_replica"
 PNG = b"\x89PNG\r\n\x1a\n"
+SWEEP = ("--lengths", "64", "128", "--rounds=3", "--pause=0")
+# The scripted endpoint has no tokenizer.
+LOAD = f"--dataset-name random --input-len 64 --num-prompts 4 --tokenizer={MODEL}"
 
 
-def test_the_figures_are_those_of_the_log_and_of_the_endpoint(tmp_path: Path) -> None:
+def test_a_sweep_has_the_times_of_the_endpoint(tmp_path: Path) -> None:
     script = Script(first=0.05, between=0.01)
     with serving(script) as (url,):
-        result = bench(
-            url,
-            "--workload=documents",
-            "--requests=24",
-            "--groups=4",
-            "--unique-tokens=10",
-            "--shared-tokens=100",
-            "--output-tokens=6",
-            "--concurrency=3",
-            "--seed=5",
-            "--goodput=ttft:1000",
-            f"--output={tmp_path}",
-        )
+        result = bench(url, *SWEEP, "--output-tokens=6", f"--output={tmp_path}")
     assert result.returncode == 0, result.stderr
-    report = json.loads((tmp_path / "report.json").read_text())
-    (row,) = report["results"]
-    assert reported(row) == pytest.approx(figures(lines(tmp_path)))
-    assert row["requests"] == 24
-    assert row["goodput"] == pytest.approx(row["requests_per_second"])
-    # As the endpoint was told to be; a busy machine makes it slower, and never faster.
-    assert 0.05 <= row["ttft"]["p50"] < 0.15
-    assert 0.01 <= row["tpot"]["p50"] < 0.03
-    assert 0.1 <= row["e2e"]["p50"] < 0.3
-    assert script.together == 3
-    # The CSV and the table say the same.
-    (line,) = csv.DictReader((tmp_path / "report.csv").open())
-    assert float(line["ttft_p50_s"]) == row["ttft"]["p50"]
-    assert float(line["hit_ratio"]) == row["hit_ratio"] == 0
-    ttft = re.search(r"TTFT +(\S+) +(\S+) +(\S+) +(\S+)$", result.stdout, re.MULTILINE)
-    assert ttft is not None
-    assert float(ttft[2]) == pytest.approx(1000 * row["ttft"]["p50"], rel=0.01)
+    requests = lines(tmp_path)
+    assert Counter((each["kind"], each["length"]) for each in requests) == {
+        (kind, length): 3 for kind in ("cold", "same replica") for length in (64, 128)
+    }
+    # A busy machine makes the endpoint slower, and never faster.
+    assert all(0.05 <= each["ttft"] < 0.3 for each in requests)
+    assert all(0.1 <= each["e2e"] < 0.6 for each in requests)
+    assert all(each["prompt_tokens"] == each["length"] for each in requests)
+    assert {each["output_tokens"] for each in requests} == {6}
+    for each in requests:
+        assert each["cached_tokens"] == (0 if each["kind"] == "cold" else each["length"] - 1)
+    rows = report(tmp_path)["by_length"]
+    for row in rows:
+        times = [e["ttft"] for e in requests if (e["kind"], e["length"]) == ("cold", row["tokens"])]
+        assert row["cold"] == pytest.approx(1000 * sorted(times)[1])
+    # The table says the same.
+    assert re.search(rf"64 +{rows[0]['cold']:.3g}", result.stdout), result.stdout
+    assert (tmp_path / "ttft_by_length_1.png").read_bytes().startswith(PNG)
 
 
 def test_a_report_from_the_log_is_the_one_of_the_run(tmp_path: Path) -> None:
     with serving(Script(first=0.01, between=0.002)) as (url,):
-        run = bench(url, "--requests=8", "--groups=2", f"--output={tmp_path / 'run'}")
+        run = bench(url, *SWEEP, f"--output={tmp_path / 'run'}")
     again = bench("report", str(tmp_path / "run" / "log.jsonl"), f"--output={tmp_path / 'again'}")
     assert (run.returncode, again.returncode) == (0, 0), run.stderr + again.stderr
     assert again.stdout == run.stdout
     names = {path.name for path in (tmp_path / "again").iterdir()}
-    assert {"report.json", "report.html", "ttft_distribution.png"} <= names
+    assert names == {"report.json", "ttft_by_length_1.png"}
     for name in names:
         assert (tmp_path / "again" / name).read_bytes() == (tmp_path / "run" / name).read_bytes()
 
 
 def test_endpoints_take_turns_and_the_slower_one_is_found(tmp_path: Path) -> None:
     with serving(Script(first=0.02), Script(first=0.04)) as (fast, slow):
-        result = bench(
-            "--compare",
-            f"fast={fast}",
-            f"slow={slow}",
-            "--workload=random",
-            "--pause=0.05",
-            "--requests=25",
-            "--output-tokens=2",
-            f"--output={tmp_path}",
-        )
+        pair = ("--compare", f"fast={fast}", f"slow={slow}")
+        result = bench(*pair, "--lengths=64", "--rounds=25", "--pause=0.01", f"--output={tmp_path}")
     assert result.returncode == 0, result.stderr
-    report = json.loads((tmp_path / "report.json").read_text())
-    median = next(each for each in report["ratios"] if each["quantile"] == "p50")
-    assert (median["endpoint"], median["reference"]) == ("slow", "fast")
-    assert median["low"] <= median["ratio"] <= median["high"]
-    assert 1.3 < median["ratio"] < 2.2
-    assert median["pairs"] == 25
+    for row in report(tmp_path)["ratios"]:
+        assert (row["endpoint"], row["reference"]) == ("slow", "fast")
+        assert row["low"] <= row["ratio"] <= row["high"]
+        assert 1.3 < row["ratio"] < 2.2
+        assert (row["pairs"], row["verdict"]) == (25, "higher")
     # Never were both under way, and no endpoint had three requests without one to the other.
     requests = lines(tmp_path)
     assert all(a["started"] + a["e2e"] <= b["started"] for a, b in pairwise(requests))
@@ -109,80 +94,59 @@ def test_endpoints_take_turns_and_the_slower_one_is_found(tmp_path: Path) -> Non
     assert "sss" not in order
 
 
-def test_endpoints_that_share_a_store_are_asked_for_other_tokens(tmp_path: Path) -> None:
-    one, other = Script(first=0.001), Script(first=0.001)
-    with serving(one, other) as (first, second):
-        arguments = ("--workload=random", "--requests=3", "--output-tokens=2", "--warm-up=0")
-        pair = (f"a={first}", f"b={second}")
-        bench("--compare", *pair, "--pause=0", *arguments, f"--output={tmp_path}")
-    prompts = [[body["prompt"] for body in script.bodies[1:]] for script in (one, other)]
-    assert [len(prompt) for prompt in prompts[0]] == [len(prompt) for prompt in prompts[1]]
-    assert all(mine[0] != theirs[0] for mine, theirs in zip(*prompts, strict=True))
-
-
-def test_words_where_an_endpoint_takes_no_token_ids(tmp_path: Path) -> None:
-    for number, options in enumerate(((), ("--api=chat",))):
-        script = Script(first=0.001, takes_token_ids=False)
-        with serving(script) as (url,):
-            output = tmp_path / str(number)
-            result = bench(url, "--workload=random", "--requests=3", *options, f"--output={output}")
-        assert result.returncode == 0, result.stderr
-        # The scripted endpoint counts a word as a token, which is found out.
-        assert {each["prompt_tokens"] for each in lines(output)} == {1024}
-        assert lines(output, "run")[0]["endpoints"][0]["prompts"] == "words"
-        assert ("messages" in script.bodies[-1]) == bool(options)
-
-
-def test_poisson_arrivals_do_not_wait_for_answers(tmp_path: Path) -> None:
-    script = Script(first=1.0)
-    with serving(script) as (url,):
+@pytest.mark.parametrize("backend", ["openai", "openai-chat"])
+def test_load_is_the_one_of_vllms_benchmark(tmp_path: Path, backend: str) -> None:
+    one, other = Script(first=0.02, between=0.005), Script(first=0.1, between=0.005)
+    with serving(one, other) as (fast, slow):
         result = bench(
-            url,
-            "--workload=random",
-            "--requests=20",
-            "--output-tokens=1",
-            "--rate=40",
-            "--seed=1",
+            *("--compare", f"fast={fast}", f"slow={slow},{slow}"),
+            *("--concurrency", "1", "4", "--rounds=3", "--pause=0", "--seed=5"),
+            f"--load={LOAD} --output-len 5 --backend {backend} --goodput ttft:60",
             f"--output={tmp_path}",
         )
     assert result.returncode == 0, result.stderr
     requests = lines(tmp_path)
-    # All arrive in half a second or so, while the first is still being answered.
-    assert script.together == 20
-    assert all(0 <= each["started"] - each["due"] < 0.3 for each in requests)
+    # Three turns of four requests, of each endpoint at each concurrency.
+    assert set(Counter((each["endpoint"], each["phase"]) for each in requests).values()) == {12}
+    assert {each["index"] for each in requests} == set(range(12))
+    assert {each["replica"] for each in requests if each["endpoint"] == "slow"} == {0, 1}
+    assert {each["output_tokens"] for each in requests} == {5}
+    assert all(each["ttft"] >= 0.1 for each in requests if each["endpoint"] == "slow")
+    assert other.together == 4
+    # The endpoints got equal prompts, of which no turn and no phase repeats one.
+    prompts = [[str(b.get("prompt") or b["messages"]) for b in s.bodies[2:]] for s in (one, other)]
+    measured = [set(each[-24:]) for each in prompts]
+    assert measured[0] == measured[1]
+    assert len(measured[0]) == 24
+    found = report(tmp_path)
+    figures = {(row["endpoint"], row["phase"]): row for row in found["load"]}
+    assert figures["fast", "concurrency 1"]["failed"] == 0
+    assert figures["slow", "concurrency 1"]["median_ttft_ms"] >= 100
+    assert figures["slow", "concurrency 1"]["request_goodput"] == 0
+    assert figures["fast", "concurrency 1"]["request_goodput"] > 0
+    ratios = {(row["phase"], row["figure"]): row for row in found["ratios"]}
+    assert ratios["concurrency 1", "TTFT p50"]["verdict"] == "higher"
+    assert ratios["concurrency 1", "requests/s"]["verdict"] == "cannot tell: too few requests"
+    assert "figures of vllm bench serve" in result.stdout
+    assert "Serving Benchmark Result" in (tmp_path / "vllm.log").read_text()
 
 
-def test_a_trace_is_replayed_at_its_times(tmp_path: Path) -> None:
-    trace = tmp_path / "trace.jsonl"
-    trace.write_text(
-        "\n".join(
-            json.dumps(
-                {
-                    "timestamp": time,
-                    "input_length": 700,
-                    "output_length": 3,
-                    "hash_ids": [1, number],
-                }
-            )
-            for number, time in enumerate((0, 400, 800), start=2)
-        )
-    )
-    script = Script(first=0.001)
+def test_requests_at_a_rate_do_not_wait_for_answers(tmp_path: Path) -> None:
+    script = Script(first=1.0)
     with serving(script) as (url,):
-        result = bench(url, f"--trace={trace}", "--speed=2", f"--output={tmp_path / 'out'}")
+        result = bench(
+            url, "--rounds=1", f"--load={LOAD} --request-rate 40", f"--output={tmp_path}"
+        )
     assert result.returncode == 0, result.stderr
-    requests = lines(tmp_path / "out")
-    begin = requests[0]["due"]
-    assert [each["due"] - begin for each in requests] == pytest.approx([0, 0.2, 0.4])
-    prompts = [body["prompt"] for body in script.bodies[-3:]]
-    assert prompts[0][:512] == prompts[1][:512] == prompts[2][:512]
-    assert len({tuple(prompt[512:]) for prompt in prompts}) == 3
+    assert script.together == 4
+    assert {each["phase"] for each in lines(tmp_path)} == {"open loop"}
 
 
-def test_ctrl_c_keeps_what_was_measured(tmp_path: Path) -> None:
+@pytest.mark.parametrize("options", [(), (f"--load={LOAD}", "--concurrency=1")])
+def test_ctrl_c_keeps_what_was_measured(tmp_path: Path, options: tuple[str, ...]) -> None:
     with serving(Script(first=0.02)) as (url,):
         process = subprocess.Popen(
-            [*COMMAND, url, "--requests=5000", f"--output={tmp_path}"],
+            [*COMMAND, url, *SWEEP, *options, "--rounds=900", f"--output={tmp_path}"],
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             text=True,
@@ -194,93 +158,58 @@ def test_ctrl_c_keeps_what_was_measured(tmp_path: Path) -> None:
         output, errors = process.communicate(timeout=60)
     assert process.returncode == 130, errors
     assert "Traceback" not in errors
-    requests = lines(tmp_path)
-    assert lines(tmp_path, "end") == [{"type": "end", "interrupted": True}]
-    report = json.loads((tmp_path / "report.json").read_text())
-    assert report["interrupted"] is True
-    assert 5 <= report["results"][0]["requests"] == len(requests) < 5000
-    assert "TTFT" in output
-    assert "ended before its time" in (tmp_path / "report.html").read_text()
+    assert lines(tmp_path, "end") == []
+    found = report(tmp_path)
+    assert found["interrupted"] is True
+    assert 5 <= len(lines(tmp_path)) < 3000
+    assert found["load"] if options else found["by_length"]
+    assert "time to first token" in output or "median_ttft_ms" in output
 
 
 def test_failed_requests_are_counted_and_named(tmp_path: Path) -> None:
     with serving(Script(first=0.001, broken_every=4)) as (url,):
-        arguments = ("--workload=random", "--requests=20", "--output-tokens=3")
-        result = bench(url, *arguments, f"--output={tmp_path}")
-    (row,) = json.loads((tmp_path / "report.json").read_text())["results"]
-    assert 0 < row["errors"] < 20
-    assert row["ttft"]["count"] == 20 - row["errors"]
-    assert "the answer ends without a reason" in result.stdout
+        result = bench(url, *SWEEP, f"--output={tmp_path}", "--warm-up=0")
+    assert result.returncode == 0, result.stderr
+    failed = [each for each in lines(tmp_path) if each["error"]]
+    assert len(failed) == 3
+    assert sum(row["count"] for row in report(tmp_path)["errors"]) == 3
+    assert "ends without a reason" in result.stdout
 
 
-def test_a_store_shows_its_bytes_and_its_floor(tmp_path: Path) -> None:
+def test_an_endpoint_that_answers_no_request_is_an_error(tmp_path: Path) -> None:
+    with serving(Script(takes_token_ids=False)) as (url,):
+        result = bench(url, *SWEEP, f"--output={tmp_path / '1'}")
+        assert result.returncode == 1
+        assert "refuses a prompt of token ids: HTTP 400" in result.stderr
+        result = bench(url, *SWEEP, "--warm-up=0", f"--output={tmp_path / '2'}")
+        assert result.returncode == 1
+        assert "HTTP 400" in result.stdout
+
+
+def test_a_store_shows_its_bytes(tmp_path: Path) -> None:
     with redis_process(tmp_path) as store, serving(Script(first=0.001)) as (url,):
-        result = bench(
-            f"{url},{url}",
-            "--workload=lengths",
-            "--lengths",
-            "64",
-            "128",
-            "--requests=2",
-            f"--redis={store.url}",
-            f"--output={tmp_path / 'out'}",
-        )
+        place = (f"--redis={store.url}", f"--output={tmp_path / 'out'}")
+        result = bench(f"{url},{url}", *SWEEP, *place)
         left = store.client().keys("kserve-lmcache-bench:*")
     assert result.returncode == 0, result.stderr
     assert left == []
     requests = lines(tmp_path / "out")
-    assert [each["kind"] for each in requests[:6:2]] == ["cold", "warm local", "warm remote"]
+    assert [each["kind"] for each in requests[:6:2]] == ["cold", "same replica", "other replica"]
     # Nothing was loaded from it: nobody but the run itself talks to it.
-    assert {each["remote_bytes"] for each in requests if each["kind"] == "warm remote"} == {0}
-    warm = [each for each in requests if each["kind"] != "cold"]
-    assert all(each["cached_tokens"] == each["prompt_tokens"] - 1 for each in warm)
-    assert (tmp_path / "out" / "ttft_by_length.png").read_bytes().startswith(PNG)
-    assert (tmp_path / "out" / "break_even.png").read_bytes().startswith(PNG)
-
-
-class Page(HTMLParser):
-    def __init__(self) -> None:
-        super().__init__()
-        self.tags: list[tuple[str, dict[str, str | None]]] = []
-
-    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        self.tags.append((tag, dict(attrs)))
-
-
-def test_the_page_fetches_nothing_and_runs_nothing(tmp_path: Path) -> None:
-    with serving(Script(first=0.001)) as (url,):
-        named = f"<b>&name={url}"
-        pair = ("--compare", named, f"b={url}")
-        bench(*pair, "--requests=6", "--pause=0", f"--output={tmp_path}")
-    text = (tmp_path / "report.html").read_text()
-    page = Page()
-    page.feed(text)
-    assert "default-src 'none'" in text
-    assert not {"script", "link", "iframe", "b"} & {
-        tag for tag, attributes in page.tags if attributes.get("rel") != "icon"
-    }
-    for _, attributes in page.tags:
-        for name in ("src", "srcset", "href"):
-            assert (attributes.get(name) or "data:").startswith("data:")
-        assert "style" not in attributes
-    images = [attributes for tag, attributes in page.tags if tag == "img"]
-    assert images
-    assert all(image["alt"] for image in images)
+    assert {e["remote_bytes"] for e in requests if e["kind"] == "other replica"} == {0}
+    assert all(row["lower bound"] is None for row in report(tmp_path / "out")["by_length"])
 
 
 @pytest.mark.parametrize(
     ("arguments", "says"),
     [
-        ((), "give one of URL, --compare and --own"),
-        (("http://a", "--own"), "give one of URL, --compare and --own"),
-        (("--compare", "http://a"), "--compare needs two"),
-        (("--compare", "x=http://a", "x=http://b"), "two endpoints are called x"),
+        ((), "one of the arguments URL --compare --own is required"),
+        (("http://a", "--own"), "not allowed with argument URL"),
+        (("--compare", "x=http://a", "x=http://b"), "two endpoints have one name"),
         (("ftp://a",), "is not [LABEL=]http://"),
-        (("http://a", "--rate=1", "--concurrency=2"), "give one of --trace, --rate"),
-        (("http://a", "--rate=0"), "--rate=0 is not a number above 0"),
-        (("http://a", "--requests=0"), "0 is less than 1"),
-        (("http://a", "--goodput=speed:3"), "--goodput speed:3 is not NAME:MILLISECONDS"),
-        (("http://a", "--trace=/none"), "cannot be read"),
+        (("http://a", "--rate=1"), "unrecognized arguments: --rate=1"),
+        (("http://a", "--rounds=0"), "0 is less than 1"),
+        (("http://a", "--extra-body=[1]"), "--extra-body"),
         (("http://a", "--", "--model_id=x"), "are for --own"),
         (("--own", "--redis-server=/none"), "Install it"),
         (("report", "/none"), "cannot be read"),
@@ -296,6 +225,34 @@ def test_what_cannot_be_measured_is_refused(
     assert "Traceback" not in result.stderr
 
 
+@pytest.mark.parametrize(
+    ("flags", "says"),
+    [
+        ("--none", "--load: unrecognized arguments: --none"),
+        ("--backend openai-audio", "--backend=openai-audio is not one of openai, openai-chat"),
+        ("--tokenizer=/none", "vLLM's benchmark cannot run"),
+    ],
+)
+def test_flags_that_vllm_refuses_are_named(flags: str, says: str) -> None:
+    with serving(Script(first=0.001)) as (url,):
+        endpoint = parse(url, None)
+        endpoint.replicas[0].connect(None)
+        load = Load([endpoint], f"{LOAD} {flags}".split(), None, rounds=1, seed=1, pause=0)
+        with pytest.raises(UsageError, match=says):
+            load.run(lambda kind, values: None)
+
+
+def test_load_without_vllm_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "vllm.py").write_text("raise ModuleNotFoundError('No module named vllm')")
+    place = os.pathsep.join([str(tmp_path), os.environ.get("PYTHONPATH", "")])
+    with serving(Script(first=0.001)) as (url,):
+        refused = bench(url, f"--load={LOAD}", f"--output={tmp_path / '1'}", PYTHONPATH=place)
+        swept = bench(url, *SWEEP, f"--output={tmp_path / '2'}", PYTHONPATH=place)
+    assert refused.returncode == 2
+    assert "pip install 'kserve-lmcache[cpu]'" in refused.stderr
+    assert swept.returncode == 0, swept.stderr
+
+
 def test_an_endpoint_that_does_not_answer_is_named(tmp_path: Path) -> None:
     result = bench("http://user:secret@127.0.0.1:1", f"--output={tmp_path}")
     assert result.returncode == 1
@@ -304,15 +261,19 @@ def test_an_endpoint_that_does_not_answer_is_named(tmp_path: Path) -> None:
 
 
 def test_own_servers_end_with_the_run(tmp_path: Path) -> None:
-    with running(tmp_path, [], engine_environment(LMCACHE_REMOTE_URL="redis://elsewhere")) as own:
-        own.start_redis(redis_binary())
-        assert redis.Redis.from_url(own.redis_url).dbsize() == 0
-        assert own.seconds_to_ready["redis"] < 60
+    environ = engine_environment(LMCACHE_REMOTE_URL="redis://elsewhere")
+    with Servers(tmp_path, environ) as own:
+        store = redis.Redis.from_url(own.redis(redis_binary()))
+        assert store.dbsize() == 0
+        # A setting of a remote store reaches no server.
+        command = [sys.executable, "-c", "import os; exit('LMCACHE_REMOTE_URL' in os.environ)"]
+        with pytest.raises(BenchmarkError, match="clean ended with 0"):
+            own.start("clean", command, "redis://127.0.0.1:1")
         # The flag is unknown to a Redis, which ends.
-        with pytest.raises(StartError, match=r"(?s)broken ended with 1; its log .*nothing"):
-            own._start("broken", [redis_binary(), "--nothing", "x"], {}, lambda: False)
+        with pytest.raises(BenchmarkError, match=r"(?s)broken ended with 1; its log .*nothing"):
+            own.start("broken", [redis_binary(), "--nothing", "x"], "redis://127.0.0.1:1")
     with pytest.raises(redis.exceptions.ConnectionError):
-        redis.Redis.from_url(own.redis_url).ping()
+        store.ping()
 
 
 def test_a_terminal_shows_the_time_left(tmp_path: Path) -> None:
@@ -321,7 +282,7 @@ def test_a_terminal_shows_the_time_left(tmp_path: Path) -> None:
     fcntl.ioctl(theirs, termios.TIOCSWINSZ, struct.pack("4H", 40, 120, 0, 0))
     with serving(Script(first=0.02)) as (url,), os.fdopen(ours, "rb", buffering=0) as terminal:
         process = subprocess.Popen(
-            [*COMMAND, url, "--workload=random", "--requests=20", f"--output={tmp_path}"],
+            [*COMMAND, url, *SWEEP, "--rounds=5", f"--output={tmp_path}"],
             stdout=subprocess.DEVNULL,
             stderr=theirs,
             env=engine_environment(),
@@ -333,7 +294,7 @@ def test_a_terminal_shows_the_time_left(tmp_path: Path) -> None:
             while piece := terminal.read(4096):
                 shown += piece
         assert process.wait(30) == 0
-    assert re.search(r"random, concurrency 1: .*20/20 \[\d\d:\d\d<00:00", shown.decode())
+    assert re.search(r"20/20 \[\d\d:\d\d<00:00", shown.decode())
     assert re.search(r" 1\d/20 \[\d\d:\d\d<\d\d:\d\d", shown.decode())
 
 
@@ -341,44 +302,34 @@ def test_a_pair_of_its_own_is_compared_with_offloading_off(tmp_path: Path) -> No
     output = tmp_path / "out"
     place = os.pathsep.join([str(STAND_IN), str(ROOT), os.environ.get("PYTHONPATH", "")])
     result = bench(
-        "--own",
-        "--baseline",
-        f"--redis-server={redis_binary()}",
-        "--workload=lengths",
-        "--pause=0.3",
-        "--lengths",
-        "256",
-        "1024",
-        "--requests=4",
-        f"--output={output}",
-        "--",
-        "--model_id=any",
+        *("--own", "--baseline", f"--redis-server={redis_binary()}", "--pause=0.3"),
+        *("--lengths", "256", "1024", "--rounds=4", f"--output={output}"),
+        *("--", "--model_id=any"),
         PYTHONPATH=place,
     )
     assert result.returncode == 0, result.stderr
-    servers = {each["name"]: each for each in lines(output, "server")}
-    assert set(servers) == {"redis", "no-offload", "replica-1", "replica-2"}
     requests = lines(output)
     # Four rounds of two lengths, of two kinds without a store and of three with one.
     assert Counter(each["endpoint"] for each in requests) == {"no offload": 16, "offload": 24}
     for each in requests:
         assert (each["cached_tokens"] == 0) == (each["kind"] == "cold")
-    remote = [each for each in requests if each["kind"] == "warm remote"]
+    remote = [each for each in requests if each["kind"] == "other replica"]
     assert {each["replica"] for each in remote} == {0, 1}
     # What the stand-in loads, and a line of the protocol around it.
     assert all(0 <= each["remote_bytes"] - 100 * each["length"] < 50 for each in remote)
     assert all(each["bare_seconds"] > 0 for each in remote)
-    report = json.loads((output / "report.json").read_text())
-    assert {(each["endpoint"], each["reference"]) for each in report["ratios"]} == {
+    found = report(output)
+    assert {(each["endpoint"], each["reference"]) for each in found["ratios"]} == {
         ("offload", "no offload")
     }
-    (line,) = report["break_even"]
-    assert (line["endpoint"], line["shortest"], line["longest"]) == ("offload", 256, 1024)
-    for floor in report["floors"]:
-        assert 0 < floor["floor"] < floor["cold"]
-    for each in output.glob("*.log"):
-        assert str(each) in result.stderr
+    for row in found["by_length"]:
+        if row["endpoint"] == "offload":
+            assert row["same replica"] < row["lower bound"] < row["cold"]
+            assert row["÷ lower bound"] == row["other replica"] / row["lower bound"]
+    for name in ("redis", "replica-1", "replica-2", "no-offload"):
+        assert f"Starting {name} (log {output / name}.log)" in result.stderr
     # They have all ended.
     commands = [" ".join(each.info["cmdline"] or ()) for each in psutil.process_iter(["cmdline"])]
-    ports = [url.rpartition(":")[2] for url in lines(output, "run")[0]["endpoints"][1]["urls"]]
-    assert not [command for command in commands if f"--http_port={ports[0]}" in command]
+    (url, _) = lines(output, "run")[0]["endpoints"][1]["urls"]
+    port = url.removesuffix("/v1").rpartition(":")[2]
+    assert not [command for command in commands if f"--http_port={port}" in command]

@@ -27,7 +27,6 @@ class Script:
         between: seconds between two tokens.
         takes_token_ids: whether prompts may be lists of numbers.
         broken_every: every so many requests end without a last piece; 0: none.
-        metrics: text of ``/metrics``; none is a 404.
         per_token: seconds of the first token for each token of a prompt that is not cached.
         store: where prompts are kept for others, 100 bytes a token.
         bodies: of all requests so far, in the order of their coming.
@@ -39,7 +38,6 @@ class Script:
     between: float = 0.005
     takes_token_ids: bool = True
     broken_every: int = 0
-    metrics: str = ""
     per_token: float = 0.0
     store: redis.Redis | None = None
     bodies: list[dict[str, Any]] = field(default_factory=list)
@@ -51,7 +49,6 @@ class Script:
         app = web.Application(client_max_size=2**26)
         app.router.add_get("/v1/models", self._models)
         app.router.add_get("/v2/health/ready", self._models)
-        app.router.add_get("/metrics", self._metrics)
         app.router.add_post("/v1/completions", self._answer)
         app.router.add_post("/v1/chat/completions", self._answer)
         return app
@@ -59,12 +56,9 @@ class Script:
     async def _models(self, request: web.Request) -> web.Response:
         return web.json_response({"data": [{"id": "tiny"}]})
 
-    async def _metrics(self, request: web.Request) -> web.Response:
-        return web.Response(text=self.metrics, status=200 if self.metrics else 404)
-
     async def _answer(self, request: web.Request) -> web.StreamResponse:
         body = await request.json()
-        prompt = body.get("prompt") or body["messages"][0]["content"]
+        prompt = body.get("prompt") or body["messages"][0]["content"][0]["text"]
         if isinstance(prompt, list) and not self.takes_token_ids:
             return web.json_response({"error": "a prompt is a text"}, status=400)
         self.bodies.append(body)
@@ -79,26 +73,25 @@ class Script:
     async def _stream(
         self, request: web.Request, body: dict[str, Any], prompt: Any, broken: bool
     ) -> web.StreamResponse:
+        answer = body.get("max_tokens") or body["max_completion_tokens"]
         tokens, key = len(prompt if isinstance(prompt, list) else prompt.split()), str(prompt)
         cached = key in self.seen or self._is_stored(key, tokens)
         usage = {
             "prompt_tokens": tokens,
-            "completion_tokens": body["max_tokens"],
+            "completion_tokens": answer,
             "prompt_tokens_details": {"cached_tokens": tokens - 1 if cached else 0},
         }
         self.seen.add(key)
         await asyncio.sleep(0.0 if cached else self.per_token * tokens)
-        if not body.get("stream"):
-            await asyncio.sleep(self.first + self.between * (body["max_tokens"] - 1))
-            return web.json_response({"choices": [{"text": "x"}], "usage": usage})
         response = web.StreamResponse(headers={"Content-Type": "text/event-stream"})
         await response.prepare(request)
         chat = "messages" in body
-        if chat:
-            await _send(response, {"choices": [{"delta": {"role": "assistant", "content": ""}}]})
-        for number in range(body["max_tokens"]):
+        for number in range(answer):
             await asyncio.sleep(self.between if number else self.first)
-            last = number + 1 == body["max_tokens"] and not broken
+            if chat and not number:  # with the first token, as vLLM does
+                role = {"role": "assistant", "content": ""}
+                await _send(response, {"choices": [{"delta": role}]})
+            last = number + 1 == answer and not broken
             text = {"delta": {"content": "x"}} if chat else {"text": "x"}
             await _send(
                 response, {"choices": [{**text, "finish_reason": "length" if last else None}]}

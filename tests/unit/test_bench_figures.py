@@ -1,259 +1,186 @@
-"""The figures, against numpy or a sheet of paper."""
+"""The figures of the benchmark, against a sheet of paper."""
 
 from __future__ import annotations
 
 import json
 import random
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
+from statistics import median
 from typing import Any
 
 import numpy
 import pytest
 
-from kserve_lmcache.bench import records, tiers
-from kserve_lmcache.bench.compare import bootstrap, ratios
-from kserve_lmcache.bench.floor import break_evens, crossing, floors
-from kserve_lmcache.bench.records import Log, Record, Scrape, Writer
-from kserve_lmcache.bench.statistics import distribution, loaded_seconds, summarize
+from kserve_lmcache.bench import records
+from kserve_lmcache.bench.figures import by_length, interval, ratios
+from kserve_lmcache.bench.records import COLD, OTHER, SAME, Log, Record
+from kserve_lmcache.bench.report import as_text, report
 from kserve_lmcache.errors import UsageError
 
 
 def record(**values: Any) -> Record:
-    given = {"endpoint": "a", "replica": 0, "workload": "random", "phase": "concurrency 1"}
-    given |= {"index": 0, "length": 100, "started": 0.0, "e2e": 1.0, "ttft": 0.25}
-    given |= {"prompt_tokens": 100, "output_tokens": 4, "cached_tokens": 0}
+    given = {"endpoint": "a", "replica": 0, "phase": "concurrency 1", "index": 0, "length": 100}
+    given |= {"started": 0.0, "e2e": 1.0, "ttft": 0.25, "output_tokens": 4}
     return Record(**{**given, **values})
 
 
-def test_quantiles_are_numpys() -> None:
-    values = [random.Random(1).expovariate(1) for _ in range(37)]
-    found = distribution([*values, None])
-    assert found.count == 37
-    assert found.mean == pytest.approx(sum(values) / 37)
-    for share, value in ((50, found.p50), (90, found.p90), (99, found.p99)):
-        assert value == pytest.approx(numpy.percentile(values, share))
-    assert distribution([None]).p50 is None
-
-
-def test_a_summary_by_hand() -> None:
-    done = [
-        record(started=0.0, ttft=0.4, e2e=1.0, output_tokens=4, gaps=[0.1, 0.2, 0.3]),
-        record(started=1.0, ttft=0.2, e2e=3.0, output_tokens=8, gaps=[0.4], cached_tokens=60),
-        record(started=2.0, ttft=0.9, e2e=0.9, output_tokens=1),
-        record(started=4.0, ttft=None, e2e=1.0, output_tokens=None, error="gone"),
-    ]
-    found = summarize(done, {"ttft": 0.5, "tpot": 0.3})
-    assert (found.requests, found.errors, found.duration) == (4, 1, 5.0)
-    assert found.tpot.count == 2
-    assert found.tpot.mean == pytest.approx((0.6 / 3 + 2.8 / 7) / 2)
-    assert found.itl.mean == pytest.approx(0.25)
-    assert found.e2e.mean == pytest.approx(4.9 / 3)
-    assert found.requests_per_second == pytest.approx(3 / 5)
-    assert found.output_tokens_per_second == pytest.approx(13 / 5)
-    assert found.total_tokens_per_second == pytest.approx(313 / 5)
-    assert found.hit_ratio == pytest.approx(60 / 300)
-    # The second has too long a TPOT and the third too long a TTFT.
-    assert found.goodput == pytest.approx(1 / 5)
-    assert summarize(done).goodput is None
-
-
-def test_the_time_of_other_endpoints_turns_does_not_count() -> None:
-    mine = [record(slice=0, started=0, e2e=2), record(slice=0, started=1, e2e=3)]
-    mine += [record(slice=2, started=10, e2e=1)]
-    assert loaded_seconds(mine) == 5
-    assert loaded_seconds([]) == 0
-
-
-def test_the_bootstrap_covers_the_true_ratio_as_often_as_it_says() -> None:
-    generator = numpy.random.default_rng(5)
-    covered = 0
-    for seed in range(100):
-        theirs = generator.lognormal(0, 0.5, size=60)
-        mine = 1.2 * generator.lognormal(0, 0.5, size=60)
-        _, low, high = bootstrap(mine, theirs, 0.5, seed)
-        covered += low <= 1.2 <= high
-    assert 88 <= covered <= 100
-
-
-def test_what_weighs_on_both_of_a_pair_stays_out_of_the_interval() -> None:
-    # Times that vary tenfold from pair to pair, and by a tenth within one.
-    load = numpy.random.default_rng(1).lognormal(0, 1, size=80)
-    ratio, low, high = bootstrap(1.1 * load, load, 0.5, seed=0)
-    assert (ratio, low, high) == pytest.approx((1.1, 1.1, 1.1))
+def log_of(requests: list[Record], *figures: dict[str, Any], labels: str = "ab") -> Log:
+    run = {"format": records.FORMAT, "endpoints": [{"label": label} for label in labels]}
+    return Log(run, requests, list(figures), complete=True)
 
 
 def compared(factor: float, count: int = 60) -> list[Record]:
-    chance = random.Random(2)
+    """Pairs of requests: ``b`` takes ``factor`` times as long as ``a``."""
+    draw = random.Random(3)
     found = []
     for index in range(count):
-        for label, times in (("a", 1.0), ("b", factor)):
-            ttft = times * chance.uniform(0.9, 1.1)
-            found.append(
-                record(endpoint=label, index=index, slice=2 * index, ttft=ttft, e2e=ttft + 1)
-            )
+        # Long and short prompts: what differs between pairs is not between their halves.
+        ttft = draw.uniform(0.1, 10)
+        for endpoint, times in (("a", 1.0), ("b", factor)):
+            noise = draw.uniform(0.97, 1.03)
+            found.append(record(endpoint=endpoint, index=index, ttft=times * ttft * noise, e2e=20))
     return found
 
 
-@pytest.mark.parametrize(
-    ("factor", "verdict"), [(0.5, "lower"), (1.0, "no difference seen"), (1.5, "higher")]
-)
-def test_a_verdict_needs_an_interval_without_1(factor: float, verdict: str) -> None:
-    found = {(r.figure, r.quantile): r for r in ratios(compared(factor), ["a", "b"])}
-    median = found["TTFT", "p50"]
-    assert median.ratio == pytest.approx(factor, rel=0.05)
-    assert median.pairs == 60
-    assert median.verdict == verdict
-    assert found["TTFT", "p99"].verdict == "too few to tell"
-    assert found["requests/s", ""].ratio == pytest.approx(2 / (1 + factor), rel=0.05)
-    # The same log gives the same intervals.
-    assert median == next(iter(ratios(compared(factor), ["a", "b"])))
+def test_a_slower_endpoint_is_told_from_noise_and_noise_from_a_slower_endpoint() -> None:
+    for factor, verdict in ((1.3, "higher"), (0.7, "lower"), (1.0, "cannot tell: it may be 1")):
+        rows = {row["figure"]: row for row in ratios(log_of(compared(factor)))}
+        row = rows["TTFT p50"]
+        assert (row["endpoint"], row["reference"], row["pairs"]) == ("b", "a", 60)
+        assert row["low"] <= row["ratio"] <= row["high"]
+        assert row["ratio"] == pytest.approx(factor, rel=0.05)
+        assert row["verdict"] == verdict
+        # 60 requests have fewer than five beyond their 99th percentile.
+        assert rows["TTFT p99"]["verdict"] == "cannot tell: too few requests"
+
+
+def test_the_same_log_gives_the_same_intervals() -> None:
+    assert ratios(log_of(compared(1.2))) == ratios(log_of(compared(1.2)))
+
+
+def test_an_interval_holds_the_true_ratio_about_95_times_in_100() -> None:
+    draw = numpy.random.default_rng(5)
+    held = 0
+    for _ in range(200):
+        pairs = draw.lognormal(0, 0.3, size=(40, 2)) * [1.2, 1.0]
+        row = interval(pairs, 0.5)
+        held += row["low"] <= 1.2 <= row["high"]
+    assert 180 <= held <= 200
 
 
 def test_requests_that_failed_on_one_side_are_no_pair() -> None:
     both = compared(1.0, 10)
     both[0] = replace(both[0], error="gone")
-    assert {ratio.pairs for ratio in ratios(both, ["a", "b"]) if ratio.quantile} == {9}
-    assert ratios(both, ["a", "c"]) == []
+    assert {row["pairs"] for row in ratios(log_of(both))} == {9}
+    assert ratios(log_of(both, labels="a")) == []
 
 
-@pytest.mark.parametrize(
-    ("values", "expected"),
-    [
-        ([2.0, 1.5, 0.5], (1536.0, True)),
-        ([0.9, 0.5, 0.2], (512.0, False)),
-        ([0.5, 0.8, 1.0], (None, False)),
-        # It is only behind the last crossing that loading stays sooner.
-        ([0.5, 1.5, 0.5], (1536.0, True)),
-    ],
-)
-def test_the_break_even_length(values: list[float], expected: tuple[float | None, bool]) -> None:
-    assert crossing([512, 1024, 2048], values) == expected
+def test_figures_of_a_pair_by_hand() -> None:
+    requests = [
+        record(endpoint="a", index=0, ttft=0.2, e2e=1.2, output_tokens=11),
+        record(endpoint="b", index=0, ttft=0.4, e2e=1.0, output_tokens=4),
+        record(endpoint="a", index=1, ttft=0.4, e2e=1.4, output_tokens=11),
+        record(endpoint="b", index=1, ttft=0.6, e2e=1.2, output_tokens=4),
+    ]
+    speeds = [
+        {"phase": "concurrency 1", "endpoint": endpoint, "request_throughput": speed}
+        for endpoint, speed in (("a", 2.0), ("b", 3.0), ("b", 6.0), ("a", 4.0))
+    ]
+    rows = {row["figure"]: row for row in ratios(log_of(requests, *speeds))}
+    assert rows["TTFT p50"]["ratio"] == pytest.approx(0.5 / 0.3)
+    assert rows["TPOT p50"]["ratio"] == pytest.approx(0.2 / 0.1)
+    assert rows["E2E p50"]["ratio"] == pytest.approx(1.1 / 1.3)
+    assert rows["requests/s"]["ratio"] == pytest.approx(1.5)
+    assert rows["requests/s"]["pairs"] == 2
 
 
 def swept() -> list[Record]:
     found = []
-    for length, cold, remote in ((512, 0.1, 0.2), (1024, 0.2, 0.1)):
-        for kind, ttft in (("cold", cold), ("warm local", 0.03), ("warm remote", remote)):
-            extra = {"remote_bytes": 500, "bare_seconds": 0.02} if kind == "warm remote" else {}
-            found.append(
-                record(workload="lengths", kind=kind, length=length, ttft=ttft, e2e=ttft, **extra)
-            )
+    for length, cold, other in ((512, 0.1, 0.2), (1024, 0.2, 0.1)):
+        for kind, ttft in ((COLD, cold), (SAME, 0.03), (OTHER, other)):
+            extra = {"remote_bytes": 500, "bare_seconds": 0.02} if kind == OTHER else {}
+            for index, share in enumerate((1.0, 0.9, 5.0)):  # the median is 1
+                found.append(
+                    record(
+                        kind=kind,
+                        length=length,
+                        index=index,
+                        ttft=ttft * share,
+                        phase=kind,
+                        **extra,
+                    )
+                )
     return found
 
 
-def test_the_floor_and_the_break_even_of_a_sweep() -> None:
-    first, second = floors(swept())
-    assert (first.length, first.floor, first.cold) == (512, pytest.approx(0.05), 0.1)
-    assert second.remote / second.floor == pytest.approx(2)
-    (line,) = break_evens(swept())
-    assert line.tokens == pytest.approx(512 + 512 * (1.0 / 1.5))
-    assert line.says == "loading is sooner from about 853 tokens on"
+def test_a_sweep_has_its_medians_and_its_lower_bound() -> None:
+    short, long = by_length(log_of(swept()), "a")
+    assert (short["tokens"], short[COLD], short[OTHER]) == (512, 100, pytest.approx(200))
+    # What the replica that has it takes, and the bare socket.
+    assert short["lower bound"] == pytest.approx(30 + 20)
+    assert long["÷ lower bound"] == pytest.approx(2)
+    assert long["÷ cold"] == pytest.approx(0.5)
+    assert by_length(log_of(swept()), "b") == []
 
 
-OURS = """\
-# TYPE kserve_lmcache_prompt_tokens counter
-kserve_lmcache_prompt_tokens_total{source="computed"} 10
-kserve_lmcache_prompt_tokens_total{source="prefix_cache"} 20
-kserve_lmcache_prompt_tokens_total{source="remote"} 30
-# TYPE kserve_lmcache_remote_read_bytes counter
-kserve_lmcache_remote_read_bytes_total{tier="remote"} 77
-"""
-BY_SOURCE = """\
-# TYPE vllm:prompt_tokens_by_source counter
-vllm:prompt_tokens_by_source_total{engine="0",source="local_compute"} 10
-vllm:prompt_tokens_by_source_total{engine="1",source="local_compute"} 5
-vllm:prompt_tokens_by_source_total{engine="0",source="external_kv_transfer"} 30
-"""
-OLDER = """\
-# TYPE vllm:prefix_cache_queries counter
-vllm:prefix_cache_queries_total 100
-# TYPE vllm:prefix_cache_hits counter
-vllm:prefix_cache_hits_total 30
-# TYPE vllm:external_prefix_cache_queries counter
-vllm:external_prefix_cache_queries_total 70
-# TYPE vllm:external_prefix_cache_hits counter
-vllm:external_prefix_cache_hits_total 20
-"""
+def test_a_sweep_without_a_store_has_no_lower_bound_and_failed_requests_no_median() -> None:
+    requests = [replace(each, bare_seconds=None) for each in swept()]
+    requests += [replace(requests[0], ttft=None, error="gone") for _ in range(9)]
+    row = by_length(log_of(requests), "a")[0]
+    assert row["lower bound"] is None
+    assert row["÷ lower bound"] is None
+    assert row[COLD] == 100
 
 
-@pytest.mark.parametrize(
-    ("text", "expected"),
-    [
-        (
-            OURS + BY_SOURCE,
-            {
-                "tokens computed": 10,
-                "tokens prefix cache": 20,
-                "tokens remote": 30,
-                "bytes kserve_lmcache_remote_read_bytes_total remote": 77,
-            },
-        ),
-        (BY_SOURCE + OLDER, {"tokens computed": 15, "tokens connector": 30}),
-        (OLDER, {"tokens prefix cache": 30, "tokens connector": 20, "tokens computed": 50}),
-        ("# TYPE other counter\nother_total 3\n", {}),
-    ],
-)
-def test_the_finest_counters_of_an_endpoint_are_read(text: str, expected: dict[str, float]) -> None:
-    assert tiers.counters(text) == expected
-
-
-def test_shares_are_the_growth_of_all_replicas_also_over_a_restart() -> None:
-    def scrape(replica: int, at: float, computed: float, remote: float) -> Scrape:
-        values = {"tokens computed": computed, "tokens remote": remote}
-        return Scrape("a", replica, "p", at, values)
-
-    seen = [scrape(0, 0, 100, 50), scrape(1, 0, 0, 0), scrape(0, 9, 130, 60)]
-    # The second replica began anew after 40 tokens.
-    seen += [scrape(1, 5, 40, 0), scrape(1, 9, 10, 10)]
-    assert tiers.shares(seen, [], "a", "p") == {"computed": 0.8, "remote": 0.2}
-    usage = [record(phase="p", cached_tokens=25), record(phase="p", cached_tokens=None)]
-    assert tiers.shares([], usage, "a", "p") == {"cache": 0.25, "computed": 0.75}
-    assert tiers.shares([], [], "a", "p") == {}
+def test_the_table_has_what_the_report_has() -> None:
+    turns = [
+        {"phase": "open loop", "endpoint": endpoint, "request_throughput": speed, "failed": 0}
+        for endpoint, speed in (("b", 3.0), ("a", 2.0), ("a", 4.0), ("a", 9.0))
+    ]
+    found = report(log_of([*swept(), record(error="HTTP 500: gone")], *turns))
+    assert [(row["endpoint"], row["request_throughput"]) for row in found["load"]] == [
+        ("a", median((2.0, 4.0, 9.0))),
+        ("b", 3.0),
+    ]
+    text = as_text(found)
+    assert "HTTP 500: gone" in text
+    assert [line.split() for line in text.splitlines() if "request_throughput" in line] == [
+        ["request_throughput", "4", "3"]
+    ]
+    assert as_text(report(log_of([]))) == "No request ended."
 
 
 def test_a_log_is_read_as_it_was_written(tmp_path: Path) -> None:
     path = tmp_path / "deep" / "log.jsonl"
-    done = [record(index=number, gaps=[0.1], error=None) for number in range(3)]
-    with Writer(path) as log:
-        log.run(endpoints=[{"label": "a"}], seed=4)
-        log.scrape(Scrape("a", 0, "p", 1.0, {"tokens computed": 3.0}))
-        for each in done:
-            log.request(each)
-        # What is in the log is in the file before the next request ends.
-        assert records.read(path).requests == done
-        assert not records.read(path).complete
-        log.end(interrupted=True)
-    found = records.read(path)
-    assert (found.complete, found.interrupted, found.run["seed"]) == (True, True, 4)
+    write = records.writer(path)
+    done = [record(index=number) for number in range(3)]
+    write("run", {"format": records.FORMAT, "endpoints": [{"label": "a"}]})
+    write("figures", {"phase": "p", "endpoint": "a", "failed": 0})
+    for each in done:
+        write("request", each)
+    # A line is in the file before the next request ends.
+    log = records.read(path)
+    assert (log.requests, log.labels, log.complete) == (done, ["a"], False)
+    assert log.figures == [{"phase": "p", "endpoint": "a", "failed": 0}]
+    write("end", {})
+    assert records.read(path).complete
     with pytest.raises(UsageError, match="exists"):
-        Writer(path)
+        records.writer(path)
 
 
 def test_a_line_that_was_cut_off_costs_that_line_alone(tmp_path: Path) -> None:
     path = tmp_path / "log.jsonl"
-    with Writer(path) as log:
-        log.run(endpoints=[])
-        log.request(record())
-        log.request(record(index=1))
+    write = records.writer(path)
+    write("run", {"format": records.FORMAT, "endpoints": []})
+    write("request", record())
+    write("request", record(index=1))
     text = path.read_text()
     path.write_text(text[:-20])
     assert [each.index for each in records.read(path).requests] == [0]
-    path.write_text(text.replace('"endpoint"', '"end"', 1))
-    with pytest.raises(UsageError, match=r"log\.jsonl:2"):
+    path.write_text(text.replace('"index"', '"number"', 1))
+    with pytest.raises(UsageError, match="cannot be read"):
         records.read(path)
-    path.write_text(json.dumps({"type": "run", "format": 99}) + "\n" + text)
-    with pytest.raises(UsageError, match="format 99"):
+    path.write_text(json.dumps({"type": "request", **asdict(record())}) + "\n")
+    with pytest.raises(UsageError, match="not a log of format"):
         records.read(path)
-
-
-def test_logs_of_several_runs_keep_their_endpoints_apart() -> None:
-    first = Log(run={"endpoints": [{"label": "a"}]}, requests=[record()], complete=True)
-    second = Log(
-        run={"endpoints": [{"label": "a"}, {"label": "b"}]},
-        requests=[record(), record(endpoint="b")],
-        complete=True,
-    )
-    both = records.merged([first, second])
-    assert both.endpoints() == ["a #1", "a #2", "b"]
-    assert [each.endpoint for each in both.requests] == ["a #1", "a #2", "b"]

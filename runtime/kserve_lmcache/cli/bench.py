@@ -1,313 +1,177 @@
-"""``kserve-lmcache bench``: measure endpoints; ``kserve-lmcache bench report``: from logs again."""
+"""``kserve-lmcache bench``: compare endpoints, or read the log of a run again."""
 
 from __future__ import annotations
 
 import argparse
 import json
 import os
+import platform
 import secrets
+import shlex
 import signal
 import sys
 from argparse import Namespace
 from collections.abc import Sequence
-from contextlib import ExitStack
-from dataclasses import fields, replace
-from datetime import datetime
+from contextlib import ExitStack, redirect_stdout
+from datetime import datetime, timezone
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
-from kserve_lmcache.bench import records, targets, trace
-from kserve_lmcache.bench.arrivals import Arrivals
-from kserve_lmcache.bench.own import running
-from kserve_lmcache.bench.report import Report, as_json, as_text, report
-from kserve_lmcache.bench.run import Plan
-from kserve_lmcache.bench.run import run as run_plan
-from kserve_lmcache.bench.statistics import LIMITED
-from kserve_lmcache.bench.workloads import WORKLOADS, Request, Shape
-from kserve_lmcache.bench.write import write
+from tqdm import tqdm
+
+from kserve_lmcache import __version__
+from kserve_lmcache.bench import records
+from kserve_lmcache.bench.client import Endpoint, parse
+from kserve_lmcache.bench.load import Load
+from kserve_lmcache.bench.own import Servers
+from kserve_lmcache.bench.report import as_text, report, write
+from kserve_lmcache.bench.store import BareStore
+from kserve_lmcache.bench.sweep import Sweep
+from kserve_lmcache.cli.parser import Parser, at_least
 from kserve_lmcache.errors import UsageError
+from kserve_lmcache.redaction import redact_urls
 
 _INTERRUPTED = 130  # as a shell has it: 128 + SIGINT
-_LOG = "log.jsonl"
+_LENGTHS = [512, 1024, 2048, 4096, 8192]
 
 
 def run(argv: Sequence[str]) -> tuple[str, int]:
-    """Measure, or read logs, and write the report.
+    """Measure, or read a log, and write the report.
 
     Returns:
-        The tables, or JSON, and the exit code: 1 when an endpoint answered no request, 130 when
-        the run was ended before its time.
-
-    Raises:
-        KServeLMCacheError: it cannot be measured as asked.
+        The tables or JSON, and the exit code: 1 when an endpoint answered no request, 130 when
+        the run was interrupted.
     """
-    if argv and argv[0] == "report":
-        return _report(argv[1:])
-    # Flags behind -- are those of the servers that it starts.
-    own = list(argv[: argv.index("--")]) if "--" in argv else list(argv)
-    serve = list(argv[argv.index("--") + 1 :]) if "--" in argv else []
-    parser = build_parser()
-    args = parser.parse_args(own)
-    _check(args, serve)
+    if argv[:1] == ["report"]:
+        parser = Parser("kserve-lmcache bench report", description="Makes the report of a log.")
+        parser.add_argument("log", type=Path, metavar="LOG", help="log.jsonl of a run")
+        args = _with_output(parser).parse_args(argv[1:])
+        return _reported(args.log, args.output or args.log.parent, args.json, 0)
+    # The flags behind -- are those of the servers that the run starts.
+    end = argv.index("--") if "--" in argv else len(argv)
+    args, flags = build_parser().parse_args(argv[:end]), argv[end + 1 :]
+    if not args.own and (args.baseline or args.redis_server or flags):
+        raise UsageError("--baseline, --redis-server and flags behind -- are for --own")
+    if args.seed is None:
+        args.seed = secrets.randbelow(10**9)
     directory = args.output or Path(f"bench-{datetime.now():%Y%m%d-%H%M%S}")
-    # What is started is ended by a SIGTERM as well.
+    path, code = directory / "log.jsonl", 0
+    log = records.writer(path)
+    # A SIGTERM ends the servers of the run as well.
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
-        interrupted = _measure(args, serve, directory, ["kserve-lmcache", "bench", *argv])
-    except KeyboardInterrupt:  # while servers started, or a second time
-        interrupted = True
-    if interrupted and not _has_requests(directory / _LOG):
-        return "Ended before anything was measured.", _INTERRUPTED
-    found = report(records.read(directory / _LOG), _limits(args.goodput))
-    return _written(found, directory, args.json, _INTERRUPTED if interrupted else 0)
+        with ExitStack() as stack:
+            endpoints = _endpoints(args, flags, directory, stack)
+            named = [(one.label, [redact_urls(r.api) for r in one.replicas]) for one in endpoints]
+            head = {
+                "format": records.FORMAT,
+                "version": __version__,
+                "started": datetime.now(timezone.utc).isoformat(timespec="seconds"),
+                "command": redact_urls(shlex.join(["kserve-lmcache", "bench", *argv])),
+                "endpoints": [{"label": label, "urls": urls} for label, urls in named],
+                "model": endpoints[0].replicas[0].model,
+                "seed": args.seed,
+                "machine": f"{platform.machine()}, {os.cpu_count()} CPUs",
+            }
+            log("run", head)
+            _measure(args, endpoints, directory, log)
+        log("end", {})
+    except KeyboardInterrupt:
+        code = _INTERRUPTED
+        if not path.stat().st_size:
+            return "Interrupted before the first request.", code
+    return _reported(path, directory, args.json, code)
 
 
-def _has_requests(log: Path) -> bool:
-    try:
-        return bool(records.read(log).requests)
-    except UsageError:  # not begun
-        return False
+def _reported(path: Path, directory: Path, as_json: bool, code: int) -> tuple[str, int]:
+    log = records.read(path)
+    found = report(log)
+    print(write(found, directory), file=sys.stderr)
+    silent = set(log.labels) - {each.endpoint for each in log.requests if each.error is None}
+    return json.dumps(found, indent=2) if as_json else as_text(found), code or int(bool(silent))
 
 
-def _report(argv: Sequence[str]) -> tuple[str, int]:
-    parser = _Parser(
-        prog="kserve-lmcache bench report",
-        description="Makes the tables and pictures again from the logs of runs.",
-        allow_abbrev=False,
-    )
-    parser.add_argument("logs", nargs="+", type=Path, metavar="LOG", help="log.jsonl of a run")
-    _add_report_flags(parser)
-    args = parser.parse_args(argv)
-    found = report(records.merged(map(records.read, args.logs)), _limits(args.goodput))
-    return _written(found, args.output or args.logs[0].parent, args.json, 0)
+def _endpoints(
+    args: Namespace, flags: Sequence[str], directory: Path, stack: ExitStack
+) -> list[Endpoint]:
+    """Connected endpoints. With ``--own``, their servers are started first."""
+    texts = args.compare or [args.url]
+    if args.own:
+        servers = stack.enter_context(Servers(directory, os.environ))
+        args.redis = servers.redis(args.redis_server)
+        remote = {"LMCACHE_REMOTE_URL": args.redis}
+        urls = [servers.replica(f"replica-{n}", *flags, **remote) for n in (1, 2)]
+        texts = [f"offload={','.join(urls)}"]
+        if args.baseline:  # the others are divided by the first
+            texts.insert(0, f"no offload={servers.replica('no-offload', *flags, '--offload=off')}")
+    endpoints = [parse(text, os.environ.get("OPENAI_API_KEY")) for text in texts]
+    if len({endpoint.label for endpoint in endpoints}) < len(endpoints):
+        raise UsageError("two endpoints have one name; give each its own, NAME=URL")
+    for replica in (replica for endpoint in endpoints for replica in endpoint.replicas):
+        replica.connect(args.model)
+    return endpoints
 
 
-def _written(found: Report, directory: Path, json_wanted: bool, code: int) -> tuple[str, int]:
-    for note in write(found, directory):
-        print(note, file=sys.stderr)
-    answered = {record.endpoint for record in found.log.requests if record.error is None}
-    if not code and set(found.log.endpoints()) - answered:
-        code = 1
-    return as_json(found) if json_wanted else as_text(found), code
+def _measure(args: Namespace, endpoints: Sequence[Endpoint], directory: Path, log: Any) -> None:
+    store = BareStore(args.redis) if args.redis else None
+    extra = {"max_tokens": args.output_tokens, **args.extra_body}
+    sweep = Sweep(endpoints, args.lengths, args.rounds, extra, args.seed, args.pause, store)
+    sweep.warm_up(args.warm_up)
+    kinds = sum(2 + (len(endpoint.replicas) > 1) for endpoint in endpoints)
+    total = None if args.load else kinds * args.rounds * len(args.lengths)
+    with tqdm(total=total, unit="request", dynamic_ncols=True, disable=None) as bar:
 
+        def write(kind: str, values: Any) -> None:
+            log(kind, values)
+            bar.update(kind == "request")
 
-def _measure(args: Namespace, serve: list[str], directory: Path, command: list[str]) -> bool:
-    requests: list[Request] = []
-    if args.trace:
-        requests, left_out = trace.read(args.trace, args.speed, args.requests, args.max_tokens)
-        if left_out:
-            print(f"{left_out} requests of the trace are too long and left out", file=sys.stderr)
-    workload = "trace" if args.trace else args.workload
-    plan = Plan(
-        targets=targets.parse_all(args.compare or ([args.url] if args.url else [])),
-        workload=workload,
-        shape=_shape(args),
-        arrivals=_arrivals(args),
-        seed=secrets.randbelow(10**9) if args.seed is None else args.seed,
-        trace=requests,
-        api=args.api,
-        stream=args.stream,
-        model=args.model,
-        warm_up=args.warm_up,
-        timeout=args.timeout,
-        api_key=os.environ.get("OPENAI_API_KEY"),
-        redis_url=args.redis or "",
-        extra=args.extra_body,
-        command=command,
-    )
-    with ExitStack() as stack:
-        log = stack.enter_context(records.Writer(directory / _LOG))
-        servers: dict[str, float] = {}
-        if args.own:
-            own = stack.enter_context(running(directory, serve, os.environ))
-            own.start_redis(args.redis_server)
-            own_targets = [own.start_pair()]
-            if args.baseline:
-                # The first is what the others are compared with.
-                own_targets.insert(0, own.start_without())
-            plan = replace(plan, targets=own_targets, redis_url=own.redis_url)
-            servers = own.seconds_to_ready
-        return run_plan(plan, log, servers)
-
-
-def _shape(args: Namespace) -> Shape:
-    """The workload's, with what the flags say."""
-    shape = WORKLOADS[args.workload].defaults
-    given = {each.name: getattr(args, each.name, None) for each in fields(Shape)}
-    return replace(shape, **{name: value for name, value in given.items() if value is not None})
-
-
-def _arrivals(args: Namespace) -> list[Arrivals]:
-    if args.trace:
-        return [Arrivals(trace=True)]
-    if args.rate:
-        return [Arrivals(rate=rate) for rate in args.rate]
-    return [Arrivals(concurrency=clients) for clients in args.concurrency or [1]]
-
-
-def _limits(texts: Sequence[str]) -> dict[str, float]:
-    limits = {}
-    for text in texts:
-        name, _, value = text.partition(":")
-        try:
-            limits[name] = float(value) / 1000
-        except ValueError:
-            limits[name] = -1.0
-        if name not in LIMITED or not limits[name] > 0:
-            names = ", ".join(LIMITED)
-            raise UsageError(f"--goodput {text} is not NAME:MILLISECONDS with one of {names}")
-    return limits
-
-
-def _check(args: Namespace, serve: Sequence[str]) -> None:
-    problems = []
-    chosen = [bool(args.url), bool(args.compare), args.own]
-    if sum(chosen) != 1:
-        problems.append("give one of URL, --compare and --own")
-    if not args.own and (args.baseline or args.redis_server or serve):
-        problems.append("--baseline, --redis-server and flags behind -- are for --own")
-    if args.compare and len(args.compare) < 2:
-        problems.append("--compare needs two endpoints or more")
-    if args.redis and args.own:
-        problems.append("--own starts a Redis of its own; --redis is for others")
-    if (bool(args.trace) + bool(args.rate) + bool(args.concurrency)) > 1:
-        problems.append("give one of --trace, --rate and --concurrency")
-    if args.workload == "lengths" and (args.rate or args.trace):
-        problems.append("--workload=lengths has an order of its own: no --rate, no --trace")
-    if not args.trace and (args.speed != 1 or args.max_tokens):
-        problems.append("--speed and --max-tokens are for --trace")
-    _limits(args.goodput)
-    if problems:
-        raise UsageError("; ".join(problems))
-
-
-class _Parser(argparse.ArgumentParser):
-    def error(self, message: str) -> NoReturn:
-        raise UsageError(message)
+        if args.load is None:
+            sweep.run(write)
+            return
+        os.environ.setdefault("VLLM_LOGGING_LEVEL", "ERROR")
+        with (directory / "vllm.log").open("w") as output, redirect_stdout(output):
+            for phase, clients in enumerate(args.concurrency or [None]):
+                seed, flags = args.seed + phase * args.rounds, shlex.split(args.load)
+                Load(endpoints, flags, clients, args.rounds, seed, args.pause).run(write)
 
 
 def build_parser() -> argparse.ArgumentParser:
-    """The parser of what is in front of ``--``."""
-    parser = _Parser(
-        prog="kserve-lmcache bench",
-        usage="kserve-lmcache bench (URL | --compare A B … | --own [-- FLAGS OF SERVE]) [options]\n"
-        "       kserve-lmcache bench report LOG… [options]",
-        description="Measures OpenAI-compatible endpoints. An endpoint is [NAME=]URL[,URL…]; "
-        "several URLs are replicas that share a store.",
-        epilog="The environment's OPENAI_API_KEY is sent where it is set.",
+    """The parser of the flags in front of ``--``."""
+    parser = Parser(
+        "kserve-lmcache bench",
+        "kserve-lmcache bench (URL | --compare A B … | --own [-- FLAGS OF SERVE]) [options]\n"
+        "       kserve-lmcache bench report LOG [options]",
+        "Measures the time to first token over prompt lengths: of a new prompt, and of the same "
+        "prompt again, on the same replica and on another one. An endpoint is [NAME=]URL[,URL…]; "
+        "several URLs are replicas that share a store. OPENAI_API_KEY is sent if it is set.",
         allow_abbrev=False,
     )
-    what = parser.add_argument_group("what is measured")
-    what.add_argument("url", nargs="?", metavar="URL", help="one endpoint")
-    what.add_argument("--compare", nargs="+", metavar="ENDPOINT", help="several, in turns")
-    what.add_argument(
-        "--own", action="store_true", help="a pair of replicas and a Redis, started for this run"
-    )
-    what.add_argument(
-        "--baseline", action="store_true", help="with --own: compare with offloading off"
-    )
-    what.add_argument("--redis-server", metavar="FILE", help="with --own: the Redis to start")
-    what.add_argument("--model", help="its name; by default the first that the endpoint lists")
-    what.add_argument(
-        "--redis",
-        metavar="URL",
-        help="the endpoints' store, used by nothing else meanwhile: count its bytes, and read as "
-        "many through a bare socket (workload lengths)",
-    )
-    _add_workload_flags(parser.add_argument_group("what is asked"))
-    how = parser.add_argument_group("how it is asked")
-    how.add_argument(
-        "--concurrency", nargs="+", type=_positive, metavar="N", help="clients, one run each (1)"
-    )
-    how.add_argument(
-        "--rate", nargs="+", type=float, metavar="R", help="requests a second, Poisson arrivals"
-    )
-    how.add_argument("--trace", type=Path, metavar="FILE", help="replay a Mooncake trace (JSONL)")
-    how.add_argument("--speed", type=_above_zero, default=1.0, help="of the trace (1)")
-    how.add_argument(
-        "--max-tokens", type=_positive, metavar="N", help="leave out longer requests of the trace"
-    )
-    how.add_argument(
-        "--api",
-        choices=["completions", "chat"],
-        default="completions",
-        help="completions (prompts are token ids where the endpoint takes them), or chat (words)",
-    )
-    how.add_argument("--no-stream", dest="stream", action="store_false", help="whole answers")
-    how.add_argument(
-        "--extra-body", type=_object, default={}, metavar="JSON", help="more fields of each request"
-    )
-    how.add_argument(
-        "--pause",
-        type=_seconds,
-        help="seconds between the turns of endpoints, and the parts of lengths (1.5: for a second "
-        "vLLM keeps a core busy after its last token)",
-    )
-    how.add_argument("--warm-up", type=_count, default=2, help="requests that do not count (2)")
-    how.add_argument("--timeout", type=_above_zero, default=600.0, help="seconds (600)")
-    _add_report_flags(parser)
+    what = parser.add_mutually_exclusive_group(required=True)
+    what.add_argument("url", nargs="?", metavar="URL", help="measure one endpoint")
+    what.add_argument("--compare", nargs="+", metavar="ENDPOINT", help="compare several endpoints")
+    what.add_argument("--own", action="store_true", help="start two replicas with a Redis")
+    add, some = parser.add_argument, at_least(1)
+    add("--baseline", action="store_true", help="with --own: compare with offloading off")
+    add("--redis-server", metavar="FILE", help="with --own: program of the Redis (redis-server)")
+    add("--redis", metavar="URL", help="show the lower bound; only the endpoints use this Redis")
+    add("--model", help="name of the model (the first that an endpoint lists)")
+    add("--lengths", nargs="+", type=some, default=_LENGTHS, metavar="N", help="prompt tokens")
+    add("--output-tokens", type=some, default=8, metavar="N", help="tokens of each answer (8)")
+    add("--extra-body", type=_fields, default={}, metavar="JSON", help="add to each request")
+    add("--load", metavar="FLAGS", help="measure the load of 'vllm bench serve FLAGS' instead")
+    add("--concurrency", nargs="+", type=some, metavar="N", help="with --load: clients, in turn")
+    add("--rounds", type=some, default=5, metavar="N", help="turns of each endpoint (5)")
+    add("--seed", type=at_least(0), metavar="N", help="repeat the prompts of this seed")
+    add("--warm-up", type=at_least(0), default=2, metavar="N", help="requests ahead (2)")
+    add("--pause", type=at_least(0.0), default=1.5, help="seconds before a turn (1.5)")
+    return _with_output(parser)
+
+
+def _with_output(parser: argparse.ArgumentParser) -> argparse.ArgumentParser:
+    parser.add_argument("--output", type=Path, metavar="DIR", help="for the log and the report")
+    parser.add_argument("--json", action="store_true", help="print JSON instead of tables")
     return parser
 
 
-def _add_workload_flags(group: argparse._ArgumentGroup) -> None:
-    abouts = "; ".join(f"{name}: {workload.about}" for name, workload in WORKLOADS.items())
-    group.add_argument("--workload", choices=list(WORKLOADS), default="chat", help=abouts)
-    group.add_argument("--seed", type=_count, help="the same requests again (by default new ones)")
-    group.add_argument(
-        "--requests", type=_positive, help="in all; for lengths: rounds; of a trace: at most"
-    )
-    group.add_argument("--output-tokens", type=_positive, help="of each answer")
-    group.add_argument("--unique-tokens", type=_positive, help="of a message, or a random prompt")
-    group.add_argument("--shared-tokens", type=_positive, help="of a document, chunk, or system")
-    group.add_argument("--groups", type=_positive, help="conversations, documents or chunks")
-    group.add_argument("--turns", type=_positive, help="of a conversation")
-    group.add_argument("--chunks", type=_positive, help="of a rag request")
-    group.add_argument("--lengths", nargs="+", type=_positive, help="prompt tokens, for lengths")
-
-
-def _add_report_flags(parser: argparse.ArgumentParser) -> None:
-    group = parser.add_argument_group("report")
-    group.add_argument("--output", type=Path, metavar="DIR", help="for the log and the report")
-    group.add_argument("--json", action="store_true", help="print JSON instead of tables")
-    group.add_argument(
-        "--goodput",
-        nargs="+",
-        default=[],
-        metavar="NAME:MS",
-        help="count requests within limits: ttft, tpot, e2el, in milliseconds",
-    )
-
-
-def _positive(text: str) -> int:
-    value = int(text)
-    if value < 1:
-        raise argparse.ArgumentTypeError(f"{text} is less than 1")
-    return value
-
-
-def _count(text: str) -> int:
-    value = int(text)
-    if value < 0:
-        raise argparse.ArgumentTypeError(f"{text} is less than 0")
-    return value
-
-
-def _seconds(text: str) -> float:
-    value = float(text)
-    if not value >= 0:
-        raise argparse.ArgumentTypeError(f"{text} is less than 0")
-    return value
-
-
-def _above_zero(text: str) -> float:
-    value = float(text)
-    if not value > 0:
-        raise argparse.ArgumentTypeError(f"{text} is not above 0")
-    return value
-
-
-def _object(text: str) -> dict[str, Any]:
-    value = json.loads(text)
-    if not isinstance(value, dict):
-        raise argparse.ArgumentTypeError(f"{text} is not a JSON object")
-    return value
+def _fields(text: str) -> dict[str, Any]:
+    return dict(json.loads(text))
