@@ -42,7 +42,7 @@ def percentile(values: list[float], share: float) -> float:
 
 
 def figures(requests: list[dict[str, Any]]) -> dict[str, float]:
-    """Of one endpoint's requests that all ended well, by the definitions in the README."""
+    """Of one endpoint's requests that all ended well, by the definitions of the benchmark."""
     ttft = [each["ttft"] for each in requests]
     e2e = [each["e2e"] for each in requests]
     tpot = [
