@@ -18,8 +18,9 @@ TORCH := torch==2.13.0+cpu
 TORCH_INDEX := https://download.pytorch.org/whl/cpu
 SERVE_LOCK := $(VENV)/.locked-$(DEVICE)
 TEST_LOCK := $(VENV)/.locked-test
+DOCS_LOCK := $(VENV)/.locked-docs
 
-.PHONY: help install install-test serve test test-all test-kserve lint lock clean
+.PHONY: help install install-test serve test test-all test-kserve lint docs reference lock clean
 
 help:
 	@echo "make serve [REMOTE_URL=redis://…] [DEVICE=gpu] [PORT=8080] [MODEL=dir or hub id] [ARGS=…]"
@@ -27,6 +28,8 @@ help:
 	@echo "make test-all  lint, types and every test; takes hours"
 	@echo "make test-kserve KSERVE_SRC=DIR   the clients' tests on the versions of KServe's image"
 	@echo "make install   only the set-up, into $(VENV)"
+	@echo "make docs      the documentation, into build/docs; a dead link fails"
+	@echo "make reference renew the generated pages in docs/reference"
 	@echo "make lock      renew the locks under requirements/"
 
 $(BIN)/python:
@@ -59,8 +62,8 @@ $(VENV)/.debian: requirements/debian.txt | $(BIN)/python
 
 install: $(VENV)/.torch-$(DEVICE) $(SERVE_LOCK)
 
-# The test lock holds everything that the CPU lock does.
-install-test: $(VENV)/.torch-cpu $(TEST_LOCK)
+# The test lock holds everything that the CPU lock does. The tests build the documentation.
+install-test: $(VENV)/.torch-cpu $(TEST_LOCK) $(DOCS_LOCK)
 
 $(DEMO_MODEL)/config.json:
 	@$(BIN)/python -m kserve_lmcache demo-model $(DEMO_MODEL)
@@ -73,11 +76,25 @@ serve: install
 	@$(if $(REMOTE_URL),LMCACHE_REMOTE_URL='$(REMOTE_URL)') PYTHON=$(BIN)/python exec ./entrypoint.sh \
 		--model_id='$(MODEL)' --model_name='$(MODEL_NAME)' --http_port=$(PORT) $(ARGS)
 
-lint: install-test
+lint: install-test docs
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
+
+# The documentation needs no engine: only what its generator needs is installed.
+$(DOCS_LOCK): requirements/docs.txt | $(BIN)/python
+	@echo "Installing $<"
+	@$(PIP) $(LOCKED) $<
+	@touch $@
+
+docs: $(DOCS_LOCK)
+	$(BIN)/zensical build --strict --clean
+
+# The pages in docs/reference from the code's own tables, and the picture of the benchmark.
+reference: install-test
+	$(BIN)/python -m docs.generate_reference
+	$(BIN)/python -m docs.draw_benchmark
 
 # tests/README.md lists the markers and the options for PYTEST_ARGS.
 test test-all: lint $(VENV)/.debian
@@ -102,7 +119,7 @@ COMPILE = .venv-lock/bin/uv pip compile --quiet --upgrade --generate-hashes \
 	--no-emit-index-url --no-emit-find-links --custom-compile-command 'make lock'
 lock:
 	$(PYTHON) -m venv .venv-lock && .venv-lock/bin/pip install --quiet uv
-	cd requirements && rm -f cpu.txt test.txt gpu.txt kserve.txt sbom.txt
+	cd requirements && rm -f cpu.txt test.txt gpu.txt kserve.txt sbom.txt docs.txt
 	cd requirements && ../$(COMPILE) --universal --python-version 3.10 \
 		$(OVERRIDES) overrides-cpu.txt test.in -o test.txt
 	cd requirements && ../$(COMPILE) --universal --python-version 3.10 \
@@ -112,6 +129,8 @@ lock:
 	cd requirements && ../$(COMPILE) --python-version 3.11 --python-platform x86_64-manylinux_2_28 \
 		$(OVERRIDES) overrides-kserve.txt kserve.in -o kserve.txt
 	cd requirements && ../$(COMPILE) --universal --python-version 3.10 sbom.in -o sbom.txt
+	cd requirements && ../$(COMPILE) --universal --python-version 3.10 \
+		--constraints test.txt docs.in -o docs.txt
 
 clean:
-	rm -rf $(VENV) $(KSERVE_VENV) .venv-lock .models build
+	rm -rf $(VENV) $(KSERVE_VENV) .venv-lock .models build .cache

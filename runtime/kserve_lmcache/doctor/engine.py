@@ -40,7 +40,7 @@ def check(timeout: float) -> Check:
         lines = (result.stderr if result.returncode else result.stdout).strip().splitlines()
         last = foreign(lines[-1] if lines else f"exit status {result.returncode}", subject.remote)
         if result.returncode:
-            yield failure(NAME, last, "Install the versions that fit together (README).")
+            yield failure(NAME, last, "Install the versions of one lock (requirements/).")
         else:
             yield ok(NAME, f"loads, on {last}")
 

