@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 import redis
 
-from kserve_lmcache.doctor import lm_server as lm_protocol
+from kserve_lmcache.doctor import other_stores
 from tests.support.stores import (
     VARIANTS,
     LmStore,
@@ -95,8 +95,8 @@ def test_lmcaches_server_is_killed_and_started_again(tmp_path: Path) -> None:
 def asked(store: LmStore) -> bool:
     """Whether it answers a lookup by LMCache's protocol."""
     with socket.create_connection((store.host, store.port), 5) as client:
-        client.sendall(lm_protocol.request())
-        return len(client.recv(100)) == lm_protocol._ANSWER.size
+        client.sendall(other_stores.lookup_request())
+        return len(client.recv(100)) == other_stores.ANSWER.size
 
 
 @each_server
