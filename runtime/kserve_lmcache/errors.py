@@ -61,10 +61,10 @@ class ConfigurationError(KServeLMCacheError):
 
 
 class IdentityError(KServeLMCacheError):
-    """A model's file is missing, damaged or unreadable. ``path`` is the file."""
+    """A model's file is missing, damaged or unreadable: the file, the problem, and the fix."""
 
     def __init__(self, path: Path, message: str, fix: str) -> None:
-        self.path = path
+        self.path, self.message, self.fix = path, message, fix
         super().__init__(f"{path}: {message}. {fix}")
 
 

@@ -9,9 +9,9 @@ from pathlib import Path
 import pytest
 
 from kserve_lmcache.config.stores import Remote
-from kserve_lmcache.doctor import lm_server as ours
-from kserve_lmcache.doctor import store
-from kserve_lmcache.doctor.check import Status, Subject
+from kserve_lmcache.doctor import other_stores, store
+from kserve_lmcache.doctor.check import Status
+from kserve_lmcache.doctor.context import Context
 from tests.support.doctor import find, look_at, statuses, unchecked_after
 from tests.support.ports import free_port
 from tests.support.proxy import proxy_before
@@ -40,12 +40,12 @@ def test_lmcaches_server(tmp_path: Path) -> None:
 def test_the_request_is_lmcaches_own() -> None:
     from lmcache.v1.protocol import ClientCommand, ClientMetaMessage, ServerMetaMessage
 
-    request = ours.request()
+    request = other_stores.lookup_request()
     message = ClientMetaMessage.deserialize(request)
     assert message.command is ClientCommand.EXIST
     assert message.key.model_name == "doctor"
     assert message.serialize() == request
-    assert ours._ANSWER.size == ServerMetaMessage.packlength()
+    assert other_stores.ANSWER.size == ServerMetaMessage.packlength()
 
 
 def test_a_server_that_never_answers() -> None:
@@ -107,7 +107,7 @@ def test_the_device_of_infinistore(
     for name in there:
         (tmp_path / "sys/class/infiniband" / name).mkdir(parents=True)
     remote = Remote(f"infinistore://127.0.0.1:1{wanted}", "the test")
-    findings = [*store.store(Subject(remote=remote, root=tmp_path))]
+    findings = [*store.store(Context(remote=remote, root=tmp_path))]
     device = find(findings, "remote device")
     assert device.status is status
     assert device.evidence.startswith(evidence)

@@ -8,14 +8,16 @@ import socketserver
 import threading
 import time
 from collections.abc import Iterator
+from contextlib import closing
 from pathlib import Path
 
 import pytest
 
-from kserve_lmcache.doctor import redis_store, report, round_trip
+from kserve_lmcache.doctor import report
 from kserve_lmcache.doctor.check import Finding, Status
+from kserve_lmcache.doctor.redis_server import kind
 from tests.support.doctor import (
-    STORE_STAGES,
+    STORE_CHECKS,
     find,
     look_at,
     redis_remote,
@@ -57,12 +59,12 @@ def test_a_healthy_redis(healthy: Store) -> None:
     start = time.monotonic()
     findings = look_at(redis_remote(healthy))
     assert time.monotonic() - start < 3
-    assert statuses(findings) == dict.fromkeys(STORE_STAGES, Status.OK)
+    assert statuses(findings) == dict.fromkeys(STORE_CHECKS, Status.OK)
     assert all(finding.fix == "" for finding in findings)
     assert find(findings, "remote connection").evidence == f"{healthy.host}:{healthy.port}"
     assert find(findings, "remote login").evidence == "by password, as the default user"
     with healthy.client() as client:
-        assert find(findings, "remote server").evidence == redis_store.kind(client.info())
+        assert find(findings, "remote server").evidence == kind(client.info())
         assert client.dbsize() == 0, "the value of the round trip is still there"
     assert find(findings, "remote topology").evidence == "one node"
     assert re.fullmatch(
@@ -79,7 +81,7 @@ def test_a_healthy_redis(healthy: Store) -> None:
 def test_a_healthy_valkey(tmp_path: Path) -> None:
     with valkey_server(tmp_path, *LIMITED, password=PASSWORD) as store:
         findings = look_at(redis_remote(store, scheme="valkey"))
-    assert statuses(findings) == dict.fromkeys(STORE_STAGES, Status.OK)
+    assert statuses(findings) == dict.fromkeys(STORE_CHECKS, Status.OK)
     assert find(findings, "remote server").evidence.startswith("Valkey 9.")
 
 
@@ -112,7 +114,7 @@ def test_a_password_where_none_is_wanted(plain: Store) -> None:
 
 def test_users_of_an_acl(healthy: Store) -> None:
     with healthy.client() as client:
-        client.execute_command("ACL SETUSER cache on >cache-password-9e ~* +get +set +del +ping")
+        client.execute_command("ACL SETUSER cache on >cache-password-9e ~* +ping +get +set +unlink")
         client.execute_command("ACL SETUSER other on >cache-password-9e ~other:* +@all")
     remote = redis_remote(healthy, username="cache", password="cache-password-9e")
     findings = look_at(remote)
@@ -184,15 +186,29 @@ def test_full_of_values_that_never_expire(tmp_path: Path) -> None:
     assert last.fix.startswith("Raise maxmemory")
 
 
-def test_a_value_that_does_not_stay(plain: Store, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(round_trip, "_TTL_MILLISECONDS", 1)
-
+def test_a_value_that_does_not_stay(plain: Store) -> None:
     def late(data: bytes) -> bytes:
-        time.sleep(0.02)
+        time.sleep(0.05)  # the time to delete the value before the next command
         return data
 
+    def evict() -> None:
+        with closing(plain.client()) as client, client.pubsub() as events:
+            events.psubscribe("__keyevent@0__:set")
+            subscribed.set()
+            for event in events.listen():
+                if event["type"] == "pmessage":
+                    client.delete(event["data"])
+                    return
+
+    subscribed = threading.Event()
+    with closing(plain.client()) as client:
+        client.config_set("notify-keyspace-events", "E$")
+    thread = threading.Thread(target=evict)
+    thread.start()
+    assert subscribed.wait(5)
     with proxy_before(plain.host, plain.port, change=late) as port:
         last = find(look_at(redis_remote(plain, port=port)), "remote round trip")
+    thread.join(5)
     assert last.status is Status.FAILURE
     assert last.evidence == "a value of 1.0 MiB was gone when it was read back"
     assert "Raise maxmemory" in last.fix
@@ -205,7 +221,7 @@ def test_a_value_that_comes_back_changed(plain: Store) -> None:
     with proxy_before(plain.host, plain.port, change=damage) as port:
         last = find(look_at(redis_remote(plain, port=port)), "remote round trip")
     assert last.status is Status.FAILURE
-    assert last.evidence == "a value of 1.0 MiB came back changed"
+    assert last.evidence == "a value of 1.0 MiB came back changed: the checksum differs"
     assert "Do not use this server" in last.fix
 
 
@@ -223,7 +239,9 @@ def test_a_refused_connection() -> None:
     connection = find(findings, "remote connection")
     assert connection.status is Status.FAILURE
     assert connection.evidence == f"127.0.0.1:{port} refuses the connection"
-    assert connection.fix.startswith("Start the server, or correct the port (the test)")
+    assert connection.fix.startswith(
+        "Start the server, or correct the port in remote_url (the test)"
+    )
     unchecked_after(findings, "remote connection")
 
 
@@ -250,7 +268,7 @@ def test_a_server_that_never_answers() -> None:
     login = find(findings, "remote login")
     assert login.status is Status.FAILURE
     assert login.evidence == (f"{host}:{port} accepts connections and does not answer within 0.6 s")
-    assert "Look why the server hangs" in login.fix
+    assert "Find out why the server hangs" in login.fix
     unchecked_after(findings, "remote login")
 
 
@@ -287,7 +305,7 @@ def test_a_unix_socket(tmp_path: Path) -> None:
     path = tmp_path / "redis.sock"
     with redis_process(tmp_path, "--unixsocket", str(path), *LIMITED, password=PASSWORD):
         findings = look_at(redis_remote(f"unix://{path}?db=2", password=PASSWORD))
-    without_name = [name for name in STORE_STAGES if name != "remote name"]
+    without_name = [name for name in STORE_CHECKS if name != "remote name"]
     assert statuses(findings) == dict.fromkeys(without_name, Status.OK)
     assert find(findings, "remote connection").evidence == str(path)
     connection = find(look_at(redis_remote(f"unix://{path}")), "remote connection")
@@ -322,7 +340,9 @@ def test_another_service_on_the_port() -> None:
         login = find(look_at(remote, timeout=3), "remote login")
         server.shutdown()
     assert login.status is Status.FAILURE
-    assert login.evidence.startswith(f"127.0.0.1:{server.server_port} does not let us in: ")
+    assert login.evidence.startswith(
+        f"127.0.0.1:{server.server_port} does not answer as Redis does: "
+    )
     assert "another service listens there (the test)" in login.fix
 
 
@@ -370,7 +390,7 @@ def test_a_cluster(cluster: Store) -> None:
     assert topology.evidence.startswith(f"{cluster.host}:{cluster.port} is part of a cluster")
     assert f"redis-cluster://{cluster.host}:{cluster.port}" in topology.fix
     findings = look_at(redis_remote(cluster, scheme="redis-cluster"))
-    assert statuses(findings) == dict.fromkeys(STORE_STAGES, Status.OK)
+    assert statuses(findings) == dict.fromkeys(STORE_CHECKS, Status.OK)
     assert find(findings, "remote topology").evidence == "a cluster of 1 primary"
 
 

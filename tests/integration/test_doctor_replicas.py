@@ -16,7 +16,8 @@ import pytest
 
 from kserve_lmcache.config.stores import Remote
 from kserve_lmcache.doctor import at_start
-from kserve_lmcache.doctor.check import Finding, Status, Subject
+from kserve_lmcache.doctor.check import Finding, Status
+from kserve_lmcache.doctor.context import Context
 from kserve_lmcache.identity.fingerprint import fingerprint
 from kserve_lmcache.server import announcement
 from kserve_lmcache.server.announcement import KEY_PREFIX, Replica, announce, keep_announced
@@ -134,7 +135,7 @@ def test_the_command_finds_the_same_model_elsewhere(
         ),
         (
             (f"--model_id={MODEL}", "--model-fingerprint=full"),
-            "model_fingerprint is full, which takes long: a server compares when it starts",
+            "model_fingerprint is full, which takes long: only a server compares",
         ),
         (
             (f"--model_id={MODEL}", "--model-fingerprint=private"),
@@ -214,17 +215,13 @@ def test_a_private_server_is_not_announced(store: Store, content: str) -> None:
     assert fields(store, content) == set()
 
 
-def subject_of(store: Store, own: Replica, **more: Any) -> Subject:
-    return Subject(remote=redis_remote(store), replica=own, **more)
-
-
 @pytest.mark.parametrize(
     ("permissions", "announced", "said"),
     [
         ("~kv1-* ~kserve-lmcache:doctor:* +@all", False, ("cannot be announced", "cannot be seen")),
         ("~* +@all -hset", False, ("this server cannot be announced to others: ",)),
         ("~* +@all -hgetall", True, ("other servers of this model cannot be seen: ",)),
-        ("~* +@all -hdel", True, ("what is out of date cannot be deleted: ",)),
+        ("~* +@all -hdel", True, ("servers that have ended cannot be deleted: ",)),
     ],
 )
 def test_a_user_who_may_not_use_the_key(
@@ -314,7 +311,7 @@ def test_a_server_stays_announced_while_it_offloads(store: Store, content: str, 
         return offloads
 
     own = server("pod-a:8080", content)
-    at_start.log_findings(subject_of(store, own), logger)
+    at_start.log_findings(Context(remote=redis_remote(store), replica=own), logger)
     keep_announced(redis_remote(store), own, still, pause=0.05)
     until(lambda: fields(store, content) == {"pod-a:8080"})
     until(lambda: any("Check replicas: ok" in line for line in records.lines))
@@ -335,9 +332,9 @@ def test_a_store_that_is_away_is_tried_again(tmp_path: Path, content: str, log: 
     logger, records = log
     stop = False
     with redis_process(tmp_path) as store:
-        subject = Subject(remote=redis_remote(store), replica=server("pod-a:8080", content))
-        at_start.log_findings(subject, logger)
-        keep_announced(subject.remote, subject.replica, lambda: not stop, pause=0.05)
+        context = Context(remote=redis_remote(store), replica=server("pod-a:8080", content))
+        at_start.log_findings(context, logger)
+        keep_announced(context.remote, context.replica, lambda: not stop, pause=0.05)
         until(lambda: any("Check replicas: ok" in line for line in records.lines))
     until(
         lambda: any(
@@ -351,9 +348,9 @@ def test_a_store_that_hangs_delays_nobody(content: str, log: Log) -> None:
     logger, records = log
     with silent_server() as (host, port):
         remote = redis_remote(f"redis://{host}:{port}")
-        subject = Subject(remote=remote, replica=server("pod-a:8080", content))
+        context = Context(remote=remote, replica=server("pod-a:8080", content))
         start = time.monotonic()
-        at_start.log_findings(subject, logger, timeout=1.0)
+        at_start.log_findings(context, logger, timeout=1.0)
         assert time.monotonic() - start < 0.5
         until(lambda: any("Check replicas: skipped" in line for line in records.lines), 5)
     assert any("needs remote login" in line for line in records.lines)

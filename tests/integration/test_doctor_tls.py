@@ -12,7 +12,7 @@ import pytest
 from kserve_lmcache.config.stores import Remote
 from kserve_lmcache.doctor.check import Finding, Status
 from tests.support.doctor import (
-    STORE_STAGES,
+    STORE_CHECKS,
     find,
     look_at,
     redis_remote,
@@ -66,7 +66,7 @@ def test_a_good_certificate(store: Store, authority: Authority) -> None:
     with tls_before(store.host, store.port, certificate) as port:
         findings = look_at(tls_remote(store, port, authority.file))
     assert statuses(findings) == dict.fromkeys(
-        (*STORE_STAGES[:2], "remote TLS", *STORE_STAGES[2:]), Status.OK
+        (*STORE_CHECKS[:2], "remote TLS", *STORE_CHECKS[2:]), Status.OK
     )
     assert find(findings, "remote TLS").evidence == (
         "TLSv1.3, certificate for localhost, 127.0.0.1 by test authority, 89 days left"
@@ -171,4 +171,4 @@ def test_a_server_that_never_shakes_hands(authority: Authority) -> None:
     assert time.monotonic() - start < 2.5
     assert found.status is Status.FAILURE
     assert found.evidence == f"{host}:{port} does not shake hands within 0.6 s"
-    assert "Look why the server hangs" in found.fix
+    assert "Find out why the server hangs" in found.fix

@@ -1,4 +1,4 @@
-"""Puts a remote store before the doctor."""
+"""Runs the doctor's checks of a remote store."""
 
 from __future__ import annotations
 
@@ -7,12 +7,13 @@ from typing import Any
 
 from kserve_lmcache.config.stores import Remote
 from kserve_lmcache.doctor import report, store
-from kserve_lmcache.doctor.check import Finding, Status, Subject
+from kserve_lmcache.doctor.check import Check, Finding, Status
+from kserve_lmcache.doctor.context import Context
 from kserve_lmcache.doctor.run import examine
 from kserve_lmcache.server.announcement import Replica
 from tests.support.stores import Store
 
-STORE_STAGES = (
+STORE_CHECKS = (
     "remote name",
     "remote connection",
     "remote login",
@@ -46,18 +47,18 @@ def look_at(
     replica: Replica = OBSERVER,
     **fields: Any,
 ) -> list[Finding]:
-    """What is found; no report may show the password.
+    """The findings of the store's checks; no report may show the password.
 
-    ``fields`` are more of the subject's.
+    ``fields`` are more of the context's.
     """
-    subject = Subject(remote=remote, chunk_bytes=chunk_bytes, replica=replica, **fields)
-    findings = examine(subject, (store.CHECK,), timeout)
+    context = Context(remote=remote, chunk_bytes=chunk_bytes, replica=replica, **fields)
+    findings = examine(context, (Check("remote store", store.store),), timeout)
     if remote.password:
         for shown in (
             report.table(findings, colour=True),
             report.as_json(findings),
             repr(findings),
-            repr(subject),
+            repr(context),
         ):
             assert remote.password not in shown
     return findings
@@ -73,7 +74,7 @@ def statuses(findings: Sequence[Finding]) -> dict[str, Status]:
 
 
 def unchecked_after(findings: Sequence[Finding], name: str) -> None:
-    """Everything before this stage is well, and everything after it was skipped for it."""
+    """All checks before this one are ok, and all after it were skipped because of it."""
     names = [finding.name for finding in findings]
     position = names.index(name)
     assert all(finding.status is Status.OK for finding in findings[:position])

@@ -41,8 +41,8 @@ def run(argv: Sequence[str], levels: logs.LibraryLevels) -> None:
     with listen(args) as responder:
         offload, engine_config = plan_offload(args, configuration, os.environ)
         start_up_timing.reached(start_up_timing.PLANNED)
-        if (subject := at_start.subject_of(args, offload)) is not None:
-            at_start.log_findings(subject, logger)
+        if (context := at_start.context_at_start(args, offload)) is not None:
+            at_start.log_findings(context, logger)
         serve(args, offload, engine_config, responder, os.environ)
 
 

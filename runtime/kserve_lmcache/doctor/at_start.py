@@ -1,16 +1,15 @@
-"""The checks of ``doctor`` in the log of a server that starts, one line a check."""
+"""The checks of ``doctor`` in the log of a server that starts, one line for each finding."""
 
 from __future__ import annotations
 
 import logging
 import os
-import threading
 from argparse import Namespace
 from typing import TYPE_CHECKING
 
-from kserve_lmcache.config.disk_tier import disk_of
-from kserve_lmcache.config.local_tier import GIB
-from kserve_lmcache.doctor.check import Finding, Status, Subject
+from kserve_lmcache.doctor.check import Status, in_thread
+from kserve_lmcache.doctor.context import Context, context_of
+from kserve_lmcache.doctor.report import log_line
 from kserve_lmcache.doctor.run import examine
 from kserve_lmcache.server.announcement import replica_of
 
@@ -21,46 +20,31 @@ _LEVELS = {
     Status.OK: logging.INFO,
     Status.SKIPPED: logging.INFO,
     Status.WARNING: logging.WARNING,
-    # The server goes on: what it cannot do without fails by itself, and says why.
+    # The start continues: a server that cannot work fails by itself.
     Status.FAILURE: logging.ERROR,
 }
 
 
-def subject_of(args: Namespace, offload: OffloadPlan) -> Subject | None:
-    """What the checks look at on a server; ``None`` when the server does not offload."""
-    if offload.shape is None or offload.identity is None:
+def context_at_start(args: Namespace, offload: OffloadPlan) -> Context | None:
+    """Returns what the checks look at on a server; ``None`` when the server does not offload."""
+    if not offload.enabled:
         return None
-    configuration, shape = offload.configuration, offload.shape
-    return Subject(
+    return context_of(
+        offload.configuration,
+        offload.shape,
         environ=os.environ,
         remote=offload.remote,
-        local_cpu_bytes=configuration.get("max_local_cpu_size") * GIB * shape.workers,
-        disk=disk_of(configuration),
-        chunk_bytes=configuration.get("chunk_size") * shape.kv_bytes_per_token,
         model=args.model,
         revision=args.revision,
-        model_fingerprint=configuration.get("model_fingerprint"),
         replica=replica_of(args, offload),
     )
 
 
-def log_findings(subject: Subject, logger: logging.Logger, timeout: float = 10.0) -> None:
-    """Run the checks in a thread and log a line for each.
-
-    Args:
-        subject: this server.
-        logger: gets the lines.
-        timeout: of all checks together, in seconds.
-    """
+def log_findings(context: Context, logger: logging.Logger, timeout: float = 10.0) -> None:
+    """Runs the checks in a thread, for ``timeout`` seconds, and logs a line for each finding."""
 
     def run() -> None:
-        for finding in examine(subject, timeout=timeout):
-            logger.log(_LEVELS[finding.status], "Check %s", line(finding))
+        for finding in examine(context, timeout=timeout):
+            logger.log(_LEVELS[finding.status], "Check %s", log_line(finding))
 
-    threading.Thread(target=run, name="doctor", daemon=True).start()
-
-
-def line(finding: Finding) -> str:
-    """A finding on one line."""
-    fix = f". {finding.fix}" if finding.fix else ""
-    return f"{finding.name}: {finding.status.value}, {finding.evidence}{fix}"
+    in_thread(run)

@@ -1,144 +1,119 @@
-"""What is examined, and what a check finds."""
+"""A check, its findings, and how checks run one after the other."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, field
+import threading
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import Future, wait
+from dataclasses import dataclass, replace
 from enum import Enum
-from pathlib import Path
-from urllib.parse import quote
+from functools import partial
+from typing import Generic, TypeVar
 
-from kserve_lmcache.config.stores import Disk, Remote
-from kserve_lmcache.redaction import REDACTED, redact_urls
-from kserve_lmcache.server.announcement import Replica
-
-MEBI = 2**20
-# A chunk of a model of a billion parameters is about this large.
-_DEFAULT_CHUNK_BYTES = 4 * MEBI
+T = TypeVar("T")
 
 
-class Status(Enum):
-    """How a finding is to be taken."""
+class Status(str, Enum):
+    """The meaning of a finding."""
 
     OK = "ok"
-    WARNING = "warning"
-    FAILURE = "failure"
-    SKIPPED = "skipped"
+    WARNING = "warning"  # the server works, but worse than possible
+    FAILURE = "failure"  # the server does not start, or does not offload
+    SKIPPED = "skipped"  # the check did not run; the evidence is the reason
 
 
 @dataclass(frozen=True)
 class Finding:
-    """One thing that was looked at.
+    """One result of a check."""
 
-    Attributes:
-        name: what was looked at.
-        status: how it is.
-        evidence: what was seen there.
-        fix: what to do about it; empty when nothing has to be done.
-        seconds: how long the look took.
-    """
-
-    name: str
     status: Status
-    evidence: str
-    fix: str = ""
-    seconds: float = 0.0
+    evidence: str  # what the check saw
+    fix: str = ""  # what the user has to do; empty when nothing is wrong
+    name: str = ""  # of the check; empty until the check has ended
+    seconds: float = 0.0  # duration of the check
 
 
-def ok(name: str, evidence: str) -> Finding:
-    """It is as it should be."""
-    return Finding(name, Status.OK, evidence)
-
-
-def warning(name: str, evidence: str, fix: str) -> Finding:
-    """The server would start and work, yet worse than it could."""
-    return Finding(name, Status.WARNING, evidence, fix)
-
-
-def failure(name: str, evidence: str, fix: str) -> Finding:
-    """The server would not start, or not offload."""
-    return Finding(name, Status.FAILURE, evidence, fix)
-
-
-def skipped(name: str, evidence: str) -> Finding:
-    """It was not looked at, for the reason given as evidence."""
-    return Finding(name, Status.SKIPPED, evidence)
-
-
-def crashed(name: str, error: BaseException, remote: Remote | None) -> Finding:
-    """The check itself did not work."""
-    return failure(
-        name,
-        f"the check failed by {type(error).__name__}: {foreign(error, remote)}",
-        "This is a mistake of the check, not of the set-up: report it with this line.",
-    )
+# Each takes the evidence; a warning and a failure take a fix too.
+ok = partial(Finding, Status.OK)
+warning = partial(Finding, Status.WARNING)
+failure = partial(Finding, Status.FAILURE)
+skipped = partial(Finding, Status.SKIPPED)
 
 
 @dataclass(frozen=True)
-class Subject:
-    """What is examined.
-
-    Attributes:
-        environ: the variables that the server would start with; may hold passwords.
-        remote: the remote store that is asked for.
-        local_cpu_bytes: of the local CPU tier, all workers together.
-        disk: the local disks that are asked for.
-        chunk_bytes: of one chunk of the KV cache; 0 when unknown.
-        model: directory or hub id.
-        revision: of the hub id.
-        model_fingerprint: how the model's content is told (``sampled``, ``full``, ``private``).
-        replica: what is known of the server as one of several; ``None`` when its configuration
-            has mistakes.
-        patience: seconds to wait for any one answer of another program or machine.
-        root: where ``/dev``, ``/proc`` and ``/sys`` are looked for.
-    """
-
-    environ: Mapping[str, str] = field(default_factory=dict, repr=False)
-    remote: Remote | None = None
-    local_cpu_bytes: float = 0.0
-    disk: Disk | None = None
-    chunk_bytes: int = 0
-    model: str | None = None
-    revision: str | None = None
-    model_fingerprint: str = "sampled"
-    replica: Replica | None = None
-    patience: float = 3.0
-    root: Path = Path("/")
-
-    @property
-    def value_bytes(self) -> int:
-        """The size of a value to try the remote store with."""
-        return self.chunk_bytes or _DEFAULT_CHUNK_BYTES
-
-
-@dataclass(frozen=True)
-class Check:
-    """A check: ``name`` stands for it where it finds nothing by itself, because it hangs."""
+class Check(Generic[T]):
+    """A check of a ``T``."""
 
     name: str
-    run: Callable[[Subject], Iterator[Finding]]
+    run: Callable[[T], Finding | Iterable[Finding]]
+    needs: tuple[str, ...] = ()  # names of earlier checks, all of which must not have failed
 
 
-def foreign(text: object, remote: Remote | None) -> str:
-    """What a library or a server said, on one line, without the remote's password.
+def in_order(
+    checks: Iterable[Check[T]], subject: T, quote: Callable[[object], str]
+) -> Iterator[Finding]:
+    """Runs the checks of ``subject`` one after the other. ``quote`` hides passwords in errors."""
+    failed: dict[str, str] = {}  # the name of the check that failed, by the checks without result
+    for check in checks:
+        cause = next((failed[name] for name in check.needs if name in failed), None)
+        findings = (skipped(f"needs {cause}"),) if cause else _run(check, subject, quote)
+        for finding in findings:
+            if cause or finding.status is Status.FAILURE:
+                failed[check.name] = cause or check.name
+            yield replace(finding, name=finding.name or check.name)
 
-    Servers repeat commands that they do not know, AUTH and its arguments included.
+
+def _run(check: Check[T], subject: T, quote: Callable[[object], str]) -> Iterator[Finding]:
+    try:
+        findings = check.run(subject)
+        yield from (findings,) if isinstance(findings, Finding) else findings
+    except Exception as error:
+        yield failure(
+            f"the check failed by {type(error).__name__}: {quote(error)}",
+            "This is a mistake of the check, not of the set-up: report it with this line.",
+        )
+
+
+def in_thread(function: Callable[[], T]) -> Future[T]:
+    """Calls the function in a thread that does not delay the end of the process."""
+    future: Future[T] = Future()
+
+    def call() -> None:
+        try:
+            future.set_result(function())
+        except BaseException as error:
+            future.set_exception(error)
+
+    threading.Thread(target=call, name="doctor", daemon=True).start()
+    return future
+
+
+def within(seconds: float, function: Callable[[], T]) -> T:
+    """Calls a function that has no timeout of its own.
+
+    Raises:
+        TimeoutError: the function has not returned in time. Its thread continues.
     """
-    words = str(text)
-    password = remote.password if remote is not None else None
-    if password:
-        for form in {password, repr(password)[1:-1], quote(password), quote(password, safe="")}:
-            words = words.replace(form, REDACTED)
-    words = redact_urls(words)
-    return " ".join("".join(c if c.isprintable() else " " for c in words).split())
+    future = in_thread(function)
+    if not wait([future], seconds).done:
+        raise TimeoutError(f"no answer within {seconds:g} s")
+    return future.result()
+
+
+def reason_of(error: BaseException) -> str:
+    """Returns the operating system's words for the error, or else the error's own."""
+    return getattr(error, "strerror", None) or str(error)
 
 
 def size(count: float) -> str:
-    """A number of bytes for people."""
-    if count < 1024:
-        return f"{count:.0f} B"
-    units = iter(("KiB", "MiB", "GiB", "TiB"))
-    unit = next(units)
-    while count >= 1024 * 1024 and unit != "TiB":
-        count, unit = count / 1024, next(units)
-    return f"{count / 1024:.1f} {unit}"
+    """Returns a number of bytes in the largest unit that keeps the number at 1 or more."""
+    for unit in ("B", "KiB", "MiB", "GiB"):
+        if count < 1024:
+            return f"{count:.0f} B" if unit == "B" else f"{count:.1f} {unit}"
+        count /= 1024
+    return f"{count:.1f} TiB"
+
+
+def one_line(text: str) -> str:
+    """Replaces line breaks and control characters, which move a terminal's cursor, by spaces."""
+    return " ".join("".join(c if c.isprintable() else " " for c in text).split())

@@ -10,156 +10,115 @@ import redis
 from redis.exceptions import NoPermissionError
 
 from kserve_lmcache.config.stores import Address
-from kserve_lmcache.doctor.check import Finding, failure, ok, skipped, warning
-from kserve_lmcache.doctor.network import show
-from kserve_lmcache.doctor.redis_session import Session
+from kserve_lmcache.doctor.check import Finding, failure, ok, reason_of, warning
+from kserve_lmcache.doctor.connection import CheckedStore, show
+from kserve_lmcache.doctor.redis_server import NEEDS_INFO
 from kserve_lmcache.tiers.redis import client as redis_client
-
-NAME = "remote topology"
-SENTINEL = "remote sentinel"
 
 _SLOTS = 16384
 
 
-def sentinel(session: Session) -> Finding:
-    """Ask the sentinels where the primary is, and whether it can be reached from here."""
-    service, source = session.location.service, session.remote.source
-    problems = []
-    patience = session.patience / len(session.road.reached)
-    for address in session.road.reached:
-        client = redis_client.sentinel_client(address, patience)
+def sentinel(store: CheckedStore) -> Finding:
+    """Asks the sentinels where the primary is, and connects to it."""
+    service, problems = store.location.service, []
+    for address in store.reached:
         try:
-            primaries = _primaries(client)
+            with redis_client.sentinel_client(
+                address, store.timeout / len(store.reached)
+            ) as client:
+                primaries = _primaries(client)
         except redis.AuthenticationError:
             problems.append(f"{show(address)} asks for a password of its own")
         except redis.ResponseError as error:
-            problems.append(f"{show(address)} is no sentinel ({session.said(error)})")
+            problems.append(f"{show(address)} is no sentinel ({store.quote(error)})")
         except (redis.RedisError, OSError) as error:
-            problems.append(f"{show(address)}: {session.said(error)}")
+            problems.append(f"{show(address)}: {store.quote(error)}")
         else:
             if service in primaries:
-                session.primary = primaries[service]
-                return _reach(session, session.primary)
+                return _reach(store, primaries[service])
             names = ", ".join(sorted(primaries)) or "none"
             problems.append(f"{show(address)} knows no service {service!r}, but {names}")
-        finally:
-            client.close()
-    return failure(
-        SENTINEL,
-        "; ".join(problems),
-        f"Correct the sentinels or the service in remote_url ({source}).",
-    )
+    fix = f"Correct the sentinels or the service in {store.setting}."
+    return failure("; ".join(problems), fix)
 
 
-def _reach(session: Session, primary: Address) -> Finding:
-    evidence = f"the primary of {session.location.service} is {show(primary)}"
+def _reach(store: CheckedStore, primary: Address) -> Finding:
+    store.primary = primary
+    evidence = f"the primary of {store.location.service} is {show(primary)}"
     try:
-        socket.create_connection(primary, session.patience).close()
+        socket.create_connection(primary, store.timeout).close()
     except OSError as error:
         return failure(
-            SENTINEL,
-            f"{evidence}, which cannot be reached: {error.strerror or 'no answer'}",
+            f"{evidence}, which cannot be reached: {reason_of(error) or 'no answer'}",
             "Start it, or let it announce an address that is reachable from here "
             "(replica-announce-ip).",
         )
-    return ok(SENTINEL, evidence)
+    return ok(evidence)
 
 
-def topology(session: Session) -> Finding:
-    """Compare INFO with the scheme."""
-    if not session.information:
-        return skipped(NAME, "needs INFO, which is refused")
-    information = session.information[session.place]
+def topology(store: CheckedStore) -> Finding:
+    """Compares INFO with the scheme."""
+    if not store.information:
+        return NEEDS_INFO
+    information, place = store.information[store.place], store.place
     mode = information.get("redis_mode") or information.get("server_mode") or "standalone"
     if mode == "sentinel":
-        return _is_sentinel(session)
-    if session.remote.scheme == "redis-cluster":
-        return _cluster(session, str(mode))
+        try:
+            primaries = _primaries(store.client)
+        except redis.RedisError:
+            primaries = {}
+        known = ", ".join(f"{name} is at {show(primary)}" for name, primary in primaries.items())
+        fix = f"Use the address of a primary in {store.setting}{f': {known}' if known else ''}."
+        return failure(f"{place} is a sentinel, which stores nothing", fix)
+    if store.remote.scheme == "redis-cluster":
+        if mode == "cluster":
+            return _cluster(store)
+        fix = f"Write redis://{place} in {store.setting}."
+        return failure(f"{place} is one node, not part of a cluster", fix)
     if mode == "cluster":
-        return _is_cluster(session)
-    return _node(session, information)
+        fix = f"Write redis-cluster://{place} in {store.setting}."
+        if store.remote.uses_tls or store.address is None:
+            fix = f"Use a server that is not part of a cluster in {store.setting}."
+        return failure(f"{place} is part of a cluster: it refuses the keys of other nodes", fix)
+    return _node(store, information)
 
 
-def _node(session: Session, information: Mapping[str, Any]) -> Finding:
-    source = session.remote.source
+def _node(store: CheckedStore, information: Mapping[str, Any]) -> Finding:
     if information.get("role") == "slave":
         primary = f"{information.get('master_host')}:{information.get('master_port')}"
+        fix = f"Use the address of the primary, {primary}, in {store.setting}."
         if information.get("slave_read_only"):
-            return failure(
-                NAME,
-                f"a read-only replica of {primary}: nothing can be stored",
-                f"Use the address of the primary, {primary}, in remote_url ({source}).",
-            )
-        return warning(
-            NAME,
-            f"a replica of {primary}, which overwrites what is stored here",
-            f"Use the address of the primary in remote_url ({source}).",
-        )
+            return failure(f"a read-only replica of {primary}: nothing can be stored", fix)
+        return warning(f"a replica of {primary}, which overwrites what is stored here", fix)
     replicas = int(information.get("connected_slaves") or 0)
-    return ok(NAME, f"one node{f' with {replicas} replica(s)' if replicas else ''}")
+    return ok(f"one node{f' with {replicas} replica(s)' if replicas else ''}")
 
 
-def _is_sentinel(session: Session) -> Finding:
+def _cluster(store: CheckedStore) -> Finding:
     try:
-        primaries = _primaries(session.client)
-    except redis.RedisError:
-        primaries = {}
-    known = ", ".join(f"{name} is at {show(address)}" for name, address in primaries.items())
-    return failure(
-        NAME,
-        f"{session.place} is a sentinel, which stores nothing",
-        f"Use the address of a primary in remote_url ({session.remote.source})"
-        f"{f': {known}' if known else ''}.",
-    )
-
-
-def _primaries(client: redis.Redis) -> dict[str, Address]:
-    """Every service that a sentinel watches, and where its primary is."""
-    states: Any = client.sentinel_masters()
-    return {str(name): (str(state["ip"]), int(state["port"])) for name, state in states.items()}
-
-
-def _is_cluster(session: Session) -> Finding:
-    source = session.remote.source
-    if session.remote.uses_tls or session.address is None:
-        fix = f"Use a server that is not part of a cluster in remote_url ({source})."
-    else:
-        fix = f"Write redis-cluster://{session.place} in remote_url ({source})."
-    return failure(
-        NAME,
-        f"{session.place} is part of a cluster: it refuses the keys of other nodes",
-        fix,
-    )
-
-
-def _cluster(session: Session, mode: str) -> Finding:
-    source = session.remote.source
-    if mode != "cluster":
-        return failure(
-            NAME,
-            f"{session.place} is one node, not part of a cluster",
-            f"Write redis://{session.place} in remote_url ({source}).",
-        )
-    try:
-        state = session.client.cluster("INFO")
+        state = store.client.cluster("INFO")
     except NoPermissionError:
         state = {}
-    slots = int(state.get("cluster_slots_assigned", _SLOTS))
     if state.get("cluster_state", "ok") != "ok":
+        slots = state.get("cluster_slots_assigned", "some")
         return failure(
-            NAME,
             f"the cluster is down: {slots} of {_SLOTS} slots have a node",
             "Look at CLUSTER INFO and CLUSTER NODES on the server; give every slot a node.",
         )
     try:
-        with redis_client.cluster_client(session.remote, session.patience) as client:
+        with redis_client.cluster_client(store.remote, store.timeout) as client:
             nodes: Any = client.get_primaries()
-            session.information = {node.name: client.info(target_nodes=node) for node in nodes}
+            store.information = {node.name: client.info(target_nodes=node) for node in nodes}
     except redis.RedisError as error:
         return failure(
-            NAME,
-            f"not every primary can be reached from here: {session.said(error)}",
+            f"not every primary can be reached from here: {store.quote(error)}",
             "Let the nodes announce addresses that are reachable from here "
             "(cluster-announce-ip, cluster-announce-hostname).",
         )
-    return ok(NAME, f"a cluster of {len(nodes)} primar{'ies' if len(nodes) > 1 else 'y'}")
+    return ok(f"a cluster of {len(nodes)} primar{'ies' if len(nodes) > 1 else 'y'}")
+
+
+def _primaries(client: redis.Redis) -> dict[str, Address]:
+    """Returns the primary of every service that a sentinel watches."""
+    states: Any = client.sentinel_masters()
+    return {str(name): (str(state["ip"]), int(state["port"])) for name, state in states.items()}

@@ -1,70 +1,57 @@
-"""The findings as a table for people and as JSON for programs."""
+"""The findings as a table for people, as JSON for programs, and as lines for a log."""
 
 from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import asdict, replace
 
-from kserve_lmcache.doctor.check import Finding, Status
+from kserve_lmcache.doctor.check import Finding, Status, one_line
 
-# Words, not symbols: a log may be read without colour and in any encoding.
+# Words, not symbols: a log may be read without colour and in any encoding. The numbers are those of
+# the colours in ANSI escape codes.
 _MARKS = {
-    Status.OK: "ok",
-    Status.WARNING: "warn",
-    Status.FAILURE: "FAIL",
-    Status.SKIPPED: "skip",
+    Status.OK: ("ok", 32),
+    Status.WARNING: ("warn", 33),
+    Status.FAILURE: ("FAIL", 31),
+    Status.SKIPPED: ("skip", 90),
 }
-_COLOURS = {
-    Status.OK: "\x1b[32m",
-    Status.WARNING: "\x1b[33m",
-    Status.FAILURE: "\x1b[31m",
-    Status.SKIPPED: "\x1b[90m",
-}
-_PLAIN = "\x1b[0m"
-_MARK_WIDTH = max(map(len, _MARKS.values()))
-# Longer evidence pushes its own time aside, not that of all the others.
-_WIDEST_EVIDENCE = 80
+_MARK_WIDTH = 4
+# Longer evidence moves its own duration to the right, not that of other lines.
+_MAX_EVIDENCE_WIDTH = 80
 
 
 def table(findings: Sequence[Finding], colour: bool) -> str:
-    """One line a finding (mark, name, evidence, time), and its fix on a line of its own."""
-    findings = [replace(each, evidence=_line(each.evidence)) for each in findings]
+    """Returns a line for each finding: mark, name, evidence, duration. A fix has its own line."""
+    findings = [replace(each, evidence=one_line(each.evidence)) for each in findings]
     names = max((len(finding.name) for finding in findings), default=0)
     evidence = max((len(finding.evidence) for finding in findings), default=0)
-    evidence = min(evidence, _WIDEST_EVIDENCE)
+    evidence = min(evidence, _MAX_EVIDENCE_WIDTH)
     lines = []
     for finding in findings:
-        mark = _MARKS[finding.status].ljust(_MARK_WIDTH)
+        word, number = _MARKS[finding.status]
+        mark = f"{word:<{_MARK_WIDTH}}"
         if colour:
-            mark = f"{_COLOURS[finding.status]}{mark}{_PLAIN}"
+            mark = f"\x1b[{number}m{mark}\x1b[0m"
         columns = f"{finding.name:<{names}}  {finding.evidence:<{evidence}}"
         lines.append(f"{mark}  {columns}  {finding.seconds:6.3f} s")
         if finding.fix:
-            lines.append(" " * (_MARK_WIDTH + names + 4) + _line(finding.fix))
+            lines.append(" " * (_MARK_WIDTH + names + 4) + one_line(finding.fix))
     return "\n".join(lines)
 
 
-def _line(text: str) -> str:
-    """A text of a server may hold what would move a terminal's cursor."""
-    return "".join(character if character.isprintable() else " " for character in text)
-
-
 def as_json(findings: Sequence[Finding]) -> str:
-    """``{"exit_code": …, "findings": [{"name", "status", "evidence", "fix", "seconds"}, …]}``."""
-    listed = [
-        {
-            "name": finding.name,
-            "status": finding.status.value,
-            "evidence": finding.evidence,
-            "fix": finding.fix,
-            "seconds": round(finding.seconds, 6),
-        }
-        for finding in findings
-    ]
+    """Returns ``exit_code`` and ``findings``, a list of the fields of :class:`Finding`."""
+    listed = [{**asdict(each), "seconds": round(each.seconds, 6)} for each in findings]
     return json.dumps({"exit_code": exit_code(findings), "findings": listed}, indent=2)
 
 
+def log_line(finding: Finding) -> str:
+    """Returns a finding on one line."""
+    fix = f". {finding.fix}" if finding.fix else ""
+    return one_line(f"{finding.name}: {finding.status.value}, {finding.evidence}{fix}")
+
+
 def exit_code(findings: Sequence[Finding]) -> int:
-    """1 when anything failed, else 0: a warning does not keep the server from working."""
+    """Returns 1 when a check failed, else 0. A server with warnings works."""
     return int(any(finding.status is Status.FAILURE for finding in findings))

@@ -1,161 +1,96 @@
-"""The remote store: which checks its URL's scheme asks for."""
+"""The remote store: the table of its checks by the scheme of its URL."""
 
 from __future__ import annotations
 
-import importlib.util
-import shutil
-from collections.abc import Iterator
-from pathlib import Path
-from urllib.parse import parse_qs, unquote, urlsplit
+from collections.abc import Collection, Iterator
+from contextlib import closing
+from dataclasses import replace
+from urllib.parse import urlsplit
 
-from kserve_lmcache.config.resources import why_unwritable
-from kserve_lmcache.config.stores import parse_addresses
-from kserve_lmcache.doctor import lm_server, network, redis_store
-from kserve_lmcache.doctor.check import (
-    Check,
-    Finding,
-    Subject,
-    failure,
-    foreign,
-    ok,
-    size,
-    skipped,
-    warning,
+from kserve_lmcache.config.stores import (
+    REDIS_SCHEMES,
+    TLS_SCHEMES,
+    RedisLocation,
+    Remote,
+    parse_addresses,
 )
-from kserve_lmcache.doctor.stage import Stage, in_order
-from kserve_lmcache.tiers.lmcache import rdma
+from kserve_lmcache.doctor import (
+    connection,
+    other_stores,
+    redis_server,
+    redis_topology,
+    replicas,
+    tls,
+)
+from kserve_lmcache.doctor.check import Check, Finding, failure, in_order, skipped
+from kserve_lmcache.doctor.connection import CheckedStore
+from kserve_lmcache.doctor.context import Context
 
-NAME = "remote store"
-PACKAGE = "remote package"
-DEVICE = "remote device"
-DIRECTORY = "remote directory"
-
-# By scheme: the module that LMCache's connector imports, and what installs it.
-_PACKAGES = {
-    "mooncakestore": ("mooncake", "mooncake-transfer-engine"),
-    "infinistore": ("infinistore", "infinistore"),
-    "s3": ("awscrt", "awscrt"),
-    "azure": ("azure.storage.blob", "azure-storage-blob aiohttp azure-identity"),
-    "bigtable": ("google.cloud.bigtable", "google-cloud-bigtable"),
-    "hf3fs": ("hf3fs_fuse", "hf3fs_fuse, from the source of 3FS"),
-    "eic": ("eic", "eic, from its vendor"),
-    "sagemaker-hyperpod": ("aiohttp", "aiohttp"),
-    "fs": ("aiofiles", "aiofiles"),
-}
+# Stores other than Redis whose URL is a host and a port.
 _WITH_A_SERVER = ("lm", "resp", "mooncakestore", "infinistore")
-# What this runtime was tried with, by moving data.
-_TRIED = ("lm", "fs", "resp", "s3", "mooncakestore")
+_NETWORK = (*(scheme for scheme in REDIS_SCHEMES if scheme != "unix"), *_WITH_A_SERVER)
+# This runtime has stored and loaded values there.
+_TRIED = ("resp", "s3", "mooncakestore")
+
+_CONNECTED = ("remote connection",)
+_OPEN = ("remote connection", "remote TLS", "remote sentinel")
+_USABLE = ("remote login", "remote topology")
+# In the order of the report: the schemes of each check, and the check.
+CHECKS: tuple[tuple[Collection[str], Check[CheckedStore]], ...] = (
+    (other_stores.PACKAGES, Check("remote package", other_stores.package)),
+    (("infinistore",), Check("remote device", other_stores.device)),
+    (("fs",), Check("remote directory", other_stores.directories)),
+    (("unix",), Check("remote connection", connection.connect_unix_socket)),
+    (_NETWORK, Check("remote name", connection.resolve)),
+    (_NETWORK, Check("remote connection", connection.connect, ("remote name",))),
+    (("lm",), Check("remote server", other_stores.lookup, _CONNECTED)),
+    (TLS_SCHEMES, Check("remote TLS", tls.encryption, _CONNECTED)),
+    (("redis-sentinel",), Check("remote sentinel", redis_topology.sentinel, _CONNECTED)),
+    (REDIS_SCHEMES, Check("remote login", redis_server.login, _OPEN)),
+    (REDIS_SCHEMES, Check("remote server", redis_server.server, ("remote login",))),
+    (REDIS_SCHEMES, Check("remote topology", redis_topology.topology, ("remote server",))),
+    (REDIS_SCHEMES, Check("remote clock", redis_server.clock, ("remote server",))),
+    (REDIS_SCHEMES, Check("remote memory", redis_server.memory, ("remote server",))),
+    (REDIS_SCHEMES, Check("remote persistence", redis_server.persistence, ("remote server",))),
+    (
+        REDIS_SCHEMES,
+        Check("remote round trip", redis_server.round_trip, (*_USABLE, "remote memory")),
+    ),
+    (REDIS_SCHEMES, Check("replicas", replicas.replicas, _USABLE)),
+)
 
 
-def store(subject: Subject) -> Iterator[Finding]:
-    """Whether the remote store can be reached and does what it has to."""
-    remote = subject.remote
+def store(context: Context) -> Iterator[Finding]:
+    """Runs the checks of the store's scheme."""
+    remote = context.remote
     if remote is None:
-        yield skipped(NAME, "none is asked for: nothing is shared between replicas")
+        yield skipped("no remote store is configured: replicas share nothing")
         return
+    location = _location(remote, context)
+    if isinstance(location, Finding):
+        yield replace(location, name="remote address")
+        return
+    scheme = remote.scheme
+    with closing(CheckedStore(context, remote, location)) as checked:
+        checks = (check for schemes, check in CHECKS if scheme in schemes)
+        yield from in_order(checks, checked, context.quote)
+    if scheme not in (*REDIS_SCHEMES, "lm", "fs"):
+        untried = "" if scheme in _TRIED else "; no data was ever moved to one by this runtime"
+        yield skipped(f"{scheme}:// was not looked at any further{untried}")
+
+
+def _location(remote: Remote, context: Context) -> RedisLocation | Finding:
+    """Returns the servers of the URL, or why the URL cannot be read."""
+    problem, fix = "remote_url is no URL:", "Correct"
     try:
         scheme = remote.scheme
-        netloc, path = urlsplit(remote.url).netloc, unquote(urlsplit(remote.url).path)
+        problem = "remote_url"
+        if remote.speaks_redis:
+            return remote.redis_location()
+        if scheme not in _WITH_A_SERVER:
+            return RedisLocation()
+        fix = f"Write {scheme}://HOST:PORT in"
+        return RedisLocation(parse_addresses(urlsplit(remote.url).netloc))
     except ValueError as error:
-        yield failure(
-            redis_store.ADDRESS,
-            f"remote_url is no URL: {foreign(error, remote)}",
-            f"Correct remote_url ({remote.source}).",
-        )
-        return
-    if remote.speaks_redis:
-        yield from redis_store.examine(remote, subject)
-        return
-    stages = []
-    if scheme in _PACKAGES:
-        stages.append(Stage(PACKAGE, lambda: package(*_PACKAGES[scheme])))
-    if scheme == "infinistore":
-        wanted = parse_qs(urlsplit(remote.url).query).get("device", ["mlx5_0"])[0]
-        stages.append(Stage(DEVICE, lambda: device(wanted, subject.root)))
-    if scheme == "fs":
-        stages.append(Stage(DIRECTORY, lambda: directories(netloc, path)))
-    if scheme in _WITH_A_SERVER:
-        try:
-            addresses = parse_addresses(netloc)
-        except ValueError as error:
-            yield failure(
-                redis_store.ADDRESS,
-                f"remote_url {error}",
-                f"Write {scheme}://HOST:PORT in remote_url ({remote.source}).",
-            )
-            return
-        road = network.Road(remote, addresses, subject.patience)
-        stages += road.stages()
-        if scheme == "lm":
-            stages.append(
-                Stage(
-                    lm_server.NAME,
-                    lambda: lm_server.lookup(remote, road.reached[0], subject.patience),
-                    (network.CONNECTION,),
-                )
-            )
-    yield from in_order(stages, subject)
-    if scheme not in ("lm", "fs"):
-        untried = "" if scheme in _TRIED else "; no data was ever moved to one by this runtime"
-        yield skipped(NAME, f"{scheme}:// was not looked at any further{untried}")
-
-
-def package(module: str, distribution: str) -> Finding:
-    """Without it nothing is shared; with ``remote_connector=lmcache``, nothing is kept at all."""
-    try:
-        found = importlib.util.find_spec(module)
-    except ModuleNotFoundError:
-        found = None
-    if found is None:
-        return failure(
-            PACKAGE, f"the Python package {module} is not installed", f"Install {distribution}."
-        )
-    return ok(PACKAGE, f"{module} is installed")
-
-
-def device(name: str, root: Path) -> Finding:
-    """What InfiniStore's client moves data by; it has no other way."""
-    found = rdma.devices(root)
-    if name in found:
-        return ok(DEVICE, f"{name} is there")
-    if found:
-        return failure(
-            DEVICE,
-            f"there is no RDMA device {name}, but {', '.join(found)}",
-            f"Name one of them in remote_url: …?device={found[0]}.",
-        )
-    return failure(
-        DEVICE,
-        f"there is no RDMA device (/{rdma.DIRECTORY}), without which InfiniStore moves nothing",
-        "Run on a node that has one and ask for it in the pod's resources, or use another store.",
-    )
-
-
-def directories(netloc: str, paths: str) -> Finding:
-    """Where ``fs://`` keeps a file for every chunk: one directory, or several between commas."""
-    if not netloc or not paths:
-        return failure(
-            DIRECTORY,
-            "remote_url names no directory as LMCache reads it, after a host and a port",
-            f"Write fs://localhost:0{paths or '/DIRECTORY'}.",
-        )
-    seen = []
-    for text in paths.split(","):
-        path = Path(text.strip())
-        if not path.is_dir():
-            what = "is no directory" if path.exists() else "does not exist"
-            return failure(DIRECTORY, f"{path} {what}", "Mount the volume there, or create it.")
-        if reason := why_unwritable(path):
-            return failure(
-                DIRECTORY,
-                f"{path} cannot be written: {reason}",
-                "Let this user write there (fsGroup), and mount it without readOnly.",
-            )
-        seen.append((path, shutil.disk_usage(path).free))
-    evidence = ", ".join(f"{path}, {size(free)} free" for path, free in seen)
-    if min(free for _, free in seen) < 2**30:
-        return warning(DIRECTORY, evidence, "Make room there: LMCache deletes nothing.")
-    return ok(DIRECTORY, evidence)
-
-
-CHECK = Check(NAME, store)
+        evidence = f"{problem} {context.quote(error)}"
+        return failure(evidence, f"{fix} remote_url ({remote.source}).")

@@ -1,4 +1,4 @@
-"""The encrypted connection: what the server shows, and what it demands."""
+"""The encrypted connection: the server's certificate, and whether the server demands ours."""
 
 from __future__ import annotations
 
@@ -7,16 +7,13 @@ import ssl
 import time
 from typing import Any
 
-from kserve_lmcache.config.stores import Address, Remote
-from kserve_lmcache.doctor.check import Finding, failure, foreign, ok, warning
-from kserve_lmcache.doctor.network import show
+from kserve_lmcache.config.stores import Address
+from kserve_lmcache.doctor.check import Finding, failure, ok, reason_of, warning
+from kserve_lmcache.doctor.connection import CheckedStore, show
 from kserve_lmcache.tiers.redis.client import tls_context
 
-NAME = "remote TLS"
-
-_LEAST_DAYS = 14
+_MIN_DAYS = 14
 _UNENCRYPTED = {"rediss": "redis", "valkeys": "valkey"}
-_DAY_SECONDS = 86400
 
 # OpenSSL's X509_V_ERR_*, https://docs.openssl.org/master/man3/X509_STORE_CTX_get_error/
 _NOT_YET_VALID = 9
@@ -26,179 +23,144 @@ _WRONG_NAME = (62, 64)
 # X509_V_FLAG_NO_CHECK_TIME, which Python's ssl has no name for.
 _ANY_TIME = ssl.VerifyFlags(0x200000)
 
-
-class _BrokenOffLater(OSError):
-    """The server ended the connection after the handshake, with or without a reason."""
+Certificate = dict[str, Any]
 
 
-def encryption(remote: Remote, address: Address, patience: float) -> Finding:
-    """Shake hands as redis-py would, and say what stands in the way."""
+class _RefusedLaterError(OSError):
+    """The server ended the connection after the handshake."""
+
+
+def encryption(store: CheckedStore) -> Finding:
+    """Shakes hands as redis-py does."""
+    remote, address = store.remote, store.reached[0]
     try:
         context = tls_context(remote)
     except OSError as error:
-        files = [file for file in (remote.ca_file, remote.cert_file, remote.key_file) if file]
+        files = " or ".join(filter(None, (remote.ca_file, remote.cert_file, remote.key_file)))
         return failure(
-            NAME,
-            f"{' or '.join(files)} cannot be used: {foreign(error.strerror or error, remote)}",
+            f"{files} cannot be used: {store.quote(reason_of(error))}",
             "Give PEM files: the authorities in remote_ca_file, our own certificate and its key "
             "in remote_cert_file and remote_key_file.",
         )
     try:
-        certificate, version = _shake_hands(context, address, patience)
+        certificate, version = _shake_hands(context, address, store.timeout)
     except ssl.SSLCertVerificationError as error:
-        return _refused(error, context, remote, address, patience)
+        return _certificate_refused(store, context, error)
     except OSError as error:
-        # Redis without TLS takes the handshake for the start of a command, and waits for its end.
-        if _speaks_plainly(address, patience):
-            return failure(
-                NAME,
-                f"{show(address)} does not speak TLS",
-                f"Write {_UNENCRYPTED[remote.scheme]}:// in remote_url ({remote.source}), or give "
-                "the server a tls-port.",
-            )
-        return _broken(error, remote, address, patience)
-    names = ", ".join(_names(certificate)) or "no name"
-    days = _days_left(certificate)
-    evidence = f"{version}, certificate for {names} by {_issuer(certificate)}, {days} days left"
-    if days < _LEAST_DAYS:
-        return warning(
-            NAME, evidence, "Renew the server's certificate: once it expires nothing is shared."
-        )
-    return ok(NAME, evidence)
+        return _handshake_failed(store, error)
+    days = int(ssl.cert_time_to_seconds(certificate["notAfter"]) - time.time()) // (24 * 3600)
+    issuer = dict(part for group in certificate.get("issuer", ()) for part in group)
+    authority = issuer.get("commonName") or issuer.get("organizationName") or "an unnamed authority"
+    evidence = f"{version}, certificate for {_names(certificate)} by {authority}, {days} days left"
+    if days < _MIN_DAYS:
+        return warning(evidence, "Renew the server's certificate. Without one, nothing is shared.")
+    return ok(evidence)
 
 
-def speaks_tls(address: Address, patience: float) -> bool:
-    """Whether the server shakes hands at all, whoever it is."""
+def speaks_tls(address: Address, timeout: float) -> bool:
+    """Whether the server shakes hands, with any certificate."""
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
-    context.check_hostname = False
-    context.verify_mode = ssl.CERT_NONE
+    context.check_hostname, context.verify_mode = False, ssl.CERT_NONE
     try:
-        with (
-            socket.create_connection(address, patience) as plain,
-            context.wrap_socket(plain, server_hostname=address[0]),
-        ):
-            return True
-    except OSError:
-        return False
+        _shake_hands(context, address, timeout)
+    except OSError as error:
+        return isinstance(error, _RefusedLaterError)
+    return True
 
 
 def _shake_hands(
-    context: ssl.SSLContext, address: Address, patience: float
-) -> tuple[dict[str, Any], str]:
+    context: ssl.SSLContext, address: Address, timeout: float
+) -> tuple[Certificate, str]:
+    """Returns the server's certificate and the version of TLS."""
     with (
-        socket.create_connection(address, patience) as plain,
+        socket.create_connection(address, timeout) as plain,
         context.wrap_socket(plain, server_hostname=address[0]) as channel,
     ):
-        certificate, version = channel.getpeercert() or {}, channel.version() or "TLS"
+        result = channel.getpeercert() or {}, channel.version() or "TLS"
         # In TLS 1.3 a server refuses our certificate, or the lack of one, after the handshake.
         try:
             channel.sendall(b"PING\r\n")
             channel.recv(1)
         except TimeoutError:
-            pass  # whether it answers is for the next stage
+            pass  # for the check of the login
         except OSError as error:
-            raise _BrokenOffLater from error
-        return certificate, version
+            raise _RefusedLaterError from error
+        return result
 
 
-def _refused(
-    error: ssl.SSLCertVerificationError,
-    context: ssl.SSLContext,
-    remote: Remote,
-    address: Address,
-    patience: float,
+def _certificate_refused(
+    store: CheckedStore, context: ssl.SSLContext, error: ssl.SSLCertVerificationError
 ) -> Finding:
-    """We refuse the server's certificate."""
-    renew = "Renew the server's certificate."
-    if error.verify_code in _UNTRUSTED:
-        trusted = remote.ca_file or "the system's authorities (no remote_ca_file is set)"
+    """Our side refuses the server's certificate."""
+    code, address = error.verify_code, store.reached[0]
+    if code in _UNTRUSTED:
+        trusted = store.remote.ca_file or "the system's authorities (no remote_ca_file is set)"
         return failure(
-            NAME,
             f"the certificate is signed by none of {trusted}: {error.verify_message}",
             "Set remote_ca_file to the PEM file of the authority that signed it.",
         )
-    certificate = _look_again(context, address, patience)
-    if error.verify_code in _WRONG_NAME:
-        names = ", ".join(_names(certificate)) or "no name"
-        return failure(
-            NAME,
-            f"the certificate is for {names}, not for {address[0]}",
-            "Use one of its names in remote_url, or issue a certificate for this one.",
-        )
-    if error.verify_code == _EXPIRED:
-        return failure(NAME, f"the certificate expired {certificate.get('notAfter', '')}", renew)
-    if error.verify_code == _NOT_YET_VALID:
-        return failure(
-            NAME,
-            f"the certificate is valid only from {certificate.get('notBefore', '')}",
-            "Set the clock of this machine, or of the one that issues certificates.",
-        )
-    return failure(NAME, f"the certificate is refused: {error.verify_message}", renew)
-
-
-def _look_again(context: ssl.SSLContext, address: Address, patience: float) -> dict[str, Any]:
-    """The certificate of a trusted authority whose name or time is wrong, to quote from it."""
+    # Read a certificate with a wrong name or time, to quote from it.
     context.check_hostname = False
     context.verify_flags |= _ANY_TIME
     try:
-        certificate, _ = _shake_hands(context, address, patience)
+        certificate, _ = _shake_hands(context, address, store.timeout)
     except OSError:
-        return {}
-    return certificate
+        certificate = {}
+    if code in _WRONG_NAME:
+        return failure(
+            f"the certificate is for {_names(certificate)}, not for {address[0]}",
+            "Use one of its names in remote_url, or issue a certificate for this one.",
+        )
+    if code == _NOT_YET_VALID:
+        return failure(
+            f"the certificate is valid only from {certificate.get('notBefore', '')}",
+            "Set the clock of this machine, or of the one that issues certificates.",
+        )
+    problem = f"is refused: {error.verify_message}"
+    if code == _EXPIRED:
+        problem = f"expired {certificate.get('notAfter', '')}"
+    return failure(f"the certificate {problem}", "Renew the server's certificate.")
 
 
-def _speaks_plainly(address: Address, patience: float) -> bool:
-    """Whether the server answers as Redis does, password or not, without TLS."""
+def _handshake_failed(store: CheckedStore, error: OSError) -> Finding:
+    """The server refuses our certificate, does not speak TLS, or hangs."""
+    address, remote = store.reached[0], store.remote
+    place, own = show(address), remote.cert_file or "none was given"
+    # Redis without TLS takes the handshake for the start of a command, and waits for its end.
+    if _speaks_plainly(address, store.timeout):
+        return failure(
+            f"{place} does not speak TLS",
+            f"Write {_UNENCRYPTED[remote.scheme]}:// in {store.setting}, or give the server a "
+            "tls-port.",
+        )
+    if isinstance(error, TimeoutError):
+        return store.no_answer(place, "does not shake hands")
+    fix = "Set remote_cert_file and remote_key_file to a certificate that the server trusts"
+    reason = getattr(error.__cause__ or error, "reason", None) or ""
+    if "CERTIFICATE" in reason or "UNKNOWN_CA" in reason:
+        return failure(f"{place} demands a certificate of ours that it trusts ({own})", f"{fix}.")
+    if isinstance(error, _RefusedLaterError):
+        return failure(
+            f"{place} breaks off after the handshake, as a server does that demands a certificate "
+            f"of ours ({own})",
+            f"{fix}; its log may name another reason.",
+        )
+    return failure(
+        f"{place} breaks off the handshake: {store.quote(reason_of(error))}",
+        "Let the server allow TLS 1.2 or 1.3, and see whether it has TLS on this port at all.",
+    )
+
+
+def _speaks_plainly(address: Address, timeout: float) -> bool:
+    """Whether the server answers as Redis does, without TLS."""
     try:
-        with socket.create_connection(address, patience) as client:
-            client.settimeout(patience / 3)
+        with socket.create_connection(address, timeout) as client:
+            client.settimeout(timeout / 3)
             client.sendall(b"PING\r\n")
             return client.recv(1) in (b"+", b"-")
     except OSError:
         return False
 
 
-def _broken(error: OSError, remote: Remote, address: Address, patience: float) -> Finding:
-    """The handshake came to no end."""
-    if isinstance(error, TimeoutError):
-        return failure(
-            NAME,
-            f"{show(address)} does not shake hands within {patience:g} s",
-            f"Look why the server hangs, or whether another service listens there "
-            f"({remote.source}).",
-        )
-    reason = getattr(error.__cause__ or error, "reason", None) or ""
-    shown = remote.cert_file or "none was given"
-    if "CERTIFICATE" in reason or "UNKNOWN_CA" in reason:
-        return failure(
-            NAME,
-            f"{show(address)} demands a certificate of ours that it trusts ({shown})",
-            "Set remote_cert_file and remote_key_file to a certificate that the server trusts.",
-        )
-    if isinstance(error, _BrokenOffLater):
-        return failure(
-            NAME,
-            f"{show(address)} breaks off after the handshake, as a server does that demands a "
-            f"certificate of ours ({shown})",
-            "Set remote_cert_file and remote_key_file to a certificate that the server trusts; "
-            "its log may name another reason.",
-        )
-    return failure(
-        NAME,
-        f"{show(address)} breaks off the handshake: {foreign(error.strerror or error, remote)}",
-        "Let the server allow TLS 1.2 or 1.3, and see whether it has TLS on this port at all.",
-    )
-
-
-def _names(certificate: dict[str, Any]) -> list[str]:
-    return [str(name) for _, name in certificate.get("subjectAltName", ())]
-
-
-def _issuer(certificate: dict[str, Any]) -> str:
-    parts = dict(part for group in certificate.get("issuer", ()) for part in group)
-    return str(parts.get("commonName") or parts.get("organizationName") or "an unnamed authority")
-
-
-def _days_left(certificate: dict[str, Any]) -> int:
-    end = ssl.cert_time_to_seconds(certificate["notAfter"])
-    return int((end - time.time()) // _DAY_SECONDS)
+def _names(certificate: Certificate) -> str:
+    return ", ".join(name for _, name in certificate.get("subjectAltName", ())) or "no name"

@@ -1,7 +1,7 @@
 """The announcement of a server in the Redis store that it shares with other servers of its model.
 
-Every server writes one field into a hash of the store: its namespace and what the namespace is made
-of. ``doctor`` compares the fields and says why two servers share nothing.
+Each server writes one field of a hash: its namespace, and the inputs of the namespace. The check
+``replicas`` of ``doctor`` compares the fields, and says why two servers share nothing.
 """
 
 from __future__ import annotations
@@ -13,9 +13,9 @@ import socket
 import threading
 import time
 from argparse import Namespace
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any
 
 import redis
 
@@ -35,10 +35,10 @@ Client = redis.Redis | redis.RedisCluster
 KEY_PREFIX = f"{redis_client.KEY_PREFIX}replicas:"
 # A full store may evict the hash before its expiry time, so the server writes its field again.
 RENEWAL_SECONDS = 600.0
-_EXPIRY_SECONDS = 48 * 3600  # for a hash whose last server is gone
-_PATIENCE = 3.0  # seconds for each answer of the store
+_EXPIRY_SECONDS = 48 * 3600  # of a hash whose last server has ended
+_TIMEOUT = 3.0  # seconds for each answer of the store
 
-# What two servers must have alike to share: what people call it, and what sets it.
+# The inputs of a namespace: the name for people, and the setting that decides the value.
 INPUTS: Mapping[str, tuple[str, str]] = {
     "hash_seed": ("hash seed", "PYTHONHASHSEED"),
     "hash_algorithm": ("hash algorithm", "pre_caching_hash_algorithm"),
@@ -58,25 +58,16 @@ INPUTS: Mapping[str, tuple[str, str]] = {
 }
 
 
-class Difference(NamedTuple):
-    """In what two servers differ: a name of :data:`INPUTS`, and the value of each."""
-
-    name: str
-    there: Scalar
-    here: Scalar
-
-
 @dataclass(frozen=True)
 class Replica:
-    """A server, or what is known of it before it starts.
+    """A server, or what is known of a server that has not started.
 
     Attributes:
-        inputs: what decides, with the model's content, whether it shares with another; all that
-            is known of it.
-        namespace: what comes of all inputs and the content; empty while one is not known.
+        inputs: the inputs of the namespace beside the model's content, as far as they are known.
+        namespace: empty while an input or the content is not known.
         content: digest of the model's files; empty while it is not known.
-        place: ``HOST:PORT``, by which the others call it; empty for none that starts.
-        seen: Unix time in seconds of the last word from it.
+        place: ``HOST:PORT``, the server's name for other servers; empty for no server.
+        seen: Unix time of the announcement, in seconds.
         version: of this package.
     """
 
@@ -87,8 +78,13 @@ class Replica:
     seen: float = 0.0
     version: str = __version__
 
+    @property
+    def key(self) -> str:
+        """The key of the hash that holds the servers of this content."""
+        return f"{KEY_PREFIX}{self.content[:16]}"
+
     def encode(self, now: float) -> str:
-        """What it tells the others: JSON, with ``now`` as the time."""
+        """Returns the announcement: JSON, with ``now`` as the time."""
         return json.dumps(
             {
                 "time": int(now),
@@ -98,22 +94,9 @@ class Replica:
             }
         )
 
-    def differences(self, other: Replica) -> tuple[Difference, ...]:
-        """Why it shares nothing with ``other``, as far as both are known; empty when it does."""
-        found = [
-            Difference(name, other.inputs[name], value)
-            for name, value in self.inputs.items()
-            if name in other.inputs and other.inputs[name] != value
-        ]
-        if not found and self.namespace and other.namespace != self.namespace:
-            found = [Difference("namespace", other.namespace, self.namespace)]
-        if found and other.version != self.version:
-            found.append(Difference("version", other.version, self.version))
-        return tuple(found)
-
 
 def decode(place: bytes, text: bytes) -> Replica | None:
-    """What the server at ``place`` told; ``None`` when no server of ours wrote it."""
+    """Returns the server of an announcement; ``None`` when the text is no announcement."""
     try:
         record = json.loads(text)
         inputs, seen = dict(record["inputs"]), float(record["time"])
@@ -128,28 +111,43 @@ def decode(place: bytes, text: bytes) -> Replica | None:
     )
 
 
-def key_of(own: Replica) -> str:
-    """The key of the hash that holds the servers of one model's content."""
-    return f"{KEY_PREFIX}{own.content[:16]}"
-
-
-def announce(client: Client, own: Replica) -> None:
-    """Write the server's field.
-
-    Raises:
-        redis.RedisError: the store does not take it.
-    """
-    client.hset(key_of(own), own.place, own.encode(time.time()))
-    client.expire(key_of(own), _EXPIRY_SECONDS)
-
-
 def replica_of(args: Namespace, offload: OffloadPlan) -> Replica | None:
-    """This server as the others see it; ``None`` when it shares nothing."""
+    """Returns this server as other servers see it; ``None`` when it shares nothing."""
     identity = offload.identity
     if identity is None or offload.configuration.get("model_fingerprint") == "private":
         return None
     place = f"{socket.gethostname()}:{args.http_port}"  # in a pod the pod's name
     return Replica(identity.inputs, identity.namespace, identity.content, place=place)
+
+
+def announce(client: Client, own: Replica) -> None:
+    """Writes the server's field, and starts the expiry time of the hash again.
+
+    Raises:
+        redis.RedisError: the store refuses.
+    """
+    client.hset(own.key, own.place, own.encode(time.time()))
+    client.expire(own.key, _EXPIRY_SECONDS)
+
+
+def announced(client: Client, own: Replica) -> list[Replica]:
+    """Returns all servers with the content of ``own``, which may be among them.
+
+    Raises:
+        redis.RedisError: the store refuses.
+    """
+    fields: Any = client.hgetall(own.key)
+    found = (decode(place, text) for place, text in fields.items())
+    return [each for each in found if each is not None]
+
+
+def withdraw(client: Client, servers: Sequence[Replica], own: Replica) -> None:
+    """Deletes the fields of servers with the content of ``own``.
+
+    Raises:
+        redis.RedisError: the store refuses.
+    """
+    client.hdel(own.key, *(each.place for each in servers))
 
 
 def keep_announced(
@@ -158,12 +156,12 @@ def keep_announced(
     offloads: Callable[[], bool],
     pause: float = RENEWAL_SECONDS,
 ) -> threading.Thread | None:
-    """Announce ``own`` every ``pause`` seconds, in a thread, while ``offloads`` returns true.
+    """Announces the server every ``pause`` seconds, in a thread, while ``offloads`` returns true.
 
-    The checks at the start announce the server for the first time, and report what fails.
+    The checks at the start of the server make the first announcement, and report its errors.
 
     Returns:
-        The thread; ``None`` when no other server could see the announcement.
+        The thread; ``None`` when no other server can see an announcement.
     """
     if remote is None or not remote.speaks_redis or own is None or not own.place:
         return None
@@ -174,7 +172,7 @@ def keep_announced(
             if not offloads():
                 return
             try:
-                with redis_client.connect(remote, _PATIENCE) as client:
+                with redis_client.connect(remote, _TIMEOUT) as client:
                     announce(client, own)
             except (redis.RedisError, OSError) as error:
                 reason = redact_urls(str(error))

@@ -3,13 +3,13 @@ from __future__ import annotations
 import json
 
 from kserve_lmcache.doctor.check import Finding, Status, failure, ok, skipped, warning
-from kserve_lmcache.doctor.report import as_json, exit_code, table
+from kserve_lmcache.doctor.report import as_json, exit_code, log_line, table
 
 FINDINGS = [
-    Finding("name", Status.OK, "cache is 10.0.0.1", seconds=0.0123),
-    Finding("memory", Status.WARNING, "no limit", "Set one.", 1.0),
-    Finding("round trip", Status.FAILURE, "full", "Empty it.", 12.5),
-    Finding("clock", Status.SKIPPED, "needs INFO"),
+    Finding(Status.OK, "cache is 10.0.0.1", name="name", seconds=0.0123),
+    Finding(Status.WARNING, "no limit", "Set one.", "memory", 1.0),
+    Finding(Status.FAILURE, "full", "Empty it.", "round trip", 12.5),
+    Finding(Status.SKIPPED, "needs INFO", name="clock"),
 ]
 
 
@@ -34,13 +34,15 @@ def test_colour_is_on_the_mark_alone() -> None:
 
 
 def test_long_evidence_does_not_widen_the_others() -> None:
-    first, second = table([ok("a", "x" * 200), ok("b", "y")], colour=False).splitlines()
+    first, second = table(
+        [Finding(Status.OK, "x" * 200, name="a"), Finding(Status.OK, "y", name="b")], colour=False
+    ).splitlines()
     assert first.index("0.000 s") > 200
     assert second.index("0.000 s") == len("ok    b  ") + 80 + 3
 
 
 def test_evidence_cannot_move_the_cursor() -> None:
-    shown = table([failure("a", "one\ntwo\x1b[2J", "three\rfour")], colour=False)
+    shown = table([failure("one\ntwo\x1b[2J", "three\rfour")], colour=False)
     assert "one two [2J" in shown
     assert shown.splitlines()[1].strip() == "three four"
 
@@ -69,5 +71,11 @@ def test_json_holds_everything() -> None:
 
 def test_only_a_failure_fails() -> None:
     assert exit_code([]) == 0
-    assert exit_code([ok("a", ""), warning("b", "", ""), skipped("c", "")]) == 0
-    assert exit_code([ok("a", ""), failure("b", "", "")]) == 1
+    assert exit_code([ok(""), warning("", ""), skipped("")]) == 0
+    assert exit_code([ok(""), failure("", "")]) == 1
+
+
+def test_a_line_of_a_log_has_the_fix_and_no_line_break() -> None:
+    assert log_line(FINDINGS[0]) == "name: ok, cache is 10.0.0.1"
+    broken = Finding(Status.FAILURE, "one\ntwo", "Empty it.", "disk")
+    assert log_line(broken) == "disk: failure, one two. Empty it."

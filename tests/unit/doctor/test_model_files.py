@@ -2,21 +2,37 @@ from __future__ import annotations
 
 import json
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
+from huggingface_hub import constants
 
 from kserve_lmcache.doctor import model_files
-from kserve_lmcache.doctor.check import Finding, Status, Subject
+from kserve_lmcache.doctor.check import Finding, Status
+from kserve_lmcache.doctor.context import Context
 
 HUB_ID = "Qwen/Qwen3-0.6B"
 
 
-def look_at(model: str | Path | None, revision: str | None = None, **environ: str) -> Finding:
-    subject = Subject(environ, model=str(model) if model else None, revision=revision)
-    (finding,) = model_files.model(subject)
-    return finding
+def look_at(model: str | Path | None, revision: str | None = None) -> Finding:
+    return model_files.model(Context(model=str(model) if model else None, revision=revision))
+
+
+Hub = Callable[..., Path]
+
+
+@pytest.fixture
+def hub(monkeypatch: pytest.MonkeyPatch) -> Hub:
+    """Sets the hub's cache, as its variables do before its library is imported."""
+
+    def use(cache: Path | str, offline: bool = False) -> Path:
+        monkeypatch.setattr(constants, "HF_HUB_CACHE", str(cache))
+        monkeypatch.setattr(constants, "HF_HUB_OFFLINE", offline)
+        return Path(cache)
+
+    return use
 
 
 @pytest.fixture
@@ -44,13 +60,15 @@ def test_a_directory_of_several_files(model: Path) -> None:
     assert finding.status is Status.FAILURE
     assert finding.evidence == f"{index.name} names 1 missing file(s): second.safetensors"
     index.write_text("[]")
-    assert look_at(model).evidence == f"{index} cannot be read"
+    assert look_at(model).evidence == f"{index} is no index of weights"
+    index.write_text("{")
+    assert look_at(model).evidence.startswith(f"{index}: Expecting property name")
 
 
 def test_a_file(tmp_path: Path) -> None:
     file = tmp_path / "model.gguf"
     file.write_bytes(b"GGUF")
-    assert look_at(file).evidence == f"{file}, 4 B"
+    assert look_at(file).evidence == f"{file}, weights 4 B in 1 file"
     file.write_bytes(b"")
     assert look_at(file).status is Status.FAILURE
 
@@ -85,7 +103,7 @@ def test_a_directory_without_weights(model: Path) -> None:
     (model / "model.safetensors").unlink()
     finding = look_at(model)
     assert finding.status is Status.FAILURE
-    assert "has no weights (*.safetensors, " in finding.evidence
+    assert "holds no weights (*.safetensors, " in finding.evidence
 
 
 @pytest.mark.parametrize(
@@ -108,18 +126,21 @@ def test_weights_that_are_none(model: Path, content: bytes, reason: str) -> None
 @pytest.mark.parametrize(
     "name", ["a b", "a/b/c", "-a/b", "a/b-", "a--b", "a/b..c", "a/" + "b" * 97]
 )
-def test_what_is_no_hub_id(name: str) -> None:
-    finding = look_at(name, HF_HOME="/nowhere")
+def test_a_name_that_is_no_hub_id(name: str, hub: Hub) -> None:
+    hub("/nowhere")
+    finding = look_at(name)
+    assert model_files.files_of(Context(model=name)) is None
     assert finding.status is Status.FAILURE
     assert finding.evidence == f"{name!r} is neither a directory here nor a hub id"
 
 
 @pytest.mark.parametrize("name", ["gpt2", HUB_ID, "a_b/c.d-e", "a/" + "b" * 96])
 def test_a_hub_id_that_will_be_fetched(
-    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    name: str, hub: Hub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    hub(tmp_path / "hub")
     monkeypatch.setattr(shutil, "disk_usage", lambda path: SimpleNamespace(free=20 * 2**30))
-    finding = look_at(name, HF_HOME=str(tmp_path))
+    finding = look_at(name)
     assert finding.status is Status.OK
     assert finding.evidence == (
         f"{name} will be fetched into {tmp_path / 'hub'} (20.0 GiB free); the hub was not asked"
@@ -127,64 +148,53 @@ def test_a_hub_id_that_will_be_fetched(
     assert not list(tmp_path.iterdir())
 
 
-def test_a_disk_without_room(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_disk_without_room(hub: Hub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    hub(tmp_path)
     monkeypatch.setattr(shutil, "disk_usage", lambda path: SimpleNamespace(free=2**29))
-    finding = look_at(HUB_ID, HF_HOME=str(tmp_path))
+    finding = look_at(HUB_ID)
     assert finding.status is Status.WARNING
     assert "512.0 MiB free" in finding.evidence
 
 
-def test_a_cached_hub_id(tmp_path: Path) -> None:
+def test_a_cached_hub_id(hub: Hub, tmp_path: Path) -> None:
+    hub(tmp_path, offline=True)
     repository = tmp_path / "models--Qwen--Qwen3-0.6B"
     (repository / "snapshots/c0ffee").mkdir(parents=True)
     (repository / "snapshots/c0ffee/config.json").write_text("{}")
     (repository / "refs").mkdir()
     (repository / "refs/main").write_text("c0ffee")
     for revision in (None, "main", "c0ffee"):
-        finding = look_at(HUB_ID, revision, HF_HUB_CACHE=str(tmp_path), HF_HUB_OFFLINE="1")
+        finding = look_at(HUB_ID, revision)
         assert finding.status is Status.OK
         assert finding.evidence == (
             f"{HUB_ID} ({revision or 'main'}) is in {tmp_path}; its weights were not looked at"
         )
-    finding = look_at(HUB_ID, "v2", HF_HUB_CACHE=str(tmp_path), HF_HUB_OFFLINE="1")
+    finding = look_at(HUB_ID, "v2")
     assert finding.status is Status.FAILURE
     assert finding.evidence == f"{HUB_ID} (v2) is not in {tmp_path}, and HF_HUB_OFFLINE is set"
 
 
-def test_a_cache_that_cannot_be_written() -> None:
-    # Not even root can make files there.
-    finding = look_at(HUB_ID, HF_HOME="/proc/self/cache")
+def test_a_cache_that_cannot_be_written(hub: Hub) -> None:
+    hub("/proc/self/cache/hub")  # not even root can make files there
+    finding = look_at(HUB_ID)
     assert finding.status is Status.FAILURE
     assert "is not cached, and /proc/self/cache/hub cannot be written" in finding.evidence
     assert "Set HF_HOME" in finding.fix
 
 
-@pytest.mark.parametrize(
-    ("environ", "cache"),
-    [
-        ({"HOME": "/home/u"}, "/home/u/.cache/huggingface/hub"),
-        ({"HOME": "/home/u", "XDG_CACHE_HOME": "/x"}, "/x/huggingface/hub"),
-        ({"HF_HOME": "/h", "XDG_CACHE_HOME": "/x"}, "/h/hub"),
-        ({"HF_HUB_CACHE": "/c", "HF_HOME": "/h"}, "/c"),
-    ],
-)
-def test_where_the_cache_is(environ: dict[str, str], cache: str) -> None:
-    assert model_files._cache(environ) == Path(cache)
-
-
-def test_where_the_files_are(model: Path, tmp_path: Path) -> None:
-    snapshot = tmp_path / "hub/models--Qwen--Qwen3-0.6B/snapshots/c0ffee"
+def test_where_the_files_are(model: Path, hub: Hub, tmp_path: Path) -> None:
+    snapshot = hub(tmp_path / "hub") / "models--Qwen--Qwen3-0.6B/snapshots/c0ffee"
     snapshot.mkdir(parents=True)
     (snapshot / "config.json").write_text("{}")
     for name, files in ((str(model), model), (HUB_ID, snapshot), ("Qwen/other", None)):
-        subject = Subject({"HF_HOME": str(tmp_path)}, model=name, revision="c0ffee")
-        assert model_files.files_of(subject) == files
+        context = Context(model=name, revision="c0ffee")
+        assert model_files.files_of(context) == files
     for name in (None, "s3://bucket/model", "/nowhere"):
-        assert model_files.files_of(Subject(model=name)) is None
+        assert model_files.files_of(Context(model=name)) is None
 
 
-def test_what_is_not_looked_at() -> None:
-    assert look_at(None).evidence == "none is given"
+def test_a_model_that_is_not_looked_at() -> None:
+    assert look_at(None).evidence == "no model is given"
     finding = look_at("s3://bucket/model")
     assert finding.status is Status.SKIPPED
     assert finding.evidence == "s3://bucket/model is fetched by vLLM; not looked at"

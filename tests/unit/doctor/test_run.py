@@ -1,4 +1,4 @@
-"""The doctor keeps its time, its order and its composure, whatever a check does."""
+"""The doctor keeps its time and its order, whatever a check does."""
 
 from __future__ import annotations
 
@@ -12,25 +12,34 @@ import pytest
 
 from kserve_lmcache.config.stores import Remote
 from kserve_lmcache.doctor import run
-from kserve_lmcache.doctor.check import Check, Finding, Status, Subject, failure, foreign, ok, size
+from kserve_lmcache.doctor.check import (
+    Check,
+    Finding,
+    Status,
+    failure,
+    in_order,
+    ok,
+    size,
+    within,
+)
+from kserve_lmcache.doctor.context import Context
 from kserve_lmcache.doctor.run import examine
-from kserve_lmcache.doctor.stage import Stage, in_order, within
 
 PASSWORD = "geheim/Wort 1"
 
 
 def slow_check(name: str, seconds: float) -> Check:
-    def slow(subject: Subject) -> Iterator[Finding]:
-        yield ok(name, "at once")
+    def slow(context: Context) -> Iterator[Finding]:
+        yield ok("at once")
         time.sleep(seconds)
-        yield ok(name, "later")
+        yield ok("later")
 
     return Check(name, slow)
 
 
 def test_checks_run_side_by_side_and_are_reported_in_their_order() -> None:
     start = time.monotonic()
-    findings = examine(Subject(), [slow_check("a", 1.0), slow_check("b", 0.9)])
+    findings = examine(Context(), [slow_check("a", 1.0), slow_check("b", 0.9)])
     assert time.monotonic() - start < 1.8
     assert [(finding.name, finding.evidence) for finding in findings] == [
         ("a", "at once"),
@@ -45,28 +54,29 @@ def test_checks_run_side_by_side_and_are_reported_in_their_order() -> None:
 def test_a_check_that_hangs_is_a_failure_and_holds_nobody() -> None:
     hang = threading.Event()
 
-    def hanging(subject: Subject) -> Iterator[Finding]:
-        yield ok("first", "seen")
+    def hanging(context: Context) -> Iterator[Finding]:
+        yield ok("seen")
         hang.wait()
 
     start = time.monotonic()
-    findings = examine(Subject(), [Check("disk", hanging), slow_check("b", 0)], timeout=0.3)
+    findings = examine(Context(), [Check("disk", hanging), slow_check("b", 0)], timeout=0.3)
     assert 0.3 <= time.monotonic() - start < 3
     hang.set()
-    assert [finding.name for finding in findings] == ["first", "disk", "b", "b"]
+    assert [finding.name for finding in findings] == ["disk", "disk", "b", "b"]
     assert findings[1].status is Status.FAILURE
     assert findings[1].evidence == "did not answer within 0.3 s"
-    assert findings[1].fix.startswith("Something that it asks hangs")
+    assert findings[1].fix.startswith("Something that the check asks hangs")
     assert findings[1].seconds == 0.3
 
 
 def test_a_hanging_check_does_not_keep_the_process() -> None:
     program = (
         "import threading\n"
-        "from kserve_lmcache.doctor.check import Check, Subject\n"
+        "from kserve_lmcache.doctor.check import Check\n"
+        "from kserve_lmcache.doctor.context import Context\n"
         "from kserve_lmcache.doctor.run import examine\n"
-        "hang = Check('x', lambda subject: iter(threading.Event().wait, None))\n"
-        "print(examine(Subject(), [hang], timeout=0.1)[0].evidence)\n"
+        "hang = Check('x', lambda context: iter(threading.Event().wait, None))\n"
+        "print(examine(Context(), [hang], timeout=0.1)[0].evidence)\n"
     )
     result = subprocess.run(
         [sys.executable, "-c", program], capture_output=True, text=True, timeout=20, check=True
@@ -75,12 +85,12 @@ def test_a_hanging_check_does_not_keep_the_process() -> None:
 
 
 def test_a_check_that_raises_is_a_failure_without_the_password() -> None:
-    def raising(subject: Subject) -> Iterator[Finding]:
+    def raising(context: Context) -> Iterator[Finding]:
         raise RuntimeError(f"AUTH {PASSWORD} failed")
         yield
 
     remote = Remote("redis://cache", "the test", password=PASSWORD)
-    (finding,) = examine(Subject(remote=remote), [Check("store", raising)])
+    (finding,) = examine(Context(remote=remote), [Check("store", raising)])
     assert finding.status is Status.FAILURE
     assert finding.name == "store"
     assert finding.evidence == "the check failed by RuntimeError: AUTH *** failed"
@@ -88,12 +98,12 @@ def test_a_check_that_raises_is_a_failure_without_the_password() -> None:
 
 
 def test_a_short_time_out_makes_checks_impatient() -> None:
-    def patience(subject: Subject) -> Iterator[Finding]:
-        yield ok("patience", f"{subject.patience:g}")
+    def timeout(context: Context) -> Iterator[Finding]:
+        yield ok(f"{context.timeout:g}")
 
-    check = Check("patience", patience)
-    assert examine(Subject(), [check], timeout=10)[0].evidence == "3"
-    assert examine(Subject(), [check], timeout=2)[0].evidence == "0.6"
+    check = Check("timeout", timeout)
+    assert examine(Context(), [check], timeout=10)[0].evidence == "3"
+    assert examine(Context(), [check], timeout=2)[0].evidence == "0.6"
 
 
 def test_everything_is_examined_by_default() -> None:
@@ -108,26 +118,30 @@ def test_everything_is_examined_by_default() -> None:
         "model",
         "remote store",
     ]
-    (last,) = examine(Subject(), run.CHECKS[-1:])
+    (last,) = examine(Context(), run.CHECKS[-1:])
     assert last.status is Status.SKIPPED
-    assert last.evidence == "none is asked for: nothing is shared between replicas"
+    assert last.evidence == "no remote store is configured: replicas share nothing"
 
 
-def test_a_stage_needs_those_before_it() -> None:
-    def crash() -> Finding:
+def test_a_check_is_skipped_when_one_that_it_needs_has_failed() -> None:
+    def crash(context: Context) -> Finding:
         raise KeyError(PASSWORD)
 
-    remote = Remote("redis://cache", "the test", password=PASSWORD)
-    stages = [
-        Stage("name", lambda: ok("name", "")),
-        Stage("connection", lambda: failure("connection", "refused", "start it"), ("name",)),
-        Stage("login", lambda: ok("login", ""), ("connection",)),
-        Stage("memory", lambda: ok("memory", ""), ("login",)),
-        Stage("clock", lambda: ok("clock", ""), ("name",)),
-        Stage("disk", crash),
-        Stage("data", lambda: ok("data", ""), ("clock", "disk")),
+    def well(context: Context) -> Finding:
+        return ok("")
+
+    context = Context(remote=Remote("redis://cache", "the test", password=PASSWORD))
+    checks = [
+        Check("name", well),
+        Check("connection", lambda context: failure("refused", "start it"), ("name",)),
+        Check("login", well, ("connection",)),
+        Check("memory", well, ("login",)),
+        Check("clock", well, ("name",)),
+        Check("disk", crash),
+        Check("data", well, ("clock", "disk")),
     ]
-    findings = list(in_order(stages, Subject(remote=remote)))
+    findings = list(in_order(checks, context, context.quote))
+    assert [finding.name for finding in findings] == [check.name for check in checks]
     assert [(finding.status.value, finding.evidence) for finding in findings] == [
         ("ok", ""),
         ("failure", "refused"),
@@ -160,20 +174,20 @@ def test_a_function_without_a_time_out_gets_one() -> None:
     ],
 )
 def test_what_a_server_says_shows_no_password(said: str) -> None:
-    shown = foreign(said, Remote("redis://cache", "the test", password=PASSWORD))
+    shown = Context(remote=Remote("redis://cache", "the test", password=PASSWORD)).quote(said)
     assert "geheim" not in shown
     assert "***" in shown
 
 
 def test_what_a_server_says_is_one_line_of_text() -> None:
-    assert foreign("one\r\n two\x1b[2J\tthree ", None) == "one two [2J three"
-    assert foreign("redis://user:other@cache", None) == "redis://user:***@cache"
+    assert Context().quote("one\r\n two\x1b[2J\tthree ") == "one two [2J three"
+    assert Context().quote("redis://user:other@cache") == "redis://user:***@cache"
 
 
-def test_a_subject_shows_no_password() -> None:
+def test_a_context_shows_no_password() -> None:
     remote = Remote("redis://cache", "the test", password=PASSWORD)
-    subject = Subject({"LMCACHE_REMOTE_PASSWORD": PASSWORD}, remote)
-    assert PASSWORD not in repr(subject)
+    context = Context({"LMCACHE_REMOTE_PASSWORD": PASSWORD}, remote)
+    assert PASSWORD not in repr(context)
 
 
 @pytest.mark.parametrize(

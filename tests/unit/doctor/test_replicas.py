@@ -9,8 +9,8 @@ from typing import Any
 import pytest
 
 from kserve_lmcache.doctor.check import Status
-from kserve_lmcache.doctor.redis_replicas import judge
-from kserve_lmcache.server.announcement import INPUTS, Difference, Replica, decode
+from kserve_lmcache.doctor.replicas import Difference, differences, judge
+from kserve_lmcache.server.announcement import INPUTS, Replica
 
 NOW = 1_800_000_000.0
 KEYS = {"hash_algorithm": "sha256_cbor", "hash_seed": "0", "chunk_size": 256}
@@ -27,51 +27,22 @@ HERE = server("here:80")
 COMMAND = Replica(KEYS, content="c" * 64)
 
 
-def test_what_is_told_is_understood() -> None:
-    text = HERE.encode(NOW)
-    assert set(json.loads(text)) == {"time", "version", "namespace", "inputs"}
-    assert decode(b"here:80", text.encode()) == replace(HERE, content="", seen=NOW)
-
-
-@pytest.mark.parametrize(
-    "changes",
-    [
-        {"time": None},
-        {"time": "soon"},
-        {"time": float("nan")},
-        {"time": 10**400},
-        {"inputs": [1]},
-        {"inputs": {"a": {"b": 1}}},
-        {"inputs": {"a": [1]}},
-    ],
-)
-def test_what_no_server_told_is_ignored(changes: dict[str, Any]) -> None:
-    record = json.loads(HERE.encode(NOW))
-    assert decode(b"a", json.dumps(record).encode()) is not None
-    assert decode(b"a", json.dumps({**record, **changes}).encode()) is None
-
-
-@pytest.mark.parametrize("text", [b"", b"[]", b"{}", b"\xff", b"[" * 100_000, b'"time"'])
-def test_what_is_no_record_is_ignored(text: bytes) -> None:
-    assert decode(b"a", text) is None
-
-
 def test_differences_are_named_with_both_values() -> None:
     there = server("there:80", hash_seed="1", dtype="torch.float16")
-    assert HERE.differences(there) == (
+    assert differences(HERE, there) == (
         Difference("hash_seed", "1", "0"),
         Difference("dtype", "torch.float16", "torch.bfloat16"),
     )
-    assert COMMAND.differences(there) == (Difference("hash_seed", "1", "0"),)
+    assert differences(COMMAND, there) == (Difference("hash_seed", "1", "0"),)
 
 
 def test_the_same_namespace_is_alike_whatever_the_version() -> None:
-    assert HERE.differences(replace(HERE, version="9.9", place="there:80")) == ()
+    assert differences(HERE, replace(HERE, version="9.9", place="there:80")) == ()
 
 
 def test_a_namespace_of_another_version_differs_by_nothing_that_has_a_name() -> None:
     there = replace(server("there:80"), namespace="kv2-0", version="9.9")
-    assert HERE.differences(there) == (
+    assert differences(HERE, there) == (
         Difference("namespace", "kv2-0", HERE.namespace),
         Difference("version", "9.9", HERE.version),
     )

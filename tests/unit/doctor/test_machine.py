@@ -2,22 +2,20 @@ from __future__ import annotations
 
 import os
 import stat
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 
-from kserve_lmcache.doctor import accelerator, local
-from kserve_lmcache.doctor.check import Finding, Status, Subject
+from kserve_lmcache.config.stores import Disk
+from kserve_lmcache.doctor import machine
+from kserve_lmcache.doctor.check import Finding, Status
+from kserve_lmcache.doctor.context import Context
+from kserve_lmcache.tiers.disk.directory import file_name
 
 GIB, MIB = 2**30, 2**20
 SHARED = "/dev/shm"  # noqa: S108
-
-
-def only(findings: Iterator[Finding]) -> Finding:
-    (finding,) = findings
-    return finding
 
 
 @pytest.mark.parametrize(
@@ -33,17 +31,18 @@ def only(findings: Iterator[Finding]) -> Finding:
     ],
 )
 def test_hash_seed(seed: str | None, status: Status, evidence: str) -> None:
-    finding = only(local.hash_seed(Subject({"PYTHONHASHSEED": seed} if seed else {})))
+    finding = machine.hash_seed(Context({"PYTHONHASHSEED": seed} if seed else {}))
     assert (finding.status, finding.evidence) == (status, evidence)
     assert ("leave it out" in finding.fix) == (status is Status.FAILURE)
 
 
-def versions(**installed: str) -> Finding:
+def versions(monkeypatch: pytest.MonkeyPatch, **installed: str) -> Finding:
     def version_of(distributions: Sequence[str]) -> str | None:
         found = (installed.get(name.replace("-", "_")) for name in distributions)
         return next((version for version in found if version), None)
 
-    return only(local.versions(Subject(), version_of))
+    monkeypatch.setattr(machine, "installed", version_of)
+    return machine.versions(Context())
 
 
 GOOD = {"kserve": "0.21.0", "vllm": "0.28.0", "lmcache": "0.5.6", "torch": "2.13.0+cpu"}
@@ -58,8 +57,8 @@ GOOD = {"kserve": "0.21.0", "vllm": "0.28.0", "lmcache": "0.5.6", "torch": "2.13
         {"vllm": "0.28.1.post1", "kserve": "0.21.7"},
     ],
 )
-def test_versions_that_fit(changed: dict[str, str]) -> None:
-    finding = versions(**{**GOOD, **changed})
+def test_versions_that_fit(changed: dict[str, str], monkeypatch: pytest.MonkeyPatch) -> None:
+    finding = versions(monkeypatch, **{**GOOD, **changed})
     assert finding.status is Status.OK
     if not changed:
         assert finding.evidence == ("kserve 0.21.0, vLLM 0.28.0, LMCache 0.5.6, torch 2.13.0+cpu")
@@ -76,28 +75,30 @@ def test_versions_that_fit(changed: dict[str, str]) -> None:
         ({"kserve": "dev"}, "Tried were kserve 0.21: install one of these."),
     ],
 )
-def test_versions_that_were_not_tried(changed: dict[str, str], fix: str) -> None:
-    finding = versions(**{**GOOD, **changed})
+def test_versions_that_were_not_tried(
+    changed: dict[str, str], fix: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    finding = versions(monkeypatch, **{**GOOD, **changed})
     assert finding.status is Status.WARNING
     assert finding.evidence.endswith(": not tried together")
     assert finding.fix == fix
 
 
-def test_packages_that_are_missing() -> None:
-    finding = versions(**{**GOOD, "vllm": "", "torch": ""})
+def test_packages_that_are_missing(monkeypatch: pytest.MonkeyPatch) -> None:
+    finding = versions(monkeypatch, **{**GOOD, "vllm": "", "torch": ""})
     assert finding.status is Status.FAILURE
     assert finding.evidence == "not installed: vLLM, torch"
     assert "pip install kserve-lmcache[gpu]" in finding.fix
 
 
 def test_the_versions_here() -> None:
-    finding = only(local.versions(Subject()))
+    finding = machine.versions(Context())
     assert finding.status is Status.OK
     assert finding.evidence.startswith("kserve 0.21.")
 
 
 @pytest.fixture
-def machine(tmp_path: Path) -> Path:
+def root(tmp_path: Path) -> Path:
     """A root with 16 GiB of memory and no limit."""
     (tmp_path / "proc/self").mkdir(parents=True)
     (tmp_path / "proc/meminfo").write_text(f"MemTotal: {16 * GIB // 1024} kB\n")
@@ -119,8 +120,8 @@ def machine(tmp_path: Path) -> Path:
         (16, Status.FAILURE, "local CPU tier 16.0 GiB of 16.0 GiB, the machine's memory"),
     ],
 )
-def test_memory(machine: Path, gib: float, status: Status, evidence: str) -> None:
-    finding = only(local.memory(Subject(local_cpu_bytes=gib * GIB, root=machine)))
+def test_memory(root: Path, gib: float, status: Status, evidence: str) -> None:
+    finding = machine.memory(Context(local_cpu_bytes=gib * GIB, root=root))
     assert (finding.status, finding.evidence) == (status, evidence)
     assert ("Lower max_local_cpu_size" in finding.fix) == (status is not Status.OK)
 
@@ -134,11 +135,11 @@ def test_memory(machine: Path, gib: float, status: Status, evidence: str) -> Non
     ],
 )
 def test_shared_memory(
-    machine: Path, monkeypatch: pytest.MonkeyPatch, total: int, free: int, status: Status
+    root: Path, monkeypatch: pytest.MonkeyPatch, total: int, free: int, status: Status
 ) -> None:
     state = SimpleNamespace(f_blocks=total // 4096, f_bavail=free // 4096, f_frsize=4096)
     monkeypatch.setattr(os, "statvfs", lambda path: state)
-    finding = only(local.shared_memory(Subject(root=machine)))
+    finding = machine.shared_memory(Context(root=root))
     assert finding.status is status
     assert finding.evidence.startswith(
         f"{SHARED} has {free // MIB}.0 MiB free of {total // MIB}.0 MiB"
@@ -149,68 +150,68 @@ def test_shared_memory(
 
 
 def test_no_shared_memory(tmp_path: Path) -> None:
-    finding = only(local.shared_memory(Subject(root=tmp_path)))
+    finding = machine.shared_memory(Context(root=tmp_path))
     assert finding.status is Status.WARNING
     assert finding.evidence == f"{SHARED}: No such file or directory"
 
 
-def torch_is(monkeypatch: pytest.MonkeyPatch, version: str, cuda: int | None = None) -> None:
-    monkeypatch.setattr(accelerator, "installed", lambda distributions: version)
-    monkeypatch.setattr(accelerator, "_cuda_major", lambda: cuda)
+def torch_is(monkeypatch: pytest.MonkeyPatch, version: str, cuda: int = 0) -> None:
+    monkeypatch.setattr(machine, "installed", lambda distributions: version)
+    monkeypatch.setattr(machine, "_cuda_major", lambda: cuda)
 
 
-def nvidia(directory: Path, script: str) -> Subject:
-    """A subject whose PATH has an nvidia-smi that does this."""
+def nvidia(directory: Path, script: str) -> Context:
+    """A context whose PATH has an nvidia-smi that does this."""
     command = directory / "nvidia-smi"
     command.write_text(f"#!/bin/sh\n{script}\n")
     command.chmod(command.stat().st_mode | stat.S_IXUSR)
-    return Subject({"PATH": str(directory)}, root=directory, patience=1)
+    return Context({"PATH": str(directory)}, root=directory, timeout=1)
 
 
 H100 = "NVIDIA H100 80GB HBM3, 81559 MiB, 570.86.15"
 
 
 def test_no_gpu(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    subject = Subject({"PATH": str(tmp_path)}, root=tmp_path)
+    context = Context({"PATH": str(tmp_path)}, root=tmp_path)
     torch_is(monkeypatch, "2.13.0+cpu")
-    finding = only(accelerator.accelerator(subject))
+    finding = machine.accelerator(context)
     assert finding.status is Status.OK
     assert finding.evidence == "no GPU: the model runs on the CPU"
     torch_is(monkeypatch, "2.13.0")
-    finding = only(accelerator.accelerator(subject))
+    finding = machine.accelerator(context)
     assert finding.status is Status.WARNING
     assert finding.evidence == "no NVIDIA GPU, and torch 2.13.0 is not a CPU build"
     assert "nvidia.com/gpu" in finding.fix
 
 
 def test_a_gpu(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    subject = nvidia(tmp_path, f"echo '{H100}'; echo '{H100}'")
+    context = nvidia(tmp_path, f"echo '{H100}'; echo '{H100}'")
     torch_is(monkeypatch, "2.13.0", cuda=12)
-    finding = only(accelerator.accelerator(subject))
+    finding = machine.accelerator(context)
     assert finding.status is Status.OK
     card = "NVIDIA H100 80GB HBM3, 81559 MiB"
     assert finding.evidence == f"{card}; {card}; driver 570.86.15"
     torch_is(monkeypatch, "2.13.0", cuda=13)
-    finding = only(accelerator.accelerator(subject))
+    finding = machine.accelerator(context)
     assert finding.status is Status.WARNING
     assert finding.evidence.endswith("and torch 2.13.0 is built for CUDA 13")
     assert finding.fix.startswith("Install driver 580 or later")
     torch_is(monkeypatch, "2.13.0+cpu")
-    finding = only(accelerator.accelerator(subject))
+    finding = machine.accelerator(context)
     assert finding.status is Status.WARNING
     assert finding.evidence.endswith("torch 2.13.0+cpu does not use it")
 
 
 def test_a_driver_that_is_broken_or_hangs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     torch_is(monkeypatch, "2.13.0")
-    subject = nvidia(tmp_path, "echo 'Failed to initialize NVML'; exit 9")
-    finding = only(accelerator.accelerator(subject))
+    context = nvidia(tmp_path, "echo 'Failed to initialize NVML'; exit 9")
+    finding = machine.accelerator(context)
     assert finding.status is Status.FAILURE
     assert finding.evidence == "nvidia-smi failed: Failed to initialize NVML"
-    finding = only(accelerator.accelerator(nvidia(tmp_path, "exec /bin/sleep 30")))
+    finding = machine.accelerator(nvidia(tmp_path, "exec /bin/sleep 30"))
     assert finding.status is Status.FAILURE
     assert finding.evidence == "nvidia-smi does not answer within 2 s"
-    finding = only(accelerator.accelerator(nvidia(tmp_path, "echo No devices were found")))
+    finding = machine.accelerator(nvidia(tmp_path, "echo No devices were found"))
     assert finding.status is Status.FAILURE
     assert finding.evidence == "nvidia-smi names no GPU: No devices were found"
 
@@ -220,8 +221,52 @@ def test_a_driver_without_its_tools(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     version.parent.mkdir(parents=True)
     version.write_text("NVRM version: NVIDIA UNIX x86_64 Kernel Module  570.86.15  Thu\nGCC 12\n")
     torch_is(monkeypatch, "2.13.0", cuda=13)
-    finding = only(accelerator.accelerator(Subject({"PATH": ""}, root=tmp_path)))
+    finding = machine.accelerator(Context({"PATH": ""}, root=tmp_path))
     assert finding.status is Status.WARNING
     assert finding.evidence.startswith("NVRM version: NVIDIA UNIX x86_64 Kernel Module 570.86.15")
     torch_is(monkeypatch, "2.13.0", cuda=12)
-    assert only(accelerator.accelerator(Subject({"PATH": ""}, root=tmp_path))).status is Status.OK
+    assert machine.accelerator(Context({"PATH": ""}, root=tmp_path)).status is Status.OK
+
+
+def found(*directories: Path, max_bytes: int = MIB) -> list[Finding]:
+    return list(machine.local_disk(Context(disk=Disk(tuple(map(str, directories)), max_bytes))))
+
+
+def test_no_disk() -> None:
+    (finding,) = machine.local_disk(Context())
+    assert (finding.status, finding.evidence) == (Status.SKIPPED, "no disk tier is configured")
+
+
+def test_a_directory_with_room_and_one_that_is_yet_to_be_made(tmp_path: Path) -> None:
+    (tmp_path / file_name("left from before")).write_bytes(bytes(2048))
+    new = tmp_path / "new" / "cache"
+    one, other = found(tmp_path, new)
+    assert one.status is other.status is Status.OK
+    assert one.evidence.startswith(f"{tmp_path} holds 2.0 KiB of 1.0 MiB; ")
+    assert other.evidence.startswith(f"{new} holds 0 B of 1.0 MiB; ")
+    assert not new.exists()
+
+
+def test_what_is_already_there_needs_no_room(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(os, "statvfs", lambda path: SimpleNamespace(f_bavail=256, f_frsize=2048))
+    (tmp_path / "chunk").write_bytes(bytes(MIB // 2))
+    (finding,) = found(tmp_path)
+    assert finding.status is Status.OK
+    (finding,) = found(tmp_path, max_bytes=MIB + 1)
+    assert finding.status is Status.WARNING
+    assert finding.evidence == (
+        f"{tmp_path} holds 512.0 KiB of 1.0 MiB; 512.0 KiB are free there: the tier can "
+        "never hold all that it may"
+    )
+    assert finding.fix == "Lower max_local_disk_size, or mount a larger volume."
+
+
+def test_what_cannot_be_written(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    proc, file = found(Path("/proc/cache"), tmp_path / "file")
+    assert proc.status is file.status is Status.FAILURE
+    assert proc.evidence.startswith("/proc cannot be written: ")
+    assert "fsGroup" in proc.fix
+    assert file.evidence == f"{tmp_path / 'file'} is no directory"

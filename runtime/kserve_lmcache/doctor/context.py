@@ -1,0 +1,69 @@
+"""What the checks look at, read from the configuration in one place."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+from urllib.parse import quote
+
+from kserve_lmcache.config.configuration import Configuration
+from kserve_lmcache.config.disk_tier import disk_of
+from kserve_lmcache.config.engine_shape import EngineShape
+from kserve_lmcache.config.stores import Disk, Remote
+from kserve_lmcache.doctor.check import one_line
+from kserve_lmcache.redaction import REDACTED, redact_urls
+from kserve_lmcache.server.announcement import Replica
+
+# About the chunk of a model of a billion parameters.
+_DEFAULT_CHUNK_BYTES = 4 * 2**20
+
+
+@dataclass(frozen=True)
+class Context:
+    """What the checks look at."""
+
+    environ: Mapping[str, str] = field(default_factory=dict, repr=False)  # may hold passwords
+    remote: Remote | None = None
+    local_cpu_bytes: float = 0.0  # of the local CPU tier, all workers together
+    disk: Disk | None = None
+    chunk_bytes: int = _DEFAULT_CHUNK_BYTES  # of one chunk of the KV cache
+    model: str | None = None  # directory, file or hub id
+    revision: str | None = None  # of the hub id
+    model_fingerprint: str = "sampled"  # or "full" or "private"
+    replica: Replica | None = None  # None when the configuration has problems
+    timeout: float = 3.0  # seconds to wait for one answer of another program or machine
+    root: Path = Path("/")  # the directory that holds dev, proc and sys
+
+    def quote(self, text: object) -> str:
+        """Returns the text of a library or a server on one line, without the remote's password.
+
+        Servers repeat unknown commands, which may be AUTH and its arguments.
+        """
+        words = str(text)
+        password = self.remote.password if self.remote is not None else None
+        if password:
+            for form in {password, repr(password)[1:-1], quote(password), quote(password, safe="")}:
+                words = words.replace(form, REDACTED)
+        return one_line(redact_urls(words))
+
+
+def context_of(
+    configuration: Configuration, shape: EngineShape | None = None, **fields: Any
+) -> Context:
+    """Returns the context of a server with this configuration.
+
+    Args:
+        configuration: must have the size of the local CPU tier.
+        shape: the engine's sizes, if they are known.
+        fields: the fields that the configuration does not have.
+    """
+    workers, token_bytes = (shape.workers, shape.kv_bytes_per_token) if shape else (1, 0)
+    return Context(
+        local_cpu_bytes=configuration.get("max_local_cpu_size") * 2**30 * workers,
+        disk=disk_of(configuration),
+        chunk_bytes=token_bytes * configuration.get("chunk_size") or _DEFAULT_CHUNK_BYTES,
+        model_fingerprint=configuration.get("model_fingerprint"),
+        **fields,
+    )

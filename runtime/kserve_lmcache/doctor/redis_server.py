@@ -1,0 +1,247 @@
+"""A Redis or Valkey server: login, version, clock, memory, persistence, and one stored value."""
+
+from __future__ import annotations
+
+import os
+import time
+import uuid
+from collections.abc import Callable, Mapping
+from contextlib import closing
+from dataclasses import replace
+from typing import Any
+
+import redis
+from redis.exceptions import NoPermissionError
+
+from kserve_lmcache.config.tier_limits import TierLimits
+from kserve_lmcache.doctor import tls
+from kserve_lmcache.doctor.check import Finding, Status, failure, ok, size, skipped, warning
+from kserve_lmcache.doctor.connection import CheckedStore
+from kserve_lmcache.tiers.guard.codec import CorruptValueError, Layout, decode_value, encode_header
+from kserve_lmcache.tiers.guard.store import Entry, StoreError, StoreFullError
+from kserve_lmcache.tiers.redis.store import RedisStore
+
+NEEDS_INFO = skipped("needs INFO, which is refused")
+
+Information = Mapping[str, Any]
+
+# The server's times are compared with ours only in logs and in expiry times of minutes.
+_MAX_CLOCK_DIFFERENCE = 5.0  # seconds
+_ROUND_TRIP_TTL = 60  # seconds, for a value that is not deleted
+_FIX_LOG = "Look at the log of the server."
+_FIX_POLICY = "Set maxmemory-policy to allkeys-lru or allkeys-lfu on the server."
+_WORST_FIRST = (Status.FAILURE, Status.WARNING, Status.SKIPPED, Status.OK)
+
+
+def login(store: CheckedStore) -> Finding:
+    """Logs in, and gets the first answer."""
+    remote, place = store.remote, store.place
+    try:
+        store.client.ping()
+    except NoPermissionError:
+        pass  # logged in, but this user may not run PING
+    except redis.AuthenticationError as error:
+        return _login_refused(store, store.quote(error))
+    except redis.TimeoutError:
+        return store.no_answer(place, "accepts connections and does not answer")
+    except redis.BusyLoadingError:
+        return failure(f"{place} is loading its data", "Wait until the server has loaded it.")
+    except redis.ResponseError as error:
+        fix = "Look at the configuration and the log of the server."
+        if "index is out of range" in str(error):
+            fix = f"Use a database that the server has, in {store.setting}: 0 always is."
+        return failure(f"{place} says: {store.quote(error)}", fix)
+    except (redis.RedisError, OSError) as error:
+        if store.address and not remote.uses_tls and tls.speaks_tls(store.address, store.timeout):
+            scheme = "valkeys" if remote.scheme == "valkey" else "rediss"
+            return failure(f"{place} speaks TLS", f"Write {scheme}:// in {store.setting}.")
+        fix = (
+            f"Look at the server's log, or whether another service listens there ({remote.source})."
+        )
+        return failure(f"{place} does not answer as Redis does: {store.quote(error)}", fix)
+    return ok(f"by password, as {store.user}" if remote.password else "without a password")
+
+
+def _login_refused(store: CheckedStore, reason: str) -> Finding:
+    place, user = store.place, store.user
+    if not store.remote.password:
+        return failure(
+            f"{place} asks for a password, and none is given",
+            "Set LMCACHE_REMOTE_PASSWORD, or LMCACHE_REMOTE_PASSWORD_FILE to a mounted Secret.",
+        )
+    if "without any password configured" in reason or "no password is set" in reason:
+        return failure(
+            f"{place} has no password, and one is given for {user}",
+            "Leave the password out, or set one on the server (requirepass, or an ACL).",
+        )
+    return failure(
+        f"{place} refuses {user} with this password: {reason}",
+        "Correct the password, or LMCACHE_REMOTE_USERNAME if the server has ACL users.",
+    )
+
+
+def server(store: CheckedStore) -> Finding:
+    """Reads the kind and the version of the server."""
+    try:
+        information = store.client.info()
+    except NoPermissionError:
+        fix = "Allow it, on the server: ACL SETUSER … +info."
+        return warning(f"{store.user} may not run INFO: less can be checked", fix)
+    except redis.RedisError as error:
+        return failure(f"INFO failed: {store.quote(error)}", _FIX_LOG)
+    store.information = {store.place: information}
+    return ok(kind(information))
+
+
+def kind(information: Information) -> str:
+    """Returns name and version. Valkey and Dragonfly have the version of a Redis too."""
+    for name in ("valkey", "dragonfly"):
+        if version := information.get(f"{name}_version"):
+            return f"{name.capitalize()} {version}"
+    return f"Redis {information.get('redis_version', 'of an unknown version')}"
+
+
+def clock(store: CheckedStore) -> Finding:
+    """Compares the server's clock with this machine's."""
+    before = time.time()
+    try:
+        seconds, microseconds = store.client.time()
+    except NoPermissionError:
+        return skipped(f"{store.user} may not run TIME")
+    except redis.RedisError as error:
+        return skipped(f"TIME failed: {store.quote(error)}")
+    return judge_clock(seconds + microseconds / 1e6 - (before + time.time()) / 2)
+
+
+def judge_clock(ahead: float) -> Finding:
+    """Judges how many seconds the server's clock is ahead of this machine's."""
+    evidence = f"{abs(ahead):.3f} s {'ahead of' if ahead > 0 else 'behind'} this machine's"
+    if abs(ahead) > _MAX_CLOCK_DIFFERENCE:
+        return warning(evidence, "Run a time service (chrony) on both machines.")
+    return ok(evidence)
+
+
+def memory(store: CheckedStore) -> Finding:
+    """Reads the limit and the policy from INFO: most managed servers forbid CONFIG."""
+    return worst_of(store.information, judge_memory)
+
+
+def judge_memory(information: Information) -> Finding:
+    """Judges one server's limit and its policy."""
+    limit, used = information.get("maxmemory"), information.get("used_memory", 0)
+    policy = str(information.get("maxmemory_policy", "by a policy that is not shown"))
+    if limit is None:
+        return skipped("the server does not show maxmemory")
+    if not limit:
+        return warning(
+            f"no limit (maxmemory 0), {size(used)} used: it grows until the system kills it",
+            "Set maxmemory on the server, and maxmemory-policy to allkeys-lru or allkeys-lfu.",
+        )
+    evidence = f"{size(used)} of {size(limit)} used, {policy}"
+    if policy == "noeviction" and used >= limit:
+        return failure(f"full: {evidence} refuses every write", _FIX_POLICY)
+    if policy == "noeviction":
+        return warning(f"{evidence} fills up, and then refuses every write", _FIX_POLICY)
+    if policy.startswith("volatile-"):
+        return warning(f"{evidence} evicts only what has an expiry time", _FIX_POLICY)
+    return ok(evidence)
+
+
+def persistence(store: CheckedStore) -> Finding:
+    """Reads whether the server writes to its disk. A cache needs no copy there."""
+    points: str | None
+    try:
+        points = str(store.client.config_get("save").get("save", ""))
+    except redis.RedisError:
+        points = None  # a managed server, or a user who may not
+    return worst_of(store.information, lambda found: judge_persistence(found, points))
+
+
+def judge_persistence(information: Information, points: str | None) -> Finding:
+    """Judges one server by its append-only file and its save points (``None``: not shown)."""
+    ways = ["an append-only file"] if information.get("aof_enabled") else []
+    if points:
+        ways.append(f"snapshots (save {points})")
+    if ways:
+        return warning(
+            f"{' and '.join(ways)}: forks the server, which may double its memory",
+            "A cache needs none: set save '' and appendonly no on the server.",
+        )
+    if points is None:
+        return ok("no append-only file; the server does not show its save points")
+    return ok("none, as is right for a cache")
+
+
+def worst_of(
+    servers: Mapping[str, Information], judge: Callable[[Information], Finding]
+) -> Finding:
+    """Returns the worst finding of several servers, and its server if their findings differ."""
+    if not servers:
+        return NEEDS_INFO
+    findings = {place: judge(information) for place, information in servers.items()}
+    place, worst = min(findings.items(), key=lambda item: _WORST_FIRST.index(item[1].status))
+    if len({each.evidence for each in findings.values()}) > 1:
+        worst = replace(worst, evidence=f"{place}: {worst.evidence}")
+    return worst
+
+
+def round_trip(store: CheckedStore) -> Finding:
+    """Writes a value as large as a chunk, reads and deletes it, as the remote tier does."""
+    timeout = 2 * store.timeout  # a chunk takes longer than the answer to a question
+    key, payload = f"doctor:{uuid.uuid4().hex}", os.urandom(store.context.chunk_bytes)
+    entry = Entry(key, encode_header(key, Layout("doctor", ()), payload), payload)
+    amount, undeleted = size(len(payload)), ""
+    limits = TierLimits(connect=timeout, write=timeout, ttl=_ROUND_TRIP_TTL)
+    with closing(RedisStore(store.remote, limits, "write")) as tier:
+        try:
+            tier.ping()  # the connection and the login are not measured
+            start = time.perf_counter()
+            tier.write([entry])
+            written = time.perf_counter()
+            (value,) = tier.read([key])
+            end = time.perf_counter()
+        except StoreError as error:
+            return _not_stored(store, error, amount, timeout)
+        try:
+            tier.delete([key])
+        except StoreError as error:
+            undeleted = type(error.__cause__).__name__
+    if value is None:
+        return failure(
+            f"a value of {amount} was gone when it was read back",
+            "Raise maxmemory on the server: it evicts at once what it has just stored.",
+        )
+    try:
+        decode_value(key, value)
+    except CorruptValueError as error:
+        return failure(
+            f"a value of {amount} came back changed: {error}",
+            "Do not use this server, nor a proxy before it: it damages what it keeps.",
+        )
+    write, read = (entry.size / 1e6 / max(t, 1e-9) for t in (written - start, end - written))
+    evidence = f"{amount} written at {write:.0f} MB/s, read at {read:.0f} MB/s"
+    if undeleted:
+        return warning(
+            f"{evidence}, but not deleted ({undeleted}); it expires in a minute",
+            "Allow this user to delete: ACL SETUSER … +unlink.",
+        )
+    return ok(evidence)
+
+
+def _not_stored(store: CheckedStore, error: StoreError, amount: str, timeout: float) -> Finding:
+    cause = error.__cause__
+    if isinstance(cause, redis.TimeoutError):
+        return failure(
+            f"{amount} could not be written and read within {timeout:g} s each",
+            "Look at the load of the server and the speed of the network.",
+        )
+    if isinstance(cause, NoPermissionError):
+        commands = "+ping +strlen +get +set +expire +unlink"
+        fix = f"Allow this user to keep a cache: ACL SETUSER … ~* {commands}."
+        return failure(store.quote(cause), fix)
+    if isinstance(error, StoreFullError):
+        return failure(
+            f"{amount} could not be written: the server is full",
+            "Raise maxmemory on the server, and let it evict: maxmemory-policy allkeys-lru.",
+        )
+    return failure(f"{amount} could not be written and read: {store.quote(cause)}", _FIX_LOG)
