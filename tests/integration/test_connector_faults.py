@@ -139,8 +139,8 @@ def test_an_exception_is_answered_counted_and_logged_once(
     counted = engine.errors()
     if name == "register_kv_caches":
         # The server has to know.
-        assert connector.report()["failure"] == "Injected: register_kv_caches"
-        assert connector.report()["faults"] == {name: 1}
+        assert connector.worker.state()["failure"] == "Injected: register_kv_caches"
+        assert counted == {name: 1}
         connector.worker.containment.failure = ""
         counted = {name: 2}
     assert answers == [expected, expected]
@@ -286,8 +286,8 @@ def test_a_worker_whose_lmcache_did_not_start_harms_nobody(engine: SimulatedEngi
     worker.containment.failure = "no LMCache"
     try:
         assert engine.ask("promised", prompt) == continuation(prompt, 4)
-        assert worker.report()["failure"] == "no LMCache"
-        assert worker.report()["config"] == {}
+        assert worker.state()["failure"] == "no LMCache"
+        assert worker.effective_config() == {}
         engine.forget_local()
         scheduler.containment.failure = "no LMCache"
         engine.hits = 0

@@ -276,7 +276,7 @@ def test_the_remote_tier_learns_how_fast_a_prefill_is(
 def prompt_tokens() -> dict[str, float]:
     """Of this process's metrics, by source."""
     return {
-        source: metric("prompt_tokens_total", source=source)._value.get()
+        source: metric("prompt_tokens_total", source=source).value()
         for source in (COMPUTED, PREFIX_CACHE, *TIERS)
     }
 
@@ -310,6 +310,6 @@ def test_a_cache_of_another_shape_than_announced_turns_offloading_off(
     connector.register_kv_caches(
         {name: cache[:, :1] for name, cache in engine.worker.cache.items()}
     )
-    assert "the model's configuration says 2 of [(2, 16)]" in connector.report()["failure"]
+    assert "the model's configuration says 2 of [(2, 16)]" in connector.worker.state()["failure"]
     assert engine.errors() == {"register_kv_caches": 1}
     connector.worker.containment.failure = ""

@@ -1,15 +1,12 @@
-"""What the server and the engine's processes tell each other by files in a directory of theirs.
+"""The file from which the engine's processes read LMCache's configuration.
 
-The server hands LMCache its configuration, and nothing else to read. The scheduler's process,
-whose connector nothing of vLLM's reaches from the server, leaves there why it does not work, and
-every worker its last report: asking a worker would keep one of the machine's cores busy.
+The file is in a directory of its own, where these processes write their snapshots
+(:mod:`kserve_lmcache.metrics.snapshots`).
 """
 
 from __future__ import annotations
 
-import json
 import os
-import time
 from collections.abc import Mapping, MutableMapping
 from pathlib import Path
 from typing import Any
@@ -29,8 +26,8 @@ _SAME_PROTOCOL = {"valkey": "redis", "valkeys": "rediss"}
 # With them LMCache would make a tier of its own as well.
 _DISK_KEYS = ("local_disk", "max_local_disk_size", "local_disk_path_sharding")
 
-REPORT_SECONDS = 1.0  # between a worker's reports
-_FRESH_SECONDS = 5.0  # after which a worker has missed several of them
+# The key of kv_connector_extra_config that says whether the server's process receives vLLM's stats.
+STATS_ARE_RECEIVED = "kserve_lmcache.stats_are_received"
 
 
 def write(
@@ -86,42 +83,6 @@ def hand_over(path: Path, environ: MutableMapping[str, str]) -> None:
     for variable in keys.variables():
         environ.pop(variable, None)
     environ[CONFIG_FILE] = str(path)
-
-
-def leave_scheduler_failure(reason: str) -> None:
-    """Say, in the scheduler's process, why LMCache does not work there."""
-    _scheduler_failure_of(Path(os.environ[CONFIG_FILE])).write_text(reason, "utf-8")
-
-
-def scheduler_failure(path: Path) -> str:
-    """What :func:`leave_scheduler_failure` said; empty when all is well."""
-    left = _scheduler_failure_of(path)
-    return left.read_text("utf-8") if left.exists() else ""
-
-
-def leave_report(process: int, report: Mapping[str, Any]) -> None:
-    """Say, in a worker's process, how its connector is.
-
-    Raises:
-        FileNotFoundError: the directory is not here: the server has ended, or has another machine.
-        OSError: it cannot be written to.
-    """
-    path = Path(os.environ[CONFIG_FILE]).with_name(f"report-{process}")
-    new = path.with_name(f"{path.name}-new")
-    new.write_text(json.dumps(report), "utf-8")
-    new.replace(path)
-
-
-def reports(path: Path) -> list[dict[str, Any]]:
-    """What :func:`leave_report` said in the last seconds, in the order in which workers began."""
-    oldest = time.time() - _FRESH_SECONDS
-    left = [each for each in path.parent.glob("report-*[0-9]") if each.stat().st_mtime > oldest]
-    left.sort(key=lambda each: int(each.name.partition("-")[2]))
-    return [json.loads(each.read_text("utf-8")) for each in left]
-
-
-def _scheduler_failure_of(path: Path) -> Path:
-    return path.with_name("scheduler-failure")
 
 
 def _redis_url(remote: Remote) -> str:
