@@ -111,6 +111,8 @@ class Reporter:
     def _run(self) -> None:
         for look in itertools.count():
             time.sleep(_LOOK_SECONDS)
+            if not self._roles:
+                return
             if self._is_due(with_states=look % _LOOKS_BETWEEN_STATES == 0) and not self.write():
                 return
 

@@ -42,6 +42,18 @@ def directory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return directory
 
 
+@pytest.fixture
+def reporter() -> Iterator[Reporter]:
+    """A reporter whose thread ends with the test."""
+    reporter = Reporter()
+    yield reporter
+    for role in ("scheduler", "worker"):
+        reporter.remove(role)
+    if reporter._thread is not None:
+        reporter._thread.join(5)
+        assert not reporter._thread.is_alive()
+
+
 class Worker:
     """A role whose state the test changes."""
 
@@ -58,8 +70,7 @@ def written(directory: Path) -> int:
     return int(found[ME]["sequence"]) if ME in found else -1
 
 
-def test_a_step_delivers_what_has_changed() -> None:
-    reporter = Reporter()
+def test_a_step_delivers_what_has_changed(reporter: Reporter) -> None:
     reporter.add("worker", Worker().state)
     metric("loads_total", tier="disk").inc()
     first = reporter.take_changes()
@@ -76,9 +87,9 @@ def test_a_step_delivers_what_has_changed() -> None:
 
 
 def test_what_changes_between_steps_is_in_the_file_and_an_idle_process_writes_nothing(
-    directory: Path,
+    reporter: Reporter, directory: Path
 ) -> None:
-    reporter, worker = Reporter(), Worker()
+    worker = Worker()
     reporter.add("worker", worker.state)
     until(lambda: written(directory) >= 0)
     for change in (
@@ -92,14 +103,12 @@ def test_what_changes_between_steps_is_in_the_file_and_an_idle_process_writes_no
         change()
         until(lambda idle=idle: written(directory) > idle)  # type: ignore[misc]
     assert read_files(directory)[ME]["worker"]["failure"] == "the state alone"
-    reporter.remove("worker")
 
 
 def test_what_a_step_has_delivered_is_not_written(
-    directory: Path, monkeypatch: pytest.MonkeyPatch
+    reporter: Reporter, directory: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(module, "_LOOK_SECONDS", 0.2)
-    reporter = Reporter()
     reporter.add("worker", Worker().state)
     until(lambda: written(directory) >= 0)
     for _ in range(5):
@@ -111,14 +120,12 @@ def test_what_a_step_has_delivered_is_not_written(
 
 
 def test_a_process_without_the_servers_directory_does_without_a_file(
-    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+    reporter: Reporter, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     monkeypatch.delenv("LMCACHE_CONFIG_FILE", raising=False)
-    reporter = Reporter()
     reporter.add("worker", Worker().state)
     assert reporter.write() is False
     monkeypatch.setenv("LMCACHE_CONFIG_FILE", str(tmp_path / "of another machine" / "lmcache.yaml"))
-    reporter = Reporter()
     reporter.add("worker", Worker().state)
     thread = reporter._thread
     assert thread is not None
@@ -128,8 +135,9 @@ def test_a_process_without_the_servers_directory_does_without_a_file(
     assert reporter.take_changes() is not None
 
 
-def test_a_full_disk_ends_nothing(directory: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    reporter = Reporter()
+def test_a_full_disk_ends_nothing(
+    reporter: Reporter, directory: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
 
     def full(*_: Any) -> None:
         raise OSError(28, "No space left on device")
@@ -142,9 +150,10 @@ def test_a_full_disk_ends_nothing(directory: Path, monkeypatch: pytest.MonkeyPat
     until(lambda: written(directory) >= 0)
 
 
-def test_the_first_snapshots_of_workers_are_in_the_schedulers_file(directory: Path) -> None:
+def test_the_first_snapshots_of_workers_are_in_the_schedulers_file(
+    reporter: Reporter, directory: Path
+) -> None:
     """Those of another machine have no file here."""
-    reporter = Reporter()
     reporter.add("scheduler", lambda: {"failure": ""})
     worker = {"rank": 3, "failure": "no LMCache", "tiers": {}}
     for process in ("node-1/7", "node-2/7"):
@@ -155,8 +164,7 @@ def test_the_first_snapshots_of_workers_are_in_the_schedulers_file(directory: Pa
     assert found[ME]["scheduler"] == {"failure": ""}
 
 
-def test_the_first_snapshot_has_the_configuration_that_later_ones_keep() -> None:
-    reporter = Reporter()
+def test_the_first_snapshot_has_the_configuration_that_later_ones_keep(reporter: Reporter) -> None:
     reporter.add("worker", Worker().state)
     first = reporter.first({"chunk_size": 64})
     assert first[ME]["config"] == {"chunk_size": 64}
