@@ -56,8 +56,16 @@ CALLS: dict[str, tuple[str, tuple[Any, ...], Any]] = {
     "wait_for_layer_load": (WORKER, ("layer",), None),
     "wait_for_save": (WORKER, (), None),
 }
-# Calls of ours that do not reach LMCache.
-WITHOUT = {"has_connector_metadata", "requires_piecewise_for_cudagraph"}
+# Other calls of ours: they carry snapshots, or do not reach LMCache.
+WITHOUT = {
+    "build_kv_connector_stats",
+    "build_prom_metrics",
+    "get_handshake_metadata",
+    "get_kv_connector_stats",
+    "has_connector_metadata",
+    "requires_piecewise_for_cudagraph",
+    "set_xfer_handshake_metadata_pp_aware",
+}
 SURFACE = {name for name in dir(KVConnectorBase_V1) if not name.startswith("_")}
 
 # The calls of an engine that runs.
@@ -67,6 +75,7 @@ INTERNALS = [
     (lmcache_engine, "found_tokens"),
     (lmcache_engine, "drop_saves"),
     (lmcache_engine, "load"),
+    (lmcache_engine, "local_cpu_bytes"),
     (lmcache_engine, "set_cached_tokens"),
     (lmcache_engine, "unpin"),
     (LMCacheEngine, "retrieve"),

@@ -6,6 +6,7 @@ The connectors, LMCache and vLLM's scheduler are the real ones; the model is a f
 
 from __future__ import annotations
 
+import pickle
 from collections.abc import Iterator
 from typing import Any
 
@@ -236,7 +237,7 @@ def test_blending_which_is_not_exact_is_refused(
     connector = KServeLMCacheConnector(
         scheduler.vllm_config, KVConnectorRole.SCHEDULER, scheduler.kv_cache_config
     )
-    assert "enable_blending is set" in connector.scheduler.failure
+    assert "enable_blending is set" in connector.scheduler.containment.failure
     assert connector.role == KVConnectorRole.SCHEDULER
 
 
@@ -299,6 +300,27 @@ def test_tokens_are_counted_by_where_they_came_from(engine: SimulatedEngine) -> 
         PREFIX_CACHE: local,
         COMPUTED: rest + (len(prompt) - local) + len(prompt) - 2 * CHUNK,
     }
+
+
+def test_vllms_stats_bring_every_count_of_a_request_to_the_server(engine: SimulatedEngine) -> None:
+    prompt = stored(engine, 62)
+    engine.ask("from the tier", prompt)
+    (snapshot,) = engine.snapshots.values()  # one process
+    received = {
+        label: value
+        for name, (label, *_), value in (each for each in snapshot["metrics"] if each[1])
+        if name == "prompt_tokens_total" and value
+    }
+    assert received == {source: count for source, count in prompt_tokens().items() if count}
+    assert snapshot["worker"]["failure"] == snapshot["scheduler"]["failure"] == ""
+
+
+def test_the_handshake_brings_the_workers_configuration(engine: SimulatedEngine) -> None:
+    report = engine.worker.connector.get_handshake_metadata()
+    (first,) = pickle.loads(pickle.dumps(report)).snapshots.values()  # noqa: S301 (our own)
+    assert first["config"]["chunk_size"] == CHUNK
+    assert first["worker"]["rank"] == 0
+    engine.scheduler.connector.set_xfer_handshake_metadata_pp_aware({(0, 0): report})
 
 
 def test_a_cache_of_another_shape_than_announced_turns_offloading_off(
