@@ -18,6 +18,7 @@ from vllm.distributed.kv_transfer.kv_connector.v1.lmcache_connector import LMCac
 
 from kserve_lmcache.compat.lmcache import engine as lmcache_engine
 from kserve_lmcache.connector import KServeLMCacheConnector
+from kserve_lmcache.connector.reporter import REPORTER
 from kserve_lmcache.metrics.table import COMPUTED, PREFIX_CACHE, TIERS, metric
 from tests.support.lmcache_faults import lose_chunks
 from tests.support.simulated_engine import (
@@ -239,6 +240,7 @@ def test_blending_which_is_not_exact_is_refused(
     )
     assert "enable_blending is set" in connector.scheduler.containment.failure
     assert connector.role == KVConnectorRole.SCHEDULER
+    REPORTER.add("scheduler", engine.parts[0].state)
 
 
 def test_the_remote_tier_learns_how_fast_a_prefill_is(
