@@ -24,7 +24,13 @@ from vllm.logger import init_logger
 
 from kserve_lmcache.config.sources import CONFIG_FILE
 from kserve_lmcache.metrics.registry import REGISTRY
-from kserve_lmcache.metrics.snapshots import Snapshot, Snapshots, this_process, write_file
+from kserve_lmcache.metrics.snapshots import (
+    Snapshot,
+    Snapshots,
+    merge,
+    this_process,
+    write_file,
+)
 
 logger = init_logger(__name__)
 
@@ -89,18 +95,19 @@ class Reporter:
         self.write()
 
     def write(self) -> bool:
-        """Write the file; whether the directory is there."""
+        """Write the file. Returns whether the directory exists."""
         if (directory := _directory()) is None:
             return False
         with self._writing:  # without the other lock, which a step of the engine may wait for
             with self._lock:
                 version, content = REGISTRY.version, self._content()
-                snapshots = {**self._others, **self._numbered(content)}
+                snapshots = dict(self._others)  # this process may be among them
+                merge(snapshots, self._numbered(content))
             try:
                 write_file(directory, snapshots)
             except FileNotFoundError:
                 return False
-            except OSError as error:  # the stats still deliver
+            except (OSError, TypeError, ValueError) as error:  # the stats still deliver
                 logger.debug("The snapshot was not written: %s", error)
                 return True
             with self._lock:

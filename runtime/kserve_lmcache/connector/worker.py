@@ -180,7 +180,7 @@ class WorkerPart:
         return {
             "rank": self._rank,
             "failure": self._failure(),
-            "tiers": {name: tier.report() for name, tier in self._tiers.items()},
+            "tiers": self._tier_reports(),
             "moments": start_up_timing.moments(),
         }
 
@@ -188,6 +188,10 @@ class WorkerPart:
     def effective_config(self) -> dict[str, Any]:
         """The configuration that LMCache uses; empty where LMCache does not work."""
         return lmcache_engine.effective_config(self._stock.adapter)
+
+    @contained(lambda self: {})
+    def _tier_reports(self) -> dict[str, Any]:
+        return {name: tier.report() for name, tier in self._tiers.items()}
 
     @contained(lambda self: self.containment.failure or "LMCache does not tell its state")
     def _failure(self) -> str:

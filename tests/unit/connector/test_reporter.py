@@ -174,6 +174,21 @@ def test_the_first_snapshot_has_the_configuration_that_later_ones_keep(reporter:
     assert "config" not in later[ME]
 
 
+def test_a_worker_in_the_schedulers_process_keeps_its_configuration(
+    reporter: Reporter, directory: Path
+) -> None:
+    """As on one accelerator, where vLLM starts no process for the worker."""
+    reporter.add("worker", Worker().state)
+    reporter.add("scheduler", lambda: {"failure": ""})
+    reporter.add_others(reporter.first({"chunk_size": 64}))
+    metric("loads_total", tier="disk").inc()
+    assert reporter.write()
+    (found,) = read_files(directory).values()
+    assert found["config"] == {"chunk_size": 64}
+    assert found["metrics"] == [["loads_total", ["disk"], 1]]
+    assert {"worker", "scheduler"} <= set(found)
+
+
 def test_stats_of_several_processes_become_one() -> None:
     def stats(process: str, sequence: int) -> SnapshotStats:
         return SnapshotStats({process: {"sequence": sequence, "metrics": []}})
