@@ -56,8 +56,16 @@ CALLS: dict[str, tuple[str, tuple[Any, ...], Any]] = {
     "wait_for_layer_load": (WORKER, ("layer",), None),
     "wait_for_save": (WORKER, (), None),
 }
-# Calls of ours that do not reach LMCache.
-WITHOUT = {"has_connector_metadata", "requires_piecewise_for_cudagraph"}
+# Other calls of ours: they carry snapshots, or do not reach LMCache.
+WITHOUT = {
+    "build_kv_connector_stats",
+    "build_prom_metrics",
+    "get_handshake_metadata",
+    "get_kv_connector_stats",
+    "has_connector_metadata",
+    "requires_piecewise_for_cudagraph",
+    "set_xfer_handshake_metadata_pp_aware",
+}
 SURFACE = {name for name in dir(KVConnectorBase_V1) if not name.startswith("_")}
 
 # The calls of an engine that runs.
@@ -67,6 +75,7 @@ INTERNALS = [
     (lmcache_engine, "found_tokens"),
     (lmcache_engine, "drop_saves"),
     (lmcache_engine, "load"),
+    (lmcache_engine, "local_cpu_bytes"),
     (lmcache_engine, "set_cached_tokens"),
     (lmcache_engine, "unpin"),
     (LMCacheEngine, "retrieve"),
@@ -139,8 +148,8 @@ def test_an_exception_is_answered_counted_and_logged_once(
     counted = engine.errors()
     if name == "register_kv_caches":
         # The server has to know.
-        assert connector.report()["failure"] == "Injected: register_kv_caches"
-        assert connector.report()["faults"] == {name: 1}
+        assert connector.worker.state()["failure"] == "Injected: register_kv_caches"
+        assert counted == {name: 1}
         connector.worker.containment.failure = ""
         counted = {name: 2}
     assert answers == [expected, expected]
@@ -286,8 +295,8 @@ def test_a_worker_whose_lmcache_did_not_start_harms_nobody(engine: SimulatedEngi
     worker.containment.failure = "no LMCache"
     try:
         assert engine.ask("promised", prompt) == continuation(prompt, 4)
-        assert worker.report()["failure"] == "no LMCache"
-        assert worker.report()["config"] == {}
+        assert worker.state()["failure"] == "no LMCache"
+        assert worker.effective_config() == {}
         engine.forget_local()
         scheduler.containment.failure = "no LMCache"
         engine.hits = 0

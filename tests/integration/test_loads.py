@@ -6,6 +6,7 @@ The connectors, LMCache and vLLM's scheduler are the real ones; the model is a f
 
 from __future__ import annotations
 
+import pickle
 from collections.abc import Iterator
 from typing import Any
 
@@ -17,6 +18,7 @@ from vllm.distributed.kv_transfer.kv_connector.v1.lmcache_connector import LMCac
 
 from kserve_lmcache.compat.lmcache import engine as lmcache_engine
 from kserve_lmcache.connector import KServeLMCacheConnector
+from kserve_lmcache.connector.reporter import REPORTER
 from kserve_lmcache.metrics.table import COMPUTED, PREFIX_CACHE, TIERS, metric
 from tests.support.lmcache_faults import lose_chunks
 from tests.support.simulated_engine import (
@@ -236,8 +238,9 @@ def test_blending_which_is_not_exact_is_refused(
     connector = KServeLMCacheConnector(
         scheduler.vllm_config, KVConnectorRole.SCHEDULER, scheduler.kv_cache_config
     )
-    assert "enable_blending is set" in connector.scheduler.failure
+    assert "enable_blending is set" in connector.scheduler.containment.failure
     assert connector.role == KVConnectorRole.SCHEDULER
+    REPORTER.add("scheduler", engine.parts[0].state)
 
 
 def test_the_remote_tier_learns_how_fast_a_prefill_is(
@@ -276,7 +279,7 @@ def test_the_remote_tier_learns_how_fast_a_prefill_is(
 def prompt_tokens() -> dict[str, float]:
     """Of this process's metrics, by source."""
     return {
-        source: metric("prompt_tokens_total", source=source)._value.get()
+        source: metric("prompt_tokens_total", source=source).value()
         for source in (COMPUTED, PREFIX_CACHE, *TIERS)
     }
 
@@ -301,6 +304,27 @@ def test_tokens_are_counted_by_where_they_came_from(engine: SimulatedEngine) -> 
     }
 
 
+def test_vllms_stats_bring_every_count_of_a_request_to_the_server(engine: SimulatedEngine) -> None:
+    prompt = stored(engine, 62)
+    engine.ask("from the tier", prompt)
+    (snapshot,) = engine.snapshots.values()  # one process
+    received = {
+        label: value
+        for name, (label, *_), value in (each for each in snapshot["metrics"] if each[1])
+        if name == "prompt_tokens_total" and value
+    }
+    assert received == {source: count for source, count in prompt_tokens().items() if count}
+    assert snapshot["worker"]["failure"] == snapshot["scheduler"]["failure"] == ""
+
+
+def test_the_handshake_brings_the_workers_configuration(engine: SimulatedEngine) -> None:
+    report = engine.worker.connector.get_handshake_metadata()
+    (first,) = pickle.loads(pickle.dumps(report)).snapshots.values()  # noqa: S301 (our own)
+    assert first["config"]["chunk_size"] == CHUNK
+    assert first["worker"]["rank"] == 0
+    engine.scheduler.connector.set_xfer_handshake_metadata_pp_aware({(0, 0): report})
+
+
 def test_a_cache_of_another_shape_than_announced_turns_offloading_off(
     engine: SimulatedEngine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -310,6 +334,6 @@ def test_a_cache_of_another_shape_than_announced_turns_offloading_off(
     connector.register_kv_caches(
         {name: cache[:, :1] for name, cache in engine.worker.cache.items()}
     )
-    assert "the model's configuration says 2 of [(2, 16)]" in connector.report()["failure"]
+    assert "the model's configuration says 2 of [(2, 16)]" in connector.worker.state()["failure"]
     assert engine.errors() == {"register_kv_caches": 1}
     connector.worker.containment.failure = ""

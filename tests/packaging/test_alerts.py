@@ -9,8 +9,8 @@ import subprocess
 from pathlib import Path
 
 import yaml
-from prometheus_client import Counter, Histogram
 
+from kserve_lmcache.metrics.registry import Counter, Histogram
 from kserve_lmcache.metrics.table import PREFIX, TABLE
 from tests.packaging.manifests import MONITORING, alert_groups
 

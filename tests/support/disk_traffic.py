@@ -123,7 +123,7 @@ def _run(directory: Path, max_bytes: int, model: Path) -> None:
     engine_file.write(values, None, file, disk=(disk, TierLimits(lookup=1, load=5, ttl=0)))
     chance, new = random.Random(0), FEW
     with simulated(model, lmcache={"CONFIG_FILE": str(file), "LOCAL_CPU": "false"}) as engine:
-        connector = engine.worker.connector
+        _, worker = engine.parts
         while not ended.is_set():
             again = chance.random() < 0.5
             new += 1
@@ -131,13 +131,12 @@ def _run(directory: Path, max_bytes: int, model: Path) -> None:
             engine.hits = engine.failed = 0
             said = engine.ask(f"request {new}", prompt)
             engine.forget_local()
-            report = connector.report()
             answer = Answer(
                 again,
                 said == continuation(prompt, len(said)) and not engine.worker.wrong,
                 (engine.hits - engine.failed * BLOCK) / (CHUNKS * CHUNK),
-                report["faults"],
-                report["tiers"]["disk"],
+                engine.errors(),
+                worker.state()["tiers"]["disk"],
                 time.monotonic(),
             )
             print(json.dumps(asdict(answer)), flush=True)

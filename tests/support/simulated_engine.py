@@ -37,11 +37,13 @@ from vllm.v1.request import Request, RequestStatus
 from vllm.v1.structured_output import StructuredOutputManager
 from vllm.v1.worker.kv_connector_model_runner_mixin import KVConnectorModelRunnerMixin
 
+from kserve_lmcache.config.engine_file import STATS_ARE_RECEIVED
 from kserve_lmcache.connector import KServeLMCacheConnector
 from kserve_lmcache.connector.scheduler import SchedulerPart
 from kserve_lmcache.connector.worker import WorkerPart
 from kserve_lmcache.engine.plan import CONNECTOR, CONNECTOR_MODULE
 from kserve_lmcache.identity.namespace import NAMESPACE
+from kserve_lmcache.metrics.snapshots import Snapshots, merge
 from tests.support.ports import free_port
 
 LAYERS, HEADS, HEAD_SIZE = 2, 2, 8
@@ -148,7 +150,7 @@ def _engine_config(directory: Path, **arguments: Any) -> VllmConfig:
             kv_connector_module_path=CONNECTOR_MODULE,
             kv_role="kv_both",
             kv_load_failure_policy="recompute",
-            kv_connector_extra_config={NAMESPACE: "simulated"},
+            kv_connector_extra_config={NAMESPACE: "simulated", STATS_ARE_RECEIVED: True},
         ),
         **wanted,
     ).create_engine_config()
@@ -261,6 +263,7 @@ class SimulatedEngine:
         hits: tokens that were found outside of vLLM's own cache.
         failed: blocks of those that were not loaded.
         outcome: what the worker's connector told the scheduler's last.
+        snapshots: the newest that the server would have received.
     """
 
     def __init__(self, config: VllmConfig, blocks: int = 64) -> None:
@@ -283,6 +286,7 @@ class SimulatedEngine:
         self.finished: set[str] = set()
         self.hits = self.failed = 0
         self.outcome = KVConnectorOutput()
+        self.snapshots: Snapshots = {}
         self._running: deque[tuple[SchedulerOutput, ModelRunnerOutput]] = deque()
 
     def add(self, name: str, prompt: list[int], count: int = 4, **options: Any) -> None:
@@ -321,6 +325,8 @@ class SimulatedEngine:
             stats = outputs.scheduler_stats
             if stats is not None and stats.connector_prefix_cache_stats is not None:
                 self.hits += stats.connector_prefix_cache_stats.hits
+            if stats is not None and stats.kv_connector_stats is not None:
+                merge(self.snapshots, stats.kv_connector_stats)
 
     def run(self, steps: int = 500) -> None:
         """Step until all requests are finished.

@@ -1,15 +1,12 @@
-"""What the server and the engine's processes tell each other by files in a directory of theirs.
+"""The file from which the engine's processes read LMCache's configuration.
 
-The server hands LMCache its configuration, and nothing else to read. The scheduler's process,
-whose connector nothing of vLLM's reaches from the server, leaves there why it does not work, and
-every worker its last report: asking a worker would keep one of the machine's cores busy.
+The file is in a directory of its own, where these processes write their snapshots
+(:mod:`kserve_lmcache.metrics.snapshots`).
 """
 
 from __future__ import annotations
 
-import json
 import os
-import time
 from collections.abc import Mapping, MutableMapping
 from pathlib import Path
 from typing import Any
@@ -23,14 +20,14 @@ from kserve_lmcache.config.stores import Disk, Remote
 from kserve_lmcache.config.tier_limits import TierLimits
 from kserve_lmcache.config.tier_plugins import DISK_PLUGIN, REMOTE_PLUGIN
 
-# LMCache has a client of its own for valkey://, in a package that is not installed; what it has
-# for Redis speaks the same protocol.
+# LMCache's client for valkey:// is in a package that is not installed. LMCache's client for Redis
+# speaks the same protocol.
 _SAME_PROTOCOL = {"valkey": "redis", "valkeys": "rediss"}
-# With them LMCache would make a tier of its own as well.
+# LMCache would make a disk tier of its own from these keys as well.
 _DISK_KEYS = ("local_disk", "max_local_disk_size", "local_disk_path_sharding")
 
-REPORT_SECONDS = 1.0  # between a worker's reports
-_FRESH_SECONDS = 5.0  # after which a worker has missed several of them
+# The key of kv_connector_extra_config that says whether the server's process receives vLLM's stats.
+STATS_ARE_RECEIVED = "kserve_lmcache.stats_are_received"
 
 
 def write(
@@ -40,92 +37,56 @@ def write(
     limits: TierLimits | None = None,
     disk: tuple[Disk, TierLimits] | None = None,
 ) -> None:
-    """Write what LMCache has to be told; only its user may read the file.
+    """Write LMCache's configuration. Only the owner may read the file.
 
     Args:
         values: LMCache's own keys.
         remote: the remote store, if there is one.
-        path: of the file.
-        limits: of our connector to it; ``None`` where LMCache's own is asked for.
-        disk: the local disk and the limits of our tier on it, if there is one.
+        path: the path of the file.
+        limits: the limits of our remote tier; ``None`` where LMCache's own connector is used.
+        disk: the local disk and the limits of our disk tier, if there is one.
     """
-    told = dict(values)
+    content = dict(values)
     if disk is not None:  # LMCache asks its tiers in the order of their plugins
         for name in _DISK_KEYS:
-            told.pop(name, None)
-        _add(told, DISK_PLUGIN.encode(*disk), first=DISK_PLUGIN.name)
+            content.pop(name, None)
+        _add(content, DISK_PLUGIN.encode(*disk), first=DISK_PLUGIN.name)
     if remote is not None and limits is not None:
-        del told["remote_url"]
-        _add(told, REMOTE_PLUGIN.encode(remote, limits), last=REMOTE_PLUGIN.name)
+        del content["remote_url"]
+        _add(content, REMOTE_PLUGIN.encode(remote, limits), last=REMOTE_PLUGIN.name)
     elif remote is not None and remote.speaks_redis:
-        told["remote_url"] = _redis_url(remote)
+        content["remote_url"] = _redis_url(remote)
     with os.fdopen(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w") as file:
-        yaml.safe_dump(told, file)
+        yaml.safe_dump(content, file)
 
 
-def _add(told: dict[str, Any], extra_config: dict[str, Any], **plugins: str) -> None:
-    """Name a plugin of ours, before or behind all others, and what it is told."""
+def _add(content: dict[str, Any], extra_config: dict[str, Any], **plugins: str) -> None:
+    """Add a plugin of ours, before or after all others, and its configuration."""
     first, last = plugins.get("first"), plugins.get("last")
-    others = told.get("remote_storage_plugins") or ()
-    told["remote_storage_plugins"] = [name for name in (first, *others, last) if name]
-    told["extra_config"] = {**(told.get("extra_config") or {}), **extra_config}
+    others = content.get("remote_storage_plugins") or ()
+    content["remote_storage_plugins"] = [name for name in (first, *others, last) if name]
+    content["extra_config"] = {**(content.get("extra_config") or {}), **extra_config}
 
 
 def read(path: Path) -> dict[str, Any]:
-    """What :func:`write` wrote."""
+    """The values that :func:`write` wrote."""
     values: dict[str, Any] = yaml.safe_load(path.read_text("utf-8"))
     return values
 
 
 def hand_over(path: Path, environ: MutableMapping[str, str]) -> None:
-    """Let LMCache read ``path`` and nothing else.
+    """Make LMCache read ``path`` and no other configuration.
 
-    LMCache puts every ``LMCACHE_<KEY>`` variable over its file: none may reach its processes,
-    nor any credentials beside those in the file.
+    Every ``LMCACHE_<KEY>`` variable overrides LMCache's file, so no such variable reaches the
+    engine's processes. Credentials reach them by the file only.
     """
     for variable in keys.variables():
         environ.pop(variable, None)
     environ[CONFIG_FILE] = str(path)
 
 
-def leave_scheduler_failure(reason: str) -> None:
-    """Say, in the scheduler's process, why LMCache does not work there."""
-    _scheduler_failure_of(Path(os.environ[CONFIG_FILE])).write_text(reason, "utf-8")
-
-
-def scheduler_failure(path: Path) -> str:
-    """What :func:`leave_scheduler_failure` said; empty when all is well."""
-    left = _scheduler_failure_of(path)
-    return left.read_text("utf-8") if left.exists() else ""
-
-
-def leave_report(process: int, report: Mapping[str, Any]) -> None:
-    """Say, in a worker's process, how its connector is.
-
-    Raises:
-        FileNotFoundError: the directory is not here: the server has ended, or has another machine.
-        OSError: it cannot be written to.
-    """
-    path = Path(os.environ[CONFIG_FILE]).with_name(f"report-{process}")
-    new = path.with_name(f"{path.name}-new")
-    new.write_text(json.dumps(report), "utf-8")
-    new.replace(path)
-
-
-def reports(path: Path) -> list[dict[str, Any]]:
-    """What :func:`leave_report` said in the last seconds, in the order in which workers began."""
-    oldest = time.time() - _FRESH_SECONDS
-    left = [each for each in path.parent.glob("report-*[0-9]") if each.stat().st_mtime > oldest]
-    left.sort(key=lambda each: int(each.name.partition("-")[2]))
-    return [json.loads(each.read_text("utf-8")) for each in left]
-
-
-def _scheduler_failure_of(path: Path) -> Path:
-    return path.with_name("scheduler-failure")
-
-
 def _redis_url(remote: Remote) -> str:
-    """The URL as LMCache's connector, which hands it to redis-py, takes credentials and files."""
+    """The URL with credentials and files, in the form that redis-py reads."""
     split = urlsplit(remote.url)
     scheme = _SAME_PROTOCOL.get(split.scheme, split.scheme)
     netloc = split.netloc

@@ -7,8 +7,10 @@ from typing import TYPE_CHECKING, Any
 from vllm.distributed.kv_transfer.kv_connector.v1.base import KVConnectorBase_V1, KVConnectorRole
 from vllm.distributed.kv_transfer.kv_connector.v1.lmcache_connector import LMCacheConnectorV1
 
-from kserve_lmcache.config import engine_file
+from kserve_lmcache.config.engine_file import STATS_ARE_RECEIVED
+from kserve_lmcache.connector.reporter import REPORTER
 from kserve_lmcache.connector.scheduler import SchedulerPart
+from kserve_lmcache.connector.stats import SnapshotReceiver, SnapshotStats, StartReport
 from kserve_lmcache.connector.worker import WorkerPart
 
 if TYPE_CHECKING:
@@ -39,7 +41,7 @@ class KServeLMCacheConnector(KVConnectorBase_V1):  # type: ignore[misc]
     - Nothing that LMCache raises reaches vLLM (:mod:`.error_containment`). Each load ends in its
       step whatever happens: its blocks are loaded, or reported for vLLM to compute.
     - A process whose LMCache does not start survives until the server has read the reason
-      (:mod:`.report`). The server then ends the engine.
+      (:mod:`.reporter`). The server then ends the engine.
 
     Attributes:
         scheduler: set in the scheduler's process only.
@@ -53,22 +55,48 @@ class KServeLMCacheConnector(KVConnectorBase_V1):  # type: ignore[misc]
         self, vllm_config: VllmConfig, role: KVConnectorRole, kv_cache_config: KVCacheConfig
     ) -> None:
         super().__init__(vllm_config, role, kv_cache_config)
+        extra_config = vllm_config.kv_transfer_config.kv_connector_extra_config
+        self._stats_are_received = bool(extra_config.get(STATS_ARE_RECEIVED))
         if role == KVConnectorRole.WORKER:
             self.worker = WorkerPart(vllm_config, kv_cache_config)
-            return
-        self.scheduler = SchedulerPart(vllm_config, kv_cache_config)
-        if failure := self.scheduler.failure:
-            engine_file.leave_scheduler_failure(failure)
+            REPORTER.add("worker", self.worker.state)
+        else:
+            self.scheduler = SchedulerPart(vllm_config, kv_cache_config)
+            REPORTER.add("scheduler", self.scheduler.state)
+            REPORTER.write()
 
     @classmethod
     def requires_piecewise_for_cudagraph(cls, extra_config: dict[str, Any]) -> bool:
         """As vLLM's own connector."""
         return bool(LMCacheConnectorV1.requires_piecewise_for_cudagraph(extra_config))
 
+    @classmethod
+    def build_kv_connector_stats(cls, data: dict[str, Any] | None = None) -> SnapshotStats:
+        """Empty stats, of which vLLM's log says nothing: the server logs figures of its own."""
+        return SnapshotStats()
+
+    @classmethod
+    def build_prom_metrics(cls, *args: Any) -> SnapshotReceiver:
+        """What receives the stats in the server's process."""
+        return SnapshotReceiver(*args)
+
+    # In both
+
+    def get_kv_connector_stats(self) -> SnapshotStats | None:
+        """This process's snapshot, if a metric has changed since the last delivery."""
+        if self.role == KVConnectorRole.WORKER:
+            self.worker.set_local_bytes()
+        snapshots = REPORTER.take_changes() if self._stats_are_received else None
+        return None if snapshots is None else SnapshotStats(snapshots)
+
     def shutdown(self) -> None:
         """Flush and stop LMCache."""
-        part = self.worker if self.role == KVConnectorRole.WORKER else self.scheduler
-        part.shutdown()
+        if self.role == KVConnectorRole.WORKER:
+            REPORTER.remove("worker")
+            self.worker.shutdown()
+        else:
+            REPORTER.remove("scheduler")
+            self.scheduler.shutdown()
 
     # In the workers
 
@@ -122,9 +150,9 @@ class KServeLMCacheConnector(KVConnectorBase_V1):  # type: ignore[misc]
         """See :meth:`.WorkerPart.clear_connector_metadata`."""
         self.worker.clear_connector_metadata()
 
-    def report(self) -> dict[str, Any]:
-        """See :meth:`.WorkerPart.report`."""
-        return self.worker.report()
+    def get_handshake_metadata(self) -> StartReport:
+        """This worker's first snapshot, which vLLM brings to the scheduler's connector."""
+        return StartReport(REPORTER.first(self.worker.effective_config()))
 
     # In the scheduler's process
 
@@ -161,3 +189,10 @@ class KServeLMCacheConnector(KVConnectorBase_V1):  # type: ignore[misc]
     def take_events(self) -> Iterable[KVCacheEvent]:
         """See :meth:`.SchedulerPart.take_events`."""
         return self.scheduler.take_events()
+
+    def set_xfer_handshake_metadata_pp_aware(
+        self, metadata: dict[tuple[int, int], StartReport]
+    ) -> None:
+        """Deliver the first snapshots of all workers, by their pipeline and tensor ranks."""
+        for report in metadata.values():
+            REPORTER.add_others(report.snapshots)

@@ -50,11 +50,6 @@ class SchedulerPart:
         """Of this process's LMCache."""
         return self._stock.containment
 
-    @property
-    def failure(self) -> str:
-        """Why LMCache does not work in this process; empty when LMCache works."""
-        return self.containment.failure or lmcache_engine.scheduler_failure(self._stock.adapter)
-
     @contained(lambda self: Isolation(tags_reach_keys=False))
     def _make_isolation(self) -> Isolation:
         config = lmcache_engine.effective_config(self._stock.adapter)
@@ -157,6 +152,14 @@ class SchedulerPart:
     def take_events(self) -> Iterable[KVCacheEvent]:
         """The chunks that LMCache has stored since the last call."""
         return list(self._stock.connector.take_events())
+
+    def state(self) -> dict[str, Any]:
+        """The scheduler's part of the snapshot (:mod:`kserve_lmcache.metrics.snapshots`)."""
+        return {"failure": self._failure()}
+
+    @contained(lambda self: self.containment.failure or "LMCache does not tell its state")
+    def _failure(self) -> str:
+        return lmcache_engine.scheduler_failure(self._stock.adapter)
 
     def _count_tokens(self, request: Request) -> None:
         """Count the tokens of a prompt that is computed for the first time."""

@@ -71,8 +71,3 @@ class TokenMetrics:
             if self._prefill.tokens_per_second is not None:
                 metric("saved_prefill_seconds_total").inc(tokens / self._prefill.tokens_per_second)
         return sources
-
-    def set_local_bytes(self, used: int, capacity: int) -> None:
-        """Publish the bytes in use and the capacity of the local CPU tier."""
-        metric("local_cpu_used_bytes").set(used)
-        metric("local_cpu_capacity_bytes").set(capacity)

@@ -19,6 +19,7 @@ from kserve_lmcache.connector.stock import StockConnector
 from kserve_lmcache.connector.token_metrics import TokenMetrics
 from kserve_lmcache.connector.traces import span
 from kserve_lmcache.metrics import start_up_timing
+from kserve_lmcache.metrics.table import metric
 from kserve_lmcache.tiers.guard.load_cost import PrefillRate
 
 if TYPE_CHECKING:
@@ -45,6 +46,8 @@ class WorkerPart:
         start_up_timing.reached(start_up_timing.LOADED)
         self._device = vllm_config.device_config.device_type
         self._block_size = vllm_config.cache_config.block_size
+        parallel = vllm_config.parallel_config
+        self._rank = parallel.data_parallel_rank * parallel.world_size + parallel.rank
         self._stock = StockConnector(vllm_config, KVConnectorRole.WORKER, kv_cache_config)
         # LMCache's metadata of the current step; None where LMCache takes no part in the step.
         self._lmcache_metadata: KVConnectorMetadata | None = None
@@ -93,7 +96,7 @@ class WorkerPart:
         self._token_metrics = TokenMetrics(
             self._tiers, adapter.config.chunk_size, lmcache_engine.is_first(adapter), self._prefill
         )
-        self._token_metrics.set_local_bytes(*lmcache_engine.local_cpu_bytes(adapter))
+        self.set_local_bytes()
 
     @contained(lambda self, connector_metadata: self._begin_without_lmcache(connector_metadata))
     def bind_connector_metadata(self, connector_metadata: ConnectorMetadata) -> None:
@@ -162,28 +165,37 @@ class WorkerPart:
     @contained(lambda self: self._end_without_lmcache())
     def clear_connector_metadata(self) -> None:
         """End the step."""
-        self._token_metrics.set_local_bytes(*lmcache_engine.local_cpu_bytes(self._stock.adapter))
         self._stock.connector.clear_connector_metadata()
         self._end_without_lmcache()
 
-    def report(self) -> dict[str, Any]:
-        """The state of this worker's LMCache.
+    @contained(lambda self: None)
+    def set_local_bytes(self) -> None:
+        """Publish the bytes in use and the capacity of the local CPU tier."""
+        used, capacity = lmcache_engine.local_cpu_bytes(self._stock.adapter)
+        metric("local_cpu_used_bytes").set(used)
+        metric("local_cpu_capacity_bytes").set(capacity)
 
-        ``failure`` (empty when LMCache works), ``config``, ``faults`` (exceptions by call),
-        ``tiers`` (reports of our tiers, by name: ``disk``, ``remote``), and ``moments`` of the
-        worker's start.
-        """
-        report: dict[str, Any] = {
-            "failure": self.containment.failure,
-            "config": {},
-            "faults": self.containment.counts(),
-            "tiers": {name: tier.report() for name, tier in self._tiers.items()},
+    def state(self) -> dict[str, Any]:
+        """This worker's part of the snapshot (:mod:`kserve_lmcache.metrics.snapshots`)."""
+        return {
+            "rank": self._rank,
+            "failure": self._failure(),
+            "tiers": self._tier_reports(),
             "moments": start_up_timing.moments(),
         }
-        if not report["failure"]:
-            report["failure"] = lmcache_engine.worker_failure(self._stock.adapter)
-            report["config"] = lmcache_engine.effective_config(self._stock.adapter)
-        return report
+
+    @contained(lambda self: {})
+    def effective_config(self) -> dict[str, Any]:
+        """The configuration that LMCache uses; empty where LMCache does not work."""
+        return lmcache_engine.effective_config(self._stock.adapter)
+
+    @contained(lambda self: {})
+    def _tier_reports(self) -> dict[str, Any]:
+        return {name: tier.report() for name, tier in self._tiers.items()}
+
+    @contained(lambda self: self.containment.failure or "LMCache does not tell its state")
+    def _failure(self) -> str:
+        return lmcache_engine.worker_failure(self._stock.adapter)
 
     def _begin_without_lmcache(self, metadata: ConnectorMetadata) -> None:
         self._results.begin_step(metadata)

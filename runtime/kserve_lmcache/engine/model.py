@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import logging
 from argparse import Namespace
 from collections.abc import Callable, Mapping
@@ -23,6 +22,8 @@ from kserve_lmcache.engine.errors import RefusedError
 from kserve_lmcache.engine.plan import OffloadPlan, differing_values, disabled_plan
 from kserve_lmcache.errors import KServeLMCacheError
 from kserve_lmcache.metrics import start_up_timing
+from kserve_lmcache.metrics.snapshots import RECEIVED, Snapshots, read_files, workers
+from kserve_lmcache.metrics.totals import Totals, add_up
 from kserve_lmcache.redaction import redact
 
 logger = logging.getLogger(__name__)
@@ -53,8 +54,6 @@ class LMCacheModel(_Base):  # type: ignore[misc, valid-type]
         self.offload = offload
         self.engine_config = engine_config
         self.started = False
-        self.workers = 0
-        self.worker_moments: start_up_timing.Moments = {}
         self.vllm_app: Any = None
         self._build_app = build_app
         logger.debug("Model base class %s: %s", _Base.__module__, BASE_REASON)
@@ -68,9 +67,10 @@ class LMCacheModel(_Base):  # type: ignore[misc, valid-type]
         """
         self.engine_client = self._create_engine()
         path = self.offload.engine_file
-        if path is not None and (failure := await self._offload_failure(path)):
+        if path is not None and (failure := self._offload_failure(path)):
             self.engine_client.shutdown()
             self.engine_client = None
+            RECEIVED.clear()
             self.offload, self.engine_config = disabled_plan(self.args, self.offload, failure)
             self.engine_client = self._create_engine()
         start_up_timing.reached(start_up_timing.ENGINE)
@@ -102,17 +102,25 @@ class LMCacheModel(_Base):  # type: ignore[misc, valid-type]
         """``/v1/rerank``."""
         return _response(await super().create_rerank(request, raw_request, context))
 
-    async def reports(self) -> list[dict[str, Any]]:
-        """Of every worker's connector: what they left, or, with workers elsewhere, answer."""
-        path = self.offload.engine_file
-        found = await asyncio.to_thread(engine_file.reports, path) if path else []
-        return found if len(found) >= self.workers else await self._ask_workers()
+    def snapshots(self) -> Snapshots:
+        """The newest snapshots of the engine's processes; reads their files."""
+        if (path := self.offload.engine_file) is not None:
+            RECEIVED.add(read_files(path.parent))
+        return RECEIVED.all()
 
-    async def _ask_workers(self) -> list[dict[str, Any]]:
-        reports: list[dict[str, Any]] = await self.engine_client.collective_rpc(
-            "kserve_lmcache_report"
-        )
-        return reports
+    def totals(self) -> Totals:
+        """The metrics of all processes of the server."""
+        return add_up(self.snapshots(), self.is_alive())
+
+    def worker_moments(self) -> start_up_timing.Moments:
+        """The moments of the first worker's start; empty without offloading."""
+        for snapshot in workers(self.snapshots()):
+            return dict(snapshot["worker"]["moments"])
+        return {}
+
+    def is_alive(self) -> bool:
+        """Whether the engine's processes run."""
+        return self.started and not self.engine_client.errored
 
     def off_reason(self) -> str | None:
         """The reason why offloading is off; ``None`` while the engine starts."""
@@ -134,9 +142,7 @@ class LMCacheModel(_Base):  # type: ignore[misc, valid-type]
 
     async def healthy(self) -> bool:
         """Whether the engine has started and is not dead."""
-        if not self.started:
-            return False
-        return not self.engine_client.errored
+        return self.is_alive()
 
     def stop_engine(self) -> None:
         """End the engine's processes."""
@@ -156,16 +162,21 @@ class LMCacheModel(_Base):  # type: ignore[misc, valid-type]
             logger.exception("vLLM's engine did not start")
             raise KServeLMCacheError(f"vLLM's engine did not start: {error}") from error
 
-    async def _offload_failure(self, path: Path) -> str:
+    def _offload_failure(self, path: Path) -> str:
         """The reason why offloading fails in a process of the engine; empty when it works."""
-        reports = await self._ask_workers()
-        self.workers = len(reports)
-        self.worker_moments = reports[0]["moments"]
-        failures = {engine_file.scheduler_failure(path)}
-        for report in reports:
-            failures.add(report["failure"] or "; ".join(differing_values(path, report["config"])))
+        snapshots = self.snapshots()
+        parallel = self.engine_config.parallel_config
+        expected = parallel.tensor_parallel_size * parallel.pipeline_parallel_size
+        reporting = [each for each in workers(snapshots) if "config" in each]
+        if len(reporting) < expected:
+            return f"only {len(reporting)} of {expected} workers have a KV connector of ours"
+        schedulers = [each["scheduler"] for each in snapshots.values() if "scheduler" in each]
+        failures = {each["failure"] for each in schedulers}
+        for each in reporting:
+            failure = each["worker"]["failure"]
+            failures.add(failure or "; ".join(differing_values(path, each["config"])))
         if failures == {""}:
-            self._log_configuration(reports[0]["config"], engine_file.read(path))
+            self._log_configuration(reporting[0]["config"], engine_file.read(path))
         return "; ".join(sorted(failures - {""}))
 
     def _log_configuration(self, used: Mapping[str, Any], told: Mapping[str, Any]) -> None:

@@ -33,7 +33,6 @@ from kserve_lmcache.errors import (
     KServeLMCacheError,
     OffloadUnavailableError,
     UnsupportedModelError,
-    UsageError,
 )
 from kserve_lmcache.identity.engine import EngineIdentity, identify
 from kserve_lmcache.identity.namespace import NAMESPACE, hashing_of
@@ -42,7 +41,6 @@ logger = logging.getLogger(__name__)
 
 CONNECTOR = "KServeLMCacheConnector"
 CONNECTOR_MODULE = "kserve_lmcache.connector"
-WORKER_EXTENSION = "kserve_lmcache.connector.report.OffloadReporter"
 # The name in KServe's guide, which people have in their manifests.
 _STOCK_CONNECTOR = "LMCacheConnectorV1"
 
@@ -86,8 +84,7 @@ def plan_offload(
     """The plan, and the engine's configuration, which has the connector when the plan offloads.
 
     Args:
-        args: the server's arguments. Their ``kv_transfer_config`` and ``worker_extension_cls`` are
-            set in place.
+        args: the server's arguments. Their ``kv_transfer_config`` is set in place.
         configuration: as resolved from its sources. The values that depend on the machine and the
             engine are added in place.
         environ: gets the variable that names LMCache's configuration file.
@@ -96,7 +93,6 @@ def plan_offload(
         ConfigurationError: the configuration has problems, and offloading is required.
         IdentityError, UnsupportedModelError: this model's KV cache cannot be offloaded, and
             offloading is required.
-        UsageError: ``--worker-extension-cls`` is taken.
         KServeLMCacheError: vLLM refuses the engine's arguments.
     """
     _raise_problems_of_own_variables(configuration)
@@ -111,12 +107,6 @@ def plan_offload(
         reason = f"--kv-transfer-config asks for {wanted.kv_connector}"
         logger.warning("KV-cache offloading is not managed by this server: %s", reason)
         return OffloadPlan(configuration, reason), create_engine_config(args)
-    if args.worker_extension_cls:
-        raise UsageError(
-            f"--worker-extension-cls={args.worker_extension_cls} cannot be used together with "
-            "offloading, which needs a worker extension of its own. Add --offload=off, or leave "
-            "--worker-extension-cls out."
-        )
     try:
         engine_config = _engine_config(args, configuration)
         check_supported(engine_config)
@@ -204,8 +194,6 @@ def disabled_plan(
 def _disabled(args: Namespace, configuration: Configuration, reason: str) -> OffloadPlan:
     """The plan not to offload; takes the connector out of ``args``."""
     args.kv_transfer_config = None
-    if args.worker_extension_cls == WORKER_EXTENSION:
-        args.worker_extension_cls = ""
     logger.warning("Serving WITHOUT KV-cache offloading: %s", reason)
     return OffloadPlan(configuration, reason)
 
@@ -245,10 +233,10 @@ def _engine_config(args: Namespace, configuration: Configuration) -> VllmConfig:
         kv_load_failure_policy="recompute",
         # Already merged into the configuration. LMCache would let them override it.
         kv_connector_extra_config={
-            name: value for name, value in extra.items() if not name.startswith("lmcache.")
+            **{name: value for name, value in extra.items() if not name.startswith("lmcache.")},
+            engine_file.STATS_ARE_RECEIVED: not args.disable_log_stats,
         },
     )
-    args.worker_extension_cls = WORKER_EXTENSION
     try:
         return create_engine_config(args)
     except KServeLMCacheError:

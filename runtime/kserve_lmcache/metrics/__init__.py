@@ -1,4 +1,4 @@
-"""The one table of metrics, and the times of a server's start.
+"""The one table of metrics, their values in all processes, and the times of a server's start.
 
 May import ``compat`` and the modules of the root.
 """

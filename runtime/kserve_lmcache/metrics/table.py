@@ -1,7 +1,7 @@
-"""Every metric of ours: one table, from which all processes make what they count with.
+"""The table of this package's metrics.
 
-Names have the prefix ``kserve_lmcache_``, base units, and labels of few values. vLLM's and
-LMCache's own metrics stand beside them.
+Names have the prefix ``kserve_lmcache_`` and base units, and labels have few values. ``/metrics``
+has vLLM's and LMCache's own metrics as well.
 """
 
 from __future__ import annotations
@@ -10,15 +10,15 @@ import functools
 from dataclasses import dataclass
 from typing import Any
 
-from prometheus_client import Counter, Gauge, Histogram
+from kserve_lmcache.metrics.registry import REGISTRY, Counter, Gauge, Histogram
 
 PREFIX = "kserve_lmcache_"
 
-# What stands behind the label ``tier``.
+# Values of the label ``tier``.
 TIERS = ("local_cpu", "disk", "remote")
-# What stands behind the label ``source``: the tiers, and these.
+# Values of the label ``source``, beside the tiers.
 COMPUTED, PREFIX_CACHE = "computed", "prefix_cache"
-# What stands behind the label ``state``; one of them is 1.
+# Values of the label ``state``. The metric of one of them is 1.
 STATES = ("off", "starting", "on", "degraded")
 
 _SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0)
@@ -29,19 +29,19 @@ class Metric:
     """One row.
 
     Attributes:
-        name: without the prefix; that of a counter ends in ``_total``.
-        kind: of prometheus_client.
-        help: one line.
+        name: without the prefix; the name of a counter ends in ``_total``.
+        kind: how the value changes.
+        help: one sentence.
         labels: their names.
-        mode: how a gauge's values of several processes become one.
-        buckets: of a histogram.
+        mode: how a gauge's values of several processes become one: ``sum``, ``min`` or ``max``.
+        buckets: upper bounds of a histogram's buckets.
     """
 
     name: str
     kind: type[Counter] | type[Gauge] | type[Histogram]
     help: str
     labels: tuple[str, ...] = ()
-    mode: str = "livesum"
+    mode: str = "sum"
     buckets: tuple[float, ...] = _SECONDS
 
 
@@ -96,7 +96,7 @@ _ENGINE = (
     Metric("local_cpu_used_bytes", Gauge, "Memory of the local CPU tier that is in use."),
 )
 
-# Those of a tier that is not the local CPU's are counted by remote/counters.py under these names.
+# tiers/guard/counters.py counts under these names for every tier but the local CPU tier.
 _TIER = (
     *_counts(
         ("lookups", "Lookups, one for each prompt."),
@@ -129,7 +129,7 @@ _TIER = (
         Gauge,
         "1 while the tier answers, that is, while its circuit breaker is closed.",
         ("tier",),
-        "livemin",
+        "min",
     ),
     Metric("queue_bytes", Gauge, "Bytes of the chunks that wait in the queue.", ("tier",)),
 )
@@ -143,23 +143,14 @@ def metric(name: str, **labels: str) -> Any:
     """This process's counter, gauge or histogram.
 
     Args:
-        name: of the table, without the prefix.
-        **labels: their values.
+        name: a name of the table, without the prefix.
+        **labels: the values of the labels.
 
     Raises:
-        KeyError: the table has no such row.
+        KeyError: the table has no such row, or the row has other labels.
     """
-    parent = _parent(name)
-    return parent.labels(**labels) if labels else parent
-
-
-@functools.cache
-def _parent(name: str) -> Any:
     row = _BY_NAME[name]
-    if row.kind is Gauge:
-        options: dict[str, Any] = {"multiprocess_mode": row.mode}
-    elif row.kind is Histogram:
-        options = {"buckets": row.buckets}
-    else:
-        options = {}
-    return row.kind(PREFIX + row.name, row.help, row.labels, **options)
+    if set(labels) != set(row.labels):
+        raise KeyError(f"{name} has the labels {row.labels}")
+    values = tuple(labels[label] for label in row.labels)
+    return REGISTRY.instrument(row.kind, name, values, row.buckets)

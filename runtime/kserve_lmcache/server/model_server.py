@@ -76,7 +76,7 @@ class OffloadModelServer(model_server.ModelServer):  # type: ignore[misc]
         self.exit_on_engine_death = exit_on_engine_death
         self.responder = responder
         self.route_groups = route_groups
-        self.monitor = Monitor(model.reports, model.off_reason)
+        self.monitor = Monitor(model)
         self.lifecycle = Lifecycle()
         self.dataplane = OffloadDataPlane(self.registered_models, self.lifecycle)
         if "repository" not in route_groups:
@@ -107,7 +107,7 @@ class OffloadModelServer(model_server.ModelServer):  # type: ignore[misc]
         for number in _STOP_SIGNALS:
             loop.add_signal_handler(number, self._on_signal, stop)
         start_up_timing.reached(start_up_timing.READY)
-        times = start_up_timing.table(start_up_timing.moments(), self.model.worker_moments)
+        times = start_up_timing.table(start_up_timing.moments(), self.model.worker_moments())
         # One line: the log of a start fits a screen.
         logger.info("Start: %s", "; ".join(" ".join(row.split()) for row in times.splitlines()))
         logger.info("Ready. Try: %s", _curl(self.args))

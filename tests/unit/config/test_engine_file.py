@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-import os
 import stat
-import time
 from pathlib import Path
 
 import pytest
@@ -105,29 +103,3 @@ def test_lmcache_can_read_nothing_else(tmp_path: Path, monkeypatch: pytest.Monke
     config = load_engine_config_with_overrides()
     assert (config.chunk_size, config.local_cpu) == (64, True)
     assert yaml.safe_load(path.read_text()) == {"chunk_size": 64}
-
-
-def test_what_the_scheduler_leaves(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    path = tmp_path / "engine.yaml"
-    monkeypatch.setenv("LMCACHE_CONFIG_FILE", str(path))
-    assert engine_file.scheduler_failure(path) == ""
-    engine_file.leave_scheduler_failure("no lookup client")
-    assert engine_file.scheduler_failure(path) == "no lookup client"
-
-
-def test_what_the_workers_leave(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    path = tmp_path / "lmcache.yaml"
-    monkeypatch.setenv("LMCACHE_CONFIG_FILE", str(path))
-    for process in (10, 2):
-        engine_file.leave_report(process, {"failure": "", "process": process})
-    engine_file.leave_report(2, {"failure": "gone", "process": 2})
-    assert engine_file.reports(path) == [
-        {"failure": "gone", "process": 2},
-        {"failure": "", "process": 10},
-    ]
-    long_ago = time.time() - 6
-    os.utime(tmp_path / "report-2", (long_ago, long_ago))
-    assert [report["process"] for report in engine_file.reports(path)] == [10]
-    monkeypatch.setenv("LMCACHE_CONFIG_FILE", str(tmp_path / "elsewhere" / path.name))
-    with pytest.raises(FileNotFoundError):
-        engine_file.leave_report(2, {})

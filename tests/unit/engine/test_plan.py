@@ -64,7 +64,7 @@ def test_what_the_user_put_into_the_json_stays() -> None:
     args, offload, _ = planned(f"--kv-transfer-config={json.dumps(wanted)}")
     assert args.kv_transfer_config.kv_role == "kv_consumer"
     extra = args.kv_transfer_config.kv_connector_extra_config
-    assert set(extra) == {"discard_partial_chunks", NAMESPACE}
+    assert set(extra) == {"discard_partial_chunks", NAMESPACE, engine_file.STATS_ARE_RECEIVED}
     assert extra["discard_partial_chunks"] is True
     assert args.kv_transfer_config.kv_load_failure_policy == "recompute"
     assert offload.configuration.get("chunk_size") == 128
@@ -157,9 +157,16 @@ def test_what_the_engine_uses_instead_is_told_without_secrets(tmp_path: Path) ->
     ]
 
 
-def test_a_taken_worker_extension_is_refused() -> None:
-    with pytest.raises(UsageError, match="--worker-extension-cls=my"):
-        planned("--worker-extension-cls=my.Extension")
+def test_a_worker_extension_of_the_users_own_is_kept() -> None:
+    args, _, _ = planned("--worker-extension-cls=my.Extension")
+    assert args.worker_extension_cls == "my.Extension"
+
+
+@pytest.mark.parametrize("flag", ["", "--disable-log-stats"])
+def test_the_connector_knows_whether_vllms_stats_reach_the_server(flag: str) -> None:
+    args, _, _ = planned(*filter(None, [flag]))
+    extra = args.kv_transfer_config.kv_connector_extra_config
+    assert extra[engine_file.STATS_ARE_RECEIVED] is (not flag)
 
 
 def test_giving_up_ends_the_start_unless_told_otherwise() -> None:
@@ -170,7 +177,6 @@ def test_giving_up_ends_the_start_unless_told_otherwise() -> None:
     without, engine_config = disabled_plan(args, offload, "no memory")
     assert (without.enabled, without.reason) == (False, "no memory")
     assert engine_config.kv_transfer_config is args.kv_transfer_config is None
-    assert args.worker_extension_cls == ""
 
 
 @pytest.mark.parametrize(

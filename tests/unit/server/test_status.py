@@ -5,17 +5,14 @@ from __future__ import annotations
 import asyncio
 import importlib.resources
 import math
-import os
-import subprocess
-import sys
-from pathlib import Path
 from typing import Any
 
 import pytest
 from fastapi import FastAPI
 from fastapi.testclient import TestClient
+from prometheus_client import CollectorRegistry, Histogram
 
-from kserve_lmcache.metrics.table import PREFIX, STATES, TABLE, metric
+from kserve_lmcache.metrics.table import STATES, metric
 from kserve_lmcache.server.status import routes, samples
 from kserve_lmcache.server.status.history import History
 from kserve_lmcache.server.status.monitor import Monitor
@@ -69,37 +66,42 @@ def test_windows_are_as_long_as_they_say() -> None:
 def test_the_last_twenty_events() -> None:
     history = History()
     for number in range(30):
-        history.happened(number, f"event {number}")
+        history.add_event(number, f"event {number}")
     events = history.events()
     assert [event["text"] for event in events] == [f"event {29 - number}" for number in range(20)]
 
 
+def worker(rank: int, failure: str = "", **tiers: Any) -> dict[str, Any]:
+    """The snapshot of a worker."""
+    state = {"rank": rank, "failure": failure, "tiers": tiers}
+    return {str(rank): {"sequence": 0, "metrics": [], "worker": state}}
+
+
 class Engine:
-    """A stand-in whose workers report what the test says."""
+    """A stand-in that says what the test says."""
 
     def __init__(self) -> None:
         self.off: str | None = None
-        self.reports: Any = [
-            {"failure": "", "tiers": {"remote": {"up": True, "name": "redis://r"}}}
-        ]
+        self.alive = True
+        self.found = worker(0, remote={"up": True, "name": "redis://r"})
 
-    async def report(self) -> Any:
-        if isinstance(self.reports, Exception):
-            raise self.reports
-        return self.reports
+    def snapshots(self) -> Any:
+        return self.found
 
-    def watch(self, monkeypatch: pytest.MonkeyPatch) -> Monitor:
-        monkeypatch.setattr(samples, "read", Sample)
-        return Monitor(self.report, lambda: self.off)
+    def is_alive(self) -> bool:
+        return self.alive
+
+    def off_reason(self) -> str | None:
+        return self.off
 
 
 def state_metric() -> list[str]:
-    return [state for state in STATES if metric("offload_state", state=state)._value.get()]
+    return [state for state in STATES if metric("offload_state", state=state).value()]
 
 
-def test_the_state_is_one_of_four_and_says_why(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_state_is_one_of_four_and_says_why() -> None:
     engine = Engine()
-    watch = engine.watch(monkeypatch)
+    watch = Monitor(engine)
     look = lambda: asyncio.run(watch.look())  # noqa: E731
     look()
     assert (watch.state, state_metric()) == ("starting", ["starting"])
@@ -107,13 +109,16 @@ def test_the_state_is_one_of_four_and_says_why(monkeypatch: pytest.MonkeyPatch) 
     look()
     assert (watch.state, watch.reason, state_metric()) == ("on", "", ["on"])
     down = {"up": False, "reason": "lookup: no answer", "name": "redis://r"}
-    engine.reports = [*engine.reports, {"failure": "", "tiers": {"remote": down}}]
+    engine.found = {**engine.found, **worker(1, remote=down)}
     look()
     assert (watch.state, watch.reason) == ("degraded", "remote: lookup: no answer")
     assert state_metric() == ["degraded"]
-    engine.reports = RuntimeError("dead")
+    engine.found = {**engine.found, **worker(2, "no LMCache")}
     look()
-    assert "the workers do not answer: RuntimeError" in watch.reason
+    assert watch.reason == "worker 2: no LMCache; remote: lookup: no answer"
+    engine.alive = False
+    look()
+    assert (watch.state, watch.reason) == ("degraded", "the engine has ended")
     engine.off = "--offload is off"
     look()
     assert (watch.state, watch.reason, state_metric()) == ("off", engine.off, ["off"])
@@ -123,12 +128,10 @@ def test_the_state_is_one_of_four_and_says_why(monkeypatch: pytest.MonkeyPatch) 
     assert texts[-1] == "Offloading is starting: the engine starts"
 
 
-def test_a_mistake_in_it_is_logged_and_does_not_end_it(
-    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
-) -> None:
+def test_a_mistake_in_it_is_logged_and_does_not_end_it(caplog: pytest.LogCaptureFixture) -> None:
     engine = Engine()
-    watch = engine.watch(monkeypatch)
-    monkeypatch.setattr(samples, "read", lambda now: 1 / 0)
+    watch = Monitor(engine)
+    engine.found = {"0": {}}
 
     async def run() -> None:
         task = asyncio.create_task(watch.run())
@@ -137,7 +140,29 @@ def test_a_mistake_in_it_is_logged_and_does_not_end_it(
         task.cancel()
 
     asyncio.run(run())
-    assert "The state of offloading could not be told" in caplog.text
+    assert "The state of offloading is unknown" in caplog.text
+
+
+def test_a_sample_has_the_metrics_of_both_sources() -> None:
+    vllm = CollectorRegistry()
+    name, labels = "vllm:time_to_first_token_seconds", ("model_name", "engine")
+    first = Histogram(name, "h", labels, registry=vllm, buckets=(0.1, 1.0))
+    for engine, seconds in (("0", 0.05), ("0", 0.5), ("1", 0.5), ("1", 5.0)):
+        first.labels("model", engine).observe(seconds)
+    loads = [0.0] * 13
+    loads[5] = 2  # up to 50 ms
+    totals = {
+        "prompt_tokens_total": {("remote",): 200, ("computed",): 7},
+        "lookup_hits_total": {("remote",): 4},
+        "load_seconds": {("remote",): [0.06, *loads]},
+        "local_cpu_used_bytes": {(): 11},
+    }
+    found = samples.read(1.0, totals, vllm)
+    assert found.prompt_tokens == {"remote": 200, "computed": 7}
+    assert (found.hits, found.misses) == ({"remote": 4}, {})
+    assert (found.load_seconds["remote"][0.025], found.load_seconds["remote"][0.05]) == (0, 2)
+    assert found.first_token_seconds == {0.1: 1, 1.0: 3, INF: 4}
+    assert found.plain == {"local_cpu_used_bytes": 11}
 
 
 def test_a_browser_gets_the_page_and_others_the_document() -> None:
@@ -159,36 +184,3 @@ def test_the_page_fetches_nothing_from_elsewhere() -> None:
     assert "url(" not in page
     assert "http" not in page.replace("http://www.w3.org/2000/svg", "")
     assert "style=" not in page  # the policy has no place for it
-
-
-def test_processes_counts_are_added_up(tmp_path: Path) -> None:
-    """Two processes count; a third reads both."""
-    count = (
-        "from kserve_lmcache.metrics.table import metric\n"
-        "metric('prompt_tokens_total', source='remote').inc(100)\n"
-        "metric('lookup_hits_total', tier='remote').inc(2)\n"
-        "metric('load_seconds', tier='remote').observe(0.03)\n"
-        "metric('queue_bytes', tier='remote').set(7)\n"
-        "metric('local_cpu_used_bytes').set(11)\n"
-    )
-    read = (
-        "from kserve_lmcache.server.status.samples import read\n"
-        "found = read(1.0)\n"
-        "print(dict(found.prompt_tokens), dict(found.hits), found.load_seconds['remote'][0.05],\n"
-        "      found.load_seconds['remote'][0.025])\n"
-    )
-    environ = {**os.environ, "PROMETHEUS_MULTIPROC_DIR": str(tmp_path)}
-    for script in (count, count, read):
-        ran = subprocess.run(
-            [sys.executable, "-c", script], env=environ, capture_output=True, text=True, check=True
-        )
-    assert ran.stdout == "{'remote': 200.0} {'remote': 4.0} 2.0 0.0\n"
-
-
-def test_names_are_of_one_kind() -> None:
-    names = [row.name for row in TABLE]
-    assert len(set(names)) == len(names)
-    for row in TABLE:
-        assert row.help.endswith(".")
-        assert row.name.endswith(("_total", "_bytes", "_seconds", "_info", "state", "up")), row.name
-        assert not row.name.startswith(PREFIX)

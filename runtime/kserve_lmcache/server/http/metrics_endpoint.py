@@ -1,10 +1,12 @@
 """``/metrics`` of all processes of the server.
 
-vLLM's engine and LMCache run in other processes. In prometheus_client's multiprocess mode every
-process keeps its counters in files in ``PROMETHEUS_MULTIPROC_DIR``; this endpoint adds them up.
+VLLM and LMCache count by prometheus_client, whose multiprocess mode adds up the files that every
+process keeps in ``PROMETHEUS_MULTIPROC_DIR``. This package's metrics come from snapshots.
 """
 
 from __future__ import annotations
+
+from collections.abc import Callable
 
 from fastapi import Response
 from prometheus_client import (
@@ -16,15 +18,29 @@ from prometheus_client import (
 from prometheus_client.exposition import CONTENT_TYPE_PLAIN_0_0_4
 from prometheus_client.multiprocess import MultiProcessCollector
 
+from kserve_lmcache.metrics.totals import Totals, TotalsCollector
 
-async def metrics() -> Response:
-    """All samples in Prometheus' text format, whichever format the scraper prefers.
 
-    In the OpenMetrics format, prometheus_client 0.24 replaces the colons of vLLM's metric names by
-    underscores, so that dashboards and alerts do not find them.
+class MetricsEndpoint:
+    """Answers a scrape.
+
+    Args:
+        totals: gives this package's metrics.
     """
-    registry = CollectorRegistry()
-    MultiProcessCollector(registry)
-    ProcessCollector(registry=registry)
-    PlatformCollector(registry=registry)
-    return Response(generate_latest(registry), headers={"content-type": CONTENT_TYPE_PLAIN_0_0_4})
+
+    def __init__(self, totals: Callable[[], Totals]) -> None:
+        self._totals = TotalsCollector(totals)
+
+    async def answer(self) -> Response:
+        """All samples in Prometheus' text format, whichever format the scraper prefers.
+
+        In the OpenMetrics format, prometheus_client 0.24 replaces the colons of vLLM's metric
+        names by underscores, so that dashboards and alerts do not find them.
+        """
+        registry = CollectorRegistry()
+        MultiProcessCollector(registry)
+        ProcessCollector(registry=registry)
+        PlatformCollector(registry=registry)
+        registry.register(self._totals)
+        headers = {"content-type": CONTENT_TYPE_PLAIN_0_0_4}
+        return Response(generate_latest(registry), headers=headers)

@@ -18,7 +18,7 @@ from starlette.routing import Mount
 
 from kserve_lmcache.server.http import routes
 from kserve_lmcache.server.http.error_responses import PREFIX
-from kserve_lmcache.server.http.metrics_endpoint import metrics
+from kserve_lmcache.server.http.metrics_endpoint import MetricsEndpoint
 from kserve_lmcache.server.status import routes as status_routes
 
 TENSORS_UNSUPPORTED = (
@@ -36,11 +36,12 @@ def register_before_kserves(
     Args:
         app: KServe's application.
         repository: the models by their names. KServe's OpenAI routes use a copy of it.
-        model: the one model; its ``openai_serving_models`` lists its names.
+        model: the one model; its ``openai_serving_models`` lists its names, its ``totals`` are the
+            values of this package's metrics.
         status: returns what ``GET /offload`` shows.
     """
     router = APIRouter(include_in_schema=False)
-    router.add_api_route("/metrics", metrics, methods=["GET"])
+    router.add_api_route("/metrics", MetricsEndpoint(model.totals).answer, methods=["GET"])
     for path in (
         "/v1/models/{model_name}:predict",
         "/v1/models/{model_name}:explain",

@@ -1,1 +1,4 @@
-"""What the server says of its offloading: its state, its tiers, what happened lately."""
+"""The status of offloading: its state, its tiers and its last events.
+
+May import whatever ``server`` may.
+"""

@@ -1,4 +1,4 @@
-"""The last hour: samples at a steady pace, and what happened."""
+"""The last hour: samples at equal intervals, and the last events."""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ from kserve_lmcache.server.status.samples import Sample, hit_ratio, quantiles, t
 
 PERIOD = 5.0  # seconds between samples
 WINDOWS = {"1m": 60.0, "5m": 300.0, "60m": 3600.0}
-_MOST_EVENTS = 20
-_POINT = 6  # samples to one point of a curve: half a minute
+_MAX_EVENTS = 20
+_POINT = 6  # samples to one point of a curve, which is half a minute
 
 
 @dataclass(frozen=True)
 class Event:
-    """Something happened.
+    """A change of the state of offloading or of a tier.
 
     Attributes:
         time: seconds of Unix time.
@@ -34,27 +34,27 @@ class History:
 
     def __init__(self) -> None:
         self._samples: deque[Sample] = deque(maxlen=int(WINDOWS["60m"] / PERIOD) + 1)
-        self._events: deque[Event] = deque(maxlen=_MOST_EVENTS)
+        self._events: deque[Event] = deque(maxlen=_MAX_EVENTS)
 
     def add(self, sample: Sample) -> None:
-        """One more sample, younger than all others."""
+        """Add the newest sample."""
         self._samples.append(sample)
 
-    def happened(self, now: float, text: str) -> None:
-        """One more event."""
+    def add_event(self, now: float, text: str) -> None:
+        """Add the newest event."""
         self._events.append(Event(now, text))
 
     @property
     def last(self) -> Sample:
-        """The youngest sample, or an empty one."""
+        """The newest sample, or an empty one."""
         return self._samples[-1] if self._samples else Sample(0.0)
 
     def events(self) -> list[dict[str, Any]]:
-        """The last ones, youngest first."""
+        """The last events, newest first."""
         return [asdict(event) for event in reversed(self._events)]
 
     def hit_ratios(self, tier: str | None = None) -> dict[str, float | None]:
-        """By window: of a tier's chunks, or of all prompts' tokens."""
+        """By window: the hit ratio of a tier's chunks, or of all prompts' tokens."""
         return {
             name: tier_hit_ratio(self.last, before, tier) if tier else hit_ratio(self.last, before)
             for name, before in self._windows().items()
@@ -71,7 +71,7 @@ class History:
         return quantiles(self.last.first_token_seconds, before)
 
     def curve(self) -> list[dict[str, float | None]]:
-        """Hit ratio and median time to first token, each of half a minute, oldest first."""
+        """Hit ratio and median time to first token of each half minute, oldest first."""
         samples = list(self._samples)[::-1][::_POINT][::-1]
         return [
             {
@@ -85,7 +85,7 @@ class History:
         ]
 
     def _windows(self) -> Mapping[str, Sample]:
-        """By window: the oldest sample in it."""
+        """By window: the oldest sample in the window."""
         samples = list(self._samples) or [Sample(0.0)]
         return {
             name: next(each for each in samples if each.time >= self.last.time - seconds)

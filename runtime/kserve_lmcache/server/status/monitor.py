@@ -1,90 +1,99 @@
-"""Watches the engine: its reports and its counts, from which the state of offloading follows."""
+"""Monitors the engine: the state of offloading follows from its snapshots and metrics."""
 
 from __future__ import annotations
 
 import asyncio
 import logging
 import time
-from collections.abc import Awaitable, Callable, Mapping, Sequence
-from typing import Any
+from collections.abc import Mapping, Sequence
+from typing import Any, Protocol
 
+from kserve_lmcache.metrics.snapshots import Snapshots, workers
 from kserve_lmcache.metrics.table import STATES, metric
+from kserve_lmcache.metrics.totals import add_up
 from kserve_lmcache.server.status import samples
 from kserve_lmcache.server.status.history import PERIOD, History
 
 logger = logging.getLogger(__name__)
 
 Report = Mapping[str, Any]
-_PATIENCE = 10.0  # seconds for the workers' reports: who is asked answers between two steps
-_LINE_EVERY = 60.0  # seconds between two lines in the log, where there was traffic
+_LINE_SECONDS = 60.0  # between two lines in the log, while there is traffic
+
+
+class Engine(Protocol):
+    """What the monitor asks."""
+
+    def snapshots(self) -> Snapshots:
+        """The newest snapshots of the engine's processes; may read files."""
+
+    def is_alive(self) -> bool:
+        """Whether the engine's processes run."""
+
+    def off_reason(self) -> str | None:
+        """Why offloading is off; empty when it is on, ``None`` while the engine starts."""
 
 
 class Monitor:
-    """State, and since when and why, with the workers' last reports and an hour of counts.
+    """The state of offloading with its reason and time, and an hour of metrics.
 
     Args:
-        reports: gives the report of every worker's connector.
-        off: why offloading is off; empty when it is on.
+        engine: the engine.
+
+    Attributes:
+        workers: the workers' parts of their last snapshots, by rank.
     """
 
-    def __init__(
-        self, reports: Callable[[], Awaitable[Sequence[Report]]], off: Callable[[], str | None]
-    ) -> None:
+    def __init__(self, engine: Engine) -> None:
         self.history = History()
         self.workers: Sequence[Report] = ()
         self.reason = ""
         self.state = ""
         self.since = 0.0
-        self._reports = reports
-        self._off = off
+        self._engine = engine
         self._up: dict[str, bool] = {}
         self._last_line = 0.0
         self._turn("starting", "the engine starts")
 
     async def run(self) -> None:
-        """Look every few seconds, until it is cancelled."""
+        """Look every few seconds, until the task is cancelled."""
         while True:
             try:
                 await self.look()
             except Exception:
-                logger.exception("The state of offloading could not be told")
+                logger.exception("The state of offloading is unknown")
             await asyncio.sleep(PERIOD)
 
     async def look(self) -> None:
-        """Read the workers' reports and the counts, once."""
+        """Read the snapshots and the metrics once."""
         now = time.time()
-        self.history.add(await asyncio.to_thread(samples.read, now))
-        off = self._off()
+        snapshots = await asyncio.to_thread(self._engine.snapshots)
+        is_alive = self._engine.is_alive()
+        self.history.add(samples.read(now, add_up(snapshots, is_alive)))
+        off = self._engine.off_reason()
         if off is None:
-            return  # it starts
+            return  # the engine starts
         if off:
             self._turn("off", off)
             return
-        try:
-            self.workers = await asyncio.wait_for(self._reports(), _PATIENCE)
-        except Exception as error:
-            self._turn("degraded", f"the workers do not answer: {type(error).__name__}")
+        if not is_alive:
+            self._turn("degraded", "the engine has ended")
             return
-        reasons = [
-            *(f"worker {number}: {report['failure']}" for number, report in self._failed()),
-            *self._lost(),
-        ]
+        self.workers = [each["worker"] for each in workers(snapshots)]
+        failed = [each for each in self.workers if each["failure"]]
+        reasons = [f"worker {each['rank']}: {each['failure']}" for each in failed] + self._lost()
         self._turn("degraded" if reasons else "on", "; ".join(reasons))
-        self._say_figures(now)
+        self._log_figures(now)
 
     def tiers(self) -> dict[str, list[Report]]:
-        """The workers' reports of each tier behind the local one."""
+        """The workers' reports of each tier behind the local CPU tier."""
         found: dict[str, list[Report]] = {}
         for report in self.workers:
             for name, tier in report["tiers"].items():
                 found.setdefault(name, []).append(tier)
         return found
 
-    def _failed(self) -> list[tuple[int, Report]]:
-        return [(number, each) for number, each in enumerate(self.workers) if each["failure"]]
-
     def _lost(self) -> list[str]:
-        """Why tiers do not answer; what changed is an event."""
+        """Why tiers do not answer. A tier that changes makes an event."""
         reasons = []
         for name, reports in self.tiers().items():
             down = [each for each in reports if not each["up"]]
@@ -94,24 +103,24 @@ class Monitor:
             if self._up.get(name) is not up:
                 self._up[name] = up
                 text = "answers" if up else f"is not asked for now: {down[0]['reason']}"
-                self.history.happened(time.time(), f"{down[0]['name'] if down else name} {text}")
+                self.history.add_event(time.time(), f"{down[0]['name'] if down else name} {text}")
         return reasons
 
     def _turn(self, state: str, reason: str) -> None:
         if state != self.state:
             self.since = time.time()
             text = f"Offloading is {state}" + (f": {reason}" if reason else "")
-            self.history.happened(self.since, text)
+            self.history.add_event(self.since, text)
             if self.state:
                 logger.info("%s", text)
         self.state, self.reason = state, reason
         for each in STATES:
             metric("offload_state", state=each).set(int(each == state))
 
-    def _say_figures(self, now: float) -> None:
-        """The line of the minute, if anything was asked."""
+    def _log_figures(self, now: float) -> None:
+        """Log a line a minute, if there were requests."""
         ratio = self.history.hit_ratios()["1m"]
-        if ratio is None or now - self._last_line < _LINE_EVERY:
+        if ratio is None or now - self._last_line < _LINE_SECONDS:
             return
         self._last_line = now
         first = self.history.first_token_seconds()

@@ -1,4 +1,4 @@
-"""The status as one document: what ``GET /offload`` answers, and what its page shows."""
+"""The status as one document, for ``GET /offload`` and its page."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ _TOTALS = ("queue_bytes", "chunks_corrupt", "dropped_queue", "dropped_full", "dr
 
 
 def status(monitor: Monitor, offload: OffloadPlan, model: str) -> dict[str, Any]:
-    """Everything, as plain values; times are seconds of Unix time, sizes bytes."""
+    """The document. Times are seconds of Unix time, sizes are bytes."""
     history = monitor.history
     return {
         "time": time.time(),
@@ -31,7 +31,7 @@ def status(monitor: Monitor, offload: OffloadPlan, model: str) -> dict[str, Any]
         "hit_ratio": history.hit_ratios(),
         "prompt_tokens": dict(history.last.prompt_tokens),
         "first_token_seconds": history.first_token_seconds(),
-        "saved_prefill_seconds": history.last.gauges.get("saved_prefill_seconds_total", 0.0),
+        "saved_prefill_seconds": history.last.plain.get("saved_prefill_seconds_total", 0.0),
         "tiers": _tiers(monitor) if offload.enabled else [],
         "model": {"name": model, **_identity(offload)},
         "configuration": [
@@ -45,7 +45,7 @@ def status(monitor: Monitor, offload: OffloadPlan, model: str) -> dict[str, Any]
 
 
 def versions() -> dict[str, str]:
-    """Of this package and of those that it stands on."""
+    """The versions of this package and of the packages below it."""
     found = {}
     for label, package in PACKAGES.items():
         try:
@@ -62,7 +62,7 @@ def _identity(offload: OffloadPlan) -> Mapping[str, str]:
 
 
 def _tiers(monitor: Monitor) -> list[dict[str, Any]]:
-    gauges = monitor.history.last.gauges
+    metrics = monitor.history.last.plain
     local = {
         "name": "local_cpu",
         "place": "",
@@ -70,8 +70,8 @@ def _tiers(monitor: Monitor) -> list[dict[str, Any]]:
         "since": monitor.since,
         "reason": "",
         "breaker": None,
-        "capacity_bytes": gauges.get("local_cpu_capacity_bytes"),
-        "used_bytes": gauges.get("local_cpu_used_bytes"),
+        "capacity_bytes": metrics.get("local_cpu_capacity_bytes"),
+        "used_bytes": metrics.get("local_cpu_used_bytes"),
         **dict.fromkeys(_TOTALS),
     }
     others = [_tier(name, reports) for name, reports in monitor.tiers().items()]
@@ -86,7 +86,7 @@ def _tiers(monitor: Monitor) -> list[dict[str, Any]]:
 
 
 def _tier(name: str, reports: list[Report]) -> dict[str, Any]:
-    """Of all workers: as bad as the worst of them, and what all of them counted."""
+    """A tier of all workers: the state of the worst worker, and the sums of all counts."""
     worst = min(reports, key=lambda report: report["up"])
     return {
         "name": name,
@@ -95,7 +95,7 @@ def _tier(name: str, reports: list[Report]) -> dict[str, Any]:
         "since": worst["since"],
         "reason": worst["reason"],
         "breaker": "closed" if worst["up"] else "open",
-        # Of a disk, whose directory the workers share.
+        # The workers share the directory of a disk tier.
         "capacity_bytes": worst.get("capacity_bytes"),
         "used_bytes": worst.get("used_bytes"),
         **{total: sum(report[total] for report in reports) for total in _TOTALS},

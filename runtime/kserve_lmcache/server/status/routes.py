@@ -15,7 +15,7 @@ PATH = "/offload"
 
 
 def register(app: FastAPI, status: Callable[[], dict[str, Any]]) -> None:
-    """Answer with what ``status`` gives; a browser, which asks for HTML, gets the page."""
+    """Answer with the document that ``status`` gives, or a browser with the page."""
     page = importlib.resources.files(__package__).joinpath("page.html").read_text()
     policy = content_security_policy(page)
 
@@ -35,7 +35,7 @@ def register(app: FastAPI, status: Callable[[], dict[str, Any]]) -> None:
 
 
 def content_security_policy(page: str) -> str:
-    """Nothing but what the page itself holds, and its own status."""
+    """Allows the page's own script and style, and requests to the same server."""
     script, style = (_digest(page, tag) for tag in ("script", "style"))
     return (
         f"default-src 'none'; script-src '{script}'; style-src '{style}'; connect-src 'self'; "

@@ -1,39 +1,38 @@
-"""The server's own metrics, read back: what one process counts, all of them know."""
+"""Samples: the metrics that the status needs, at one time."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import TypeVar
+from typing import Any, TypeVar
 
-from prometheus_client import CollectorRegistry
-from prometheus_client.multiprocess import MultiProcessCollector
+from prometheus_client import REGISTRY, CollectorRegistry
 
-from kserve_lmcache.metrics.table import PREFIX, TIERS
+from kserve_lmcache.metrics.table import TABLE, TIERS
+from kserve_lmcache.metrics.totals import Totals, cumulative
 
 T = TypeVar("T", str, float)
 
 _TTFT = "vllm:time_to_first_token_seconds_bucket"
-_LOADS = f"{PREFIX}load_seconds_bucket"
 QUANTILES = {"p50": 0.5, "p90": 0.9, "p99": 0.99}
 
-# Upper bounds of a histogram's buckets, in seconds, with the count up to each.
+# By upper bound in seconds: the count of all observations up to the bound.
 Buckets = Mapping[float, float]
 
 
 @dataclass(frozen=True)
 class Sample:
-    """All counts at one time.
+    """The metrics at one time.
 
     Attributes:
         time: seconds of Unix time.
-        prompt_tokens: by source.
+        prompt_tokens: tokens by source.
         hits: chunks by tier.
         misses: chunks by tier.
         load_seconds: buckets by tier.
         first_token_seconds: buckets of times to first token.
-        gauges: of no label, without our prefix.
+        plain: metrics without labels, by name.
     """
 
     time: float
@@ -42,53 +41,64 @@ class Sample:
     misses: Mapping[str, float] = field(default_factory=dict)
     load_seconds: Mapping[str, Buckets] = field(default_factory=dict)
     first_token_seconds: Buckets = field(default_factory=dict)
-    gauges: Mapping[str, float] = field(default_factory=dict)
+    plain: Mapping[str, float] = field(default_factory=dict)
 
 
-def read(now: float) -> Sample:
-    """A sample of every process's counts, from the files of prometheus_client."""
-    registry = CollectorRegistry()
-    MultiProcessCollector(registry)
-    tokens: dict[str, float] = {}
-    by_tier: dict[str, dict[str, float]] = {"lookup_hits_total": {}, "lookup_misses_total": {}}
-    loads: dict[str, dict[float, float]] = {}
-    first: dict[float, float] = {}
-    gauges: dict[str, float] = {}
-    for family in registry.collect():
+def read(now: float, totals: Totals, vllm: CollectorRegistry = REGISTRY) -> Sample:
+    """A sample.
+
+    Args:
+        now: seconds of Unix time.
+        totals: this package's metrics.
+        vllm: the registry in which vLLM counts in this process.
+    """
+
+    def one_label(name: str) -> dict[str, Any]:
+        return {label: value for (label,), value in totals.get(name, {}).items()}
+
+    loads = {
+        tier: {float(bound): count for bound, count in cumulative(_LOADS, counts)}
+        for tier, (_, *counts) in one_label("load_seconds").items()
+    }
+    return Sample(
+        now,
+        one_label("prompt_tokens_total"),
+        one_label("lookup_hits_total"),
+        one_label("lookup_misses_total"),
+        loads,
+        _first_token_seconds(vllm),
+        {name: values[()] for name, values in totals.items() if () in values},
+    )
+
+
+def _first_token_seconds(vllm: CollectorRegistry) -> Buckets:
+    found: dict[float, float] = {}
+    for family in vllm.restricted_registry([_TTFT]).collect():
         for sample in family.samples:
-            name = sample.name.removeprefix(PREFIX)
-            labels = sample.labels
-            if sample.name == _TTFT:
-                bound = float(labels["le"])
-                first[bound] = first.get(bound, 0.0) + sample.value
-            elif sample.name == _LOADS:
-                loads.setdefault(labels["tier"], {})[float(labels["le"])] = sample.value
-            elif name == "prompt_tokens_total":
-                tokens[labels["source"]] = sample.value
-            elif name in by_tier:
-                by_tier[name][labels["tier"]] = sample.value
-            elif not labels and sample.name.startswith(PREFIX):
-                gauges[name] = sample.value
-    hits, misses = by_tier.values()
-    return Sample(now, tokens, hits, misses, loads, first, gauges)
+            bound = float(sample.labels["le"])
+            found[bound] = found.get(bound, 0.0) + sample.value
+    return found
+
+
+_LOADS = next(row for row in TABLE if row.name == "load_seconds")
 
 
 def hit_ratio(now: Sample, before: Sample) -> float | None:
-    """Which part of the prompts' tokens came from a tier; ``None`` without prompts."""
+    """The share of prompt tokens that came from a tier; ``None`` without prompts."""
     counted = _difference(now.prompt_tokens, before.prompt_tokens)
     total = sum(counted.values())
     return sum(counted.get(tier, 0.0) for tier in TIERS) / total if total else None
 
 
 def tier_hit_ratio(now: Sample, before: Sample, tier: str) -> float | None:
-    """Which part of the chunks that a tier was asked for it had; ``None`` if of none."""
+    """The share of looked-up chunks that the tier had; ``None`` without lookups."""
     hits = now.hits.get(tier, 0.0) - before.hits.get(tier, 0.0)
     misses = now.misses.get(tier, 0.0) - before.misses.get(tier, 0.0)
     return hits / (hits + misses) if hits + misses else None
 
 
 def quantiles(now: Buckets, before: Buckets) -> dict[str, float | None]:
-    """The quantiles of what was observed in between, in seconds, as Prometheus estimates them."""
+    """Quantiles of the observations in between, in seconds, as Prometheus estimates them."""
     counts = _difference(now, before)
     return {name: _quantile(counts, share) for name, share in QUANTILES.items()}
 

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import threading
 
-from prometheus_client import Counter
-
+from kserve_lmcache.metrics.registry import Counter
 from kserve_lmcache.metrics.table import TABLE, metric
 
 _TOTAL = "_total"

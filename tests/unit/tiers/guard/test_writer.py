@@ -6,9 +6,8 @@ import threading
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from prometheus_client import REGISTRY
-
 from kserve_lmcache.config.tier_limits import TierLimits
+from kserve_lmcache.metrics.table import metric
 from kserve_lmcache.tiers.guard.store import Entry, StoreFullError
 from kserve_lmcache.tiers.guard.tier import Tier
 from tests.support.tiers import LAYOUT, SIZE, chunks, store_all
@@ -49,8 +48,8 @@ def tier_of(make_store: Callable[[str], Any], **limits: Any) -> Tier:
 
 
 def observed() -> float:
-    name = "kserve_lmcache_store_seconds_count"
-    return REGISTRY.get_sample_value(name, {"tier": "remote"}) or 0
+    _, *counts = metric("store_seconds", tier="remote").value()
+    return float(sum(counts))
 
 
 def test_the_duration_of_a_batch_is_measured() -> None:
