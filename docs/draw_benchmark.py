@@ -1,6 +1,6 @@
-"""Draws ``docs/assets/benchmark.png`` from the first table of ``docs/benchmarks.md``.
+"""Draws ``docs/assets/benchmark.png`` from the first table of ``docs/benchmarks.md`` with prompts.
 
-The picture holds a digest of the table, by which a test finds a stale picture.
+The picture holds a digest of the drawn numbers. A test finds a stale picture by the digest.
 """
 
 from __future__ import annotations
@@ -22,10 +22,19 @@ _CURVES = (
 )
 
 
-def table() -> list[list[str]]:
-    """The header and the rows of the first table."""
+def curves() -> dict[str, list[int]]:
+    """The drawn columns of the first table, and its prompt lengths in tokens."""
+    header, *rows = _table()
+    names = [header[0], *(column for column, _, _ in _CURVES)]
+    return {name: [int(row[header.index(name)].replace(",", "")) for row in rows] for name in names}
+
+
+def _table() -> list[list[str]]:
+    """The header and the rows."""
     lines = (DOCS / "benchmarks.md").read_text().splitlines()
-    start = next(number for number, line in enumerate(lines) if line.startswith("| Prompt"))
+    start = next(
+        number for number, line in enumerate(lines) if line.startswith("| Prompt, tokens |")
+    )
     rows = []
     for line in (lines[start], *lines[start + 2 :]):
         if not line.startswith("|"):
@@ -35,20 +44,18 @@ def table() -> list[list[str]]:
 
 
 def digest() -> str:
-    """What the picture says of the table that it was drawn from."""
-    return hashlib.sha256(repr(table()).encode()).hexdigest()
+    """The digest of the drawn numbers, which the picture holds."""
+    return hashlib.sha256(repr(curves()).encode()).hexdigest()
 
 
 def main() -> None:
     """Draw the picture."""
-    header, *rows = table()
-    tokens = [int(row[0].replace(",", "")) for row in rows]
+    tokens, *drawn = curves().values()
     mpl.rcParams["font.size"] = 10
     figure = Figure(figsize=(8, 4), layout="constrained")
     axes = figure.add_subplot()
-    for column, words, colour in _CURVES:
-        index = header.index(column)
-        seconds = [int(row[index].replace(",", "")) / 1000 for row in rows]
+    for (_, words, colour), milliseconds in zip(_CURVES, drawn, strict=True):
+        seconds = [each / 1000 for each in milliseconds]
         axes.plot(tokens, seconds, color=colour, marker="o", label=words)
     axes.set(
         xscale="log",

@@ -44,7 +44,7 @@ _ENVIRONMENT = """\
 ## Environment of the process
 
 The entry point sets these variables before Python starts, unless they are set. It also makes
-`PROMETHEUS_MULTIPROC_DIR`, an empty directory for the counts of all processes.
+`PROMETHEUS_MULTIPROC_DIR`, an empty directory for the metrics of vLLM and LMCache.
 """
 _METRICS = """\
 # Metrics
@@ -146,6 +146,8 @@ def _value(value: Any) -> str:
     """A default as it is written in a file or a variable."""
     if value is None or value in ("", [], {}):
         return "none"
+    if isinstance(value, list):
+        value = " ".join(map(str, value))
     return f"`{str(value).lower() if isinstance(value, bool) else value}`"
 
 
