@@ -38,6 +38,11 @@ def test_the_reference_is_what_the_tables_say() -> None:
     assert stale == [], "make reference renews these pages"
 
 
+def test_the_log_of_a_start_is_a_screenful() -> None:
+    (log,) = blocks(DOCS / "getting-started" / "start-log.md", "text")
+    assert len(log.splitlines()) <= 40
+
+
 def test_the_picture_of_the_benchmark_is_of_its_table() -> None:
     picture = draw_benchmark.PICTURE.read_bytes()
     assert draw_benchmark.digest().encode() in picture, "make reference draws it"
