@@ -13,16 +13,7 @@ from pathlib import Path
 
 from kserve_lmcache.config import environment
 from kserve_lmcache.config.resources import memory_limit, nearest_existing, why_unwritable
-from kserve_lmcache.doctor.check import (
-    Check,
-    Finding,
-    failure,
-    ok,
-    one_line,
-    size,
-    skipped,
-    warning,
-)
+from kserve_lmcache.doctor.check import Check, Finding, failure, ok, size, skipped, warning
 from kserve_lmcache.doctor.context import Context
 from kserve_lmcache.errors import UsageError
 
@@ -57,10 +48,8 @@ def hash_seed(context: Context) -> Finding:
     try:
         environment.check_hash_seed(context.environ)
     except UsageError:
-        return failure(
-            f"PYTHONHASHSEED={seed!r} gives every process other cache keys",
-            "Set it to a number below 4294967296, the same in every replica, or leave it out.",
-        )
+        fix = "Set it to a number below 4294967296, the same in every replica, or leave it out."
+        return failure(f"PYTHONHASHSEED={seed!r} gives every process other cache keys", fix)
     return ok(f"PYTHONHASHSEED={seed}; every replica needs the same")
 
 
@@ -122,11 +111,7 @@ def shared_memory(context: Context) -> Finding:
     total, free = state.f_blocks * state.f_frsize, state.f_bavail * state.f_frsize
     evidence = f"/{_SHARED_MEMORY} has {size(free)} free of {size(total)}"
     if total < _LEAST_SHARED_MEMORY or free < _LEAST_SHARED_MEMORY / 2:
-        return warning(
-            f"{evidence}; the processes of vLLM, and of LMCache under tensor parallelism, "
-            "talk through it",
-            fix,
-        )
+        return warning(f"{evidence}; the processes of vLLM and LMCache talk through it", fix)
     if not os.access(directory, os.W_OK):
         return warning(f"{evidence}, and this user cannot write there", fix)
     return ok(evidence)
@@ -146,18 +131,14 @@ def _disk(directory: Path, max_bytes: int) -> Finding:
     if not place.is_dir():
         return failure(f"{place} is no directory", "Name another one in local_disk.")
     if reason := why_unwritable(place):
-        return failure(
-            f"{place} cannot be written: {reason}",
-            "Mount a volume there that this user may write (fsGroup, no readOnly), with room.",
-        )
+        fix = "Mount a volume there that this user may write (fsGroup, no readOnly), with room."
+        return failure(f"{place} cannot be written: {reason}", fix)
     state = os.statvfs(place)
     held, free = _occupied(directory), state.f_bavail * state.f_frsize
     evidence = f"{directory} holds {size(held)} of {size(max_bytes)}; {size(free)} are free there"
     if held + free < max_bytes:
-        return warning(
-            f"{evidence}: the tier can never hold all that it may",
-            "Lower max_local_disk_size, or mount a larger volume.",
-        )
+        fix = "Lower max_local_disk_size, or mount a larger volume."
+        return warning(f"{evidence}: the tier can never hold all that it may", fix)
     return ok(evidence)
 
 
@@ -173,34 +154,31 @@ def accelerator(context: Context) -> Finding:
     """Compares the GPU and its driver with the build of torch, without importing torch."""
     command = shutil.which("nvidia-smi", path=context.environ.get("PATH"))
     if command is not None:
-        return _nvidia_smi(command, 2 * context.timeout)
+        return _nvidia_smi(command, context)
     driver = context.root / "proc/driver/nvidia/version"
     if driver.exists():
         # The driver's tools are absent where NVIDIA_DRIVER_CAPABILITIES leaves out "utility".
-        line = one_line(driver.read_text(errors="replace").partition("\n")[0])
+        line = context.quote(driver.read_text(errors="replace").partition("\n")[0])
         version = re.search(r"\d+\.\d+(\.\d+)?", line)
         return _judge_driver(line, version[0] if version else "")
     torch = installed(("torch",)) or ""
     if "+cpu" in torch or not torch:
         return ok("no GPU: the model runs on the CPU")
-    return warning(
-        f"no NVIDIA GPU, and torch {torch} is not a CPU build",
-        "Ask for a GPU (resources.limits nvidia.com/gpu), or install kserve-lmcache[cpu].",
-    )
+    fix = "Ask for a GPU (resources.limits nvidia.com/gpu), or install kserve-lmcache[cpu]."
+    return warning(f"no NVIDIA GPU, and torch {torch} is not a CPU build", fix)
 
 
-def _nvidia_smi(command: str, timeout: float) -> Finding:
+def _nvidia_smi(command: str, context: Context) -> Finding:
+    timeout = 2 * context.timeout
     try:
         code, output, errors = _run([command, *_QUERY], timeout)
     except subprocess.TimeoutExpired:
-        return failure(
-            f"nvidia-smi does not answer within {timeout:g} s",
-            "The driver hangs: see the node's kernel log for Xid errors, and restart the node.",
-        )
+        fix = "The driver hangs: see the node's kernel log for Xid errors, and restart the node."
+        return failure(f"nvidia-smi does not answer within {timeout:g} s", fix)
     devices = [line.split(", ") for line in output.splitlines() if line.count(", ") >= 2]
     if code or not devices:
         problem = "failed" if code else "names no GPU"
-        return failure(f"nvidia-smi {problem}: {one_line(output or errors)}", _NO_GPU)
+        return failure(f"nvidia-smi {problem}: {context.quote(output or errors)}", _NO_GPU)
     names = "; ".join(f"{name}, {memory}" for name, memory, *_ in devices)
     return _judge_driver(f"{names}; driver {devices[0][2]}", devices[0][2])
 
@@ -209,17 +187,13 @@ def _judge_driver(evidence: str, driver: str) -> Finding:
     """Compares the driver's version with the CUDA version that torch is built for."""
     torch = installed(("torch",)) or ""
     if "+cpu" in torch:
-        return warning(
-            f"{evidence}; torch {torch} does not use it",
-            "Install kserve-lmcache[gpu], or do not ask for a GPU.",
-        )
+        fix = "Install kserve-lmcache[gpu], or do not ask for a GPU."
+        return warning(f"{evidence}; torch {torch} does not use it", fix)
     cuda = _cuda_major()
     least = _LEAST_DRIVER.get(cuda, 0)
     if driver and int(driver.split(".")[0]) < least:
-        return warning(
-            f"{evidence}, and torch {torch} is built for CUDA {cuda}",
-            f"Install driver {least} or later on the node, or NVIDIA's cuda-compat package.",
-        )
+        fix = f"Install driver {least} or later on the node, or NVIDIA's cuda-compat package."
+        return warning(f"{evidence}, and torch {torch} is built for CUDA {cuda}", fix)
     return ok(evidence)
 
 
@@ -241,11 +215,8 @@ def connector_check(timeout: float) -> Check[Context]:
         try:
             code, output, errors = _run([sys.executable, "-c", program], timeout)
         except subprocess.TimeoutExpired:
-            return failure(
-                f"did not load within {timeout:g} s",
-                "Importing vLLM takes seconds: look at the machine's load and storage, or raise "
-                "--timeout.",
-            )
+            fix = "Look at the machine's load and storage, or raise --timeout."
+            return failure(f"did not load within {timeout:g} s", fix)
         lines = (errors if code else output).strip().splitlines()
         last = context.quote(lines[-1] if lines else f"exit status {code}")
         if code:

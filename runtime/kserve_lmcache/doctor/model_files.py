@@ -49,10 +49,8 @@ def _directory(path: Path, context: Context) -> Finding:
     try:
         entries = sorted(entry.name for entry in path.iterdir())
     except OSError as error:
-        return failure(
-            f"{path}: {error.strerror}",
-            "Mount the model there (storageUri mounts it on /mnt/models), readable for this user.",
-        )
+        fix = "Mount the model there (storageUri mounts it on /mnt/models), readable for this user."
+        return failure(f"{path}: {error.strerror}", fix)
     configuration = next((name for name in _CONFIGURATIONS if name in entries), None)
     if configuration is None:
         return failure(
@@ -99,24 +97,18 @@ def _hub(name: str, revision: str) -> Finding:
     try:
         snapshot = _snapshot(name, revision)
     except ValueError:
-        return failure(
-            f"{name!r} is neither a directory here nor a hub id",
-            "Give a directory, or ORGANISATION/MODEL of letters, digits, '-', '_' and '.'.",
-        )
+        fix = "Give a directory, or ORGANISATION/MODEL of letters, digits, '-', '_' and '.'."
+        return failure(f"{name!r} is neither a directory here nor a hub id", fix)
     cache = Path(constants.HF_HUB_CACHE)
     if snapshot is not None:
         return ok(f"{name} ({revision}) is in {cache}; its weights were not looked at")
     if constants.HF_HUB_OFFLINE:
-        return failure(
-            f"{name} ({revision}) is not in {cache}, and HF_HUB_OFFLINE is set",
-            "Fetch it beforehand, set HF_HOME to where it is, or unset HF_HUB_OFFLINE.",
-        )
+        fix = "Fetch it beforehand, set HF_HOME to where it is, or unset HF_HUB_OFFLINE."
+        return failure(f"{name} ({revision}) is not in {cache}, and HF_HUB_OFFLINE is set", fix)
     place = nearest_existing(cache)
     if reason := why_unwritable(place):
-        return failure(
-            f"{name} is not cached, and {cache} cannot be written ({reason})",
-            "Set HF_HOME to a directory that this user can write, on a volume.",
-        )
+        fix = "Set HF_HOME to a directory that this user can write, on a volume."
+        return failure(f"{name} is not cached, and {cache} cannot be written ({reason})", fix)
     free = shutil.disk_usage(place).free
     evidence = f"{name} will be fetched into {cache} ({size(free)} free); the hub was not asked"
     if free < 2**30:

@@ -57,10 +57,8 @@ def device(store: CheckedStore) -> Finding:
     if name in found:
         return ok(f"{name} is there")
     if found:
-        return failure(
-            f"there is no RDMA device {name}, but {', '.join(found)}",
-            f"Name one of them in remote_url: …?device={found[0]}.",
-        )
+        fix = f"Name one of them in remote_url: …?device={found[0]}."
+        return failure(f"there is no RDMA device {name}, but {', '.join(found)}", fix)
     return failure(
         f"there is no RDMA device (/{rdma.DIRECTORY}), without which InfiniStore moves nothing",
         "Run on a node that has one and ask for it in the pod's resources, or use another store.",
@@ -82,10 +80,8 @@ def directories(store: CheckedStore) -> Finding:
             what = "is no directory" if path.exists() else "does not exist"
             return failure(f"{path} {what}", "Mount the volume there, or create it.")
         if reason := why_unwritable(path):
-            return failure(
-                f"{path} cannot be written: {reason}",
-                "Let this user write there (fsGroup), and mount it without readOnly.",
-            )
+            fix = "Let this user write there (fsGroup), and mount it without readOnly."
+            return failure(f"{path} cannot be written: {reason}", fix)
         room[path] = shutil.disk_usage(path).free
     evidence = ", ".join(f"{path}, {size(free)} free" for path, free in room.items())
     if min(room.values()) < 2**30:

@@ -65,19 +65,13 @@ def login(store: CheckedStore) -> Finding:
 def _login_refused(store: CheckedStore, reason: str) -> Finding:
     place, user = store.place, store.user
     if not store.remote.password:
-        return failure(
-            f"{place} asks for a password, and none is given",
-            "Set LMCACHE_REMOTE_PASSWORD, or LMCACHE_REMOTE_PASSWORD_FILE to a mounted Secret.",
-        )
+        fix = "Set LMCACHE_REMOTE_PASSWORD, or LMCACHE_REMOTE_PASSWORD_FILE to a mounted Secret."
+        return failure(f"{place} asks for a password, and none is given", fix)
     if "without any password configured" in reason or "no password is set" in reason:
-        return failure(
-            f"{place} has no password, and one is given for {user}",
-            "Leave the password out, or set one on the server (requirepass, or an ACL).",
-        )
-    return failure(
-        f"{place} refuses {user} with this password: {reason}",
-        "Correct the password, or LMCACHE_REMOTE_USERNAME if the server has ACL users.",
-    )
+        fix = "Leave the password out, or set one on the server (requirepass, or an ACL)."
+        return failure(f"{place} has no password, and one is given for {user}", fix)
+    fix = "Correct the password, or LMCACHE_REMOTE_USERNAME if the server has ACL users."
+    return failure(f"{place} refuses {user} with this password: {reason}", fix)
 
 
 def server(store: CheckedStore) -> Finding:
@@ -163,10 +157,8 @@ def judge_persistence(information: Information, points: str | None) -> Finding:
     if points:
         ways.append(f"snapshots (save {points})")
     if ways:
-        return warning(
-            f"{' and '.join(ways)}: forks the server, which may double its memory",
-            "A cache needs none: set save '' and appendonly no on the server.",
-        )
+        fix = "A cache needs none: set save '' and appendonly no on the server."
+        return warning(f"{' and '.join(ways)}: forks the server, which may double its memory", fix)
     if points is None:
         return ok("no append-only file; the server does not show its save points")
     return ok("none, as is right for a cache")
@@ -207,41 +199,33 @@ def round_trip(store: CheckedStore) -> Finding:
         except StoreError as error:
             undeleted = type(error.__cause__).__name__
     if value is None:
-        return failure(
-            f"a value of {amount} was gone when it was read back",
-            "Raise maxmemory on the server: it evicts at once what it has just stored.",
-        )
+        fix = "Raise maxmemory on the server: it evicts at once what it has just stored."
+        return failure(f"a value of {amount} was gone when it was read back", fix)
     try:
         decode_value(key, value)
     except CorruptValueError as error:
-        return failure(
-            f"a value of {amount} came back changed: {error}",
-            "Do not use this server, nor a proxy before it: it damages what it keeps.",
-        )
+        fix = "Do not use this server, nor a proxy before it: it damages what it keeps."
+        return failure(f"a value of {amount} came back changed: {error}", fix)
     write, read = (entry.size / 1e6 / max(t, 1e-9) for t in (written - start, end - written))
     evidence = f"{amount} written at {write:.0f} MB/s, read at {read:.0f} MB/s"
     if undeleted:
-        return warning(
-            f"{evidence}, but not deleted ({undeleted}); it expires in a minute",
-            "Allow this user to delete: ACL SETUSER … +unlink.",
-        )
+        fix = "Allow this user to delete: ACL SETUSER … +unlink."
+        return warning(f"{evidence}, but not deleted ({undeleted}); it expires in a minute", fix)
     return ok(evidence)
 
 
 def _not_stored(store: CheckedStore, error: StoreError, amount: str, timeout: float) -> Finding:
     cause = error.__cause__
     if isinstance(cause, redis.TimeoutError):
-        return failure(
-            f"{amount} could not be written and read within {timeout:g} s each",
-            "Look at the load of the server and the speed of the network.",
-        )
+        fix = "Look at the load of the server and the speed of the network."
+        return failure(f"{amount} could not be written and read within {timeout:g} s each", fix)
     if isinstance(cause, NoPermissionError):
         commands = "+ping +strlen +get +set +expire +unlink"
         fix = f"Allow this user to keep a cache: ACL SETUSER … ~* {commands}."
         return failure(store.quote(cause), fix)
     if isinstance(error, StoreFullError):
-        return failure(
-            f"{amount} could not be written: the server is full",
-            "Raise maxmemory on the server, and let it evict: maxmemory-policy allkeys-lru.",
+        fix = (
+            "Raise maxmemory on the server, and set maxmemory-policy to allkeys-lru or allkeys-lfu."
         )
+        return failure(f"{amount} could not be written: the server is full", fix)
     return failure(f"{amount} could not be written and read: {store.quote(cause)}", _FIX_LOG)

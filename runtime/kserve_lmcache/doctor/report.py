@@ -42,7 +42,9 @@ def table(findings: Sequence[Finding], colour: bool) -> str:
 
 def as_json(findings: Sequence[Finding]) -> str:
     """Returns ``exit_code`` and ``findings``, a list of the fields of :class:`Finding`."""
-    listed = [{**asdict(each), "seconds": round(each.seconds, 6)} for each in findings]
+    listed = [
+        {"name": each.name, **asdict(each), "seconds": round(each.seconds, 6)} for each in findings
+    ]
     return json.dumps({"exit_code": exit_code(findings), "findings": listed}, indent=2)
 
 

@@ -7,21 +7,9 @@ from contextlib import closing
 from dataclasses import replace
 from urllib.parse import urlsplit
 
-from kserve_lmcache.config.stores import (
-    REDIS_SCHEMES,
-    TLS_SCHEMES,
-    RedisLocation,
-    Remote,
-    parse_addresses,
-)
-from kserve_lmcache.doctor import (
-    connection,
-    other_stores,
-    redis_server,
-    redis_topology,
-    replicas,
-    tls,
-)
+from kserve_lmcache.config import stores
+from kserve_lmcache.config.stores import REDIS_SCHEMES, RedisLocation, Remote
+from kserve_lmcache.doctor import connection, other_stores, redis_server, replicas, tls, topology
 from kserve_lmcache.doctor.check import Check, Finding, failure, in_order, skipped
 from kserve_lmcache.doctor.connection import CheckedStore
 from kserve_lmcache.doctor.context import Context
@@ -44,11 +32,11 @@ CHECKS: tuple[tuple[Collection[str], Check[CheckedStore]], ...] = (
     (_NETWORK, Check("remote name", connection.resolve)),
     (_NETWORK, Check("remote connection", connection.connect, ("remote name",))),
     (("lm",), Check("remote server", other_stores.lookup, _CONNECTED)),
-    (TLS_SCHEMES, Check("remote TLS", tls.encryption, _CONNECTED)),
-    (("redis-sentinel",), Check("remote sentinel", redis_topology.sentinel, _CONNECTED)),
+    (stores.TLS_SCHEMES, Check("remote TLS", tls.encryption, _CONNECTED)),
+    (("redis-sentinel",), Check("remote sentinel", topology.sentinel, _CONNECTED)),
     (REDIS_SCHEMES, Check("remote login", redis_server.login, _OPEN)),
     (REDIS_SCHEMES, Check("remote server", redis_server.server, ("remote login",))),
-    (REDIS_SCHEMES, Check("remote topology", redis_topology.topology, ("remote server",))),
+    (REDIS_SCHEMES, Check("remote topology", topology.topology, ("remote server",))),
     (REDIS_SCHEMES, Check("remote clock", redis_server.clock, ("remote server",))),
     (REDIS_SCHEMES, Check("remote memory", redis_server.memory, ("remote server",))),
     (REDIS_SCHEMES, Check("remote persistence", redis_server.persistence, ("remote server",))),
@@ -90,7 +78,7 @@ def _location(remote: Remote, context: Context) -> RedisLocation | Finding:
         if scheme not in _WITH_A_SERVER:
             return RedisLocation()
         fix = f"Write {scheme}://HOST:PORT in"
-        return RedisLocation(parse_addresses(urlsplit(remote.url).netloc))
+        return RedisLocation(stores.parse_addresses(urlsplit(remote.url).netloc))
     except ValueError as error:
         evidence = f"{problem} {context.quote(error)}"
         return failure(evidence, f"{fix} remote_url ({remote.source}).")

@@ -53,7 +53,8 @@ def encryption(store: CheckedStore) -> Finding:
     authority = issuer.get("commonName") or issuer.get("organizationName") or "an unnamed authority"
     evidence = f"{version}, certificate for {_names(certificate)} by {authority}, {days} days left"
     if days < _MIN_DAYS:
-        return warning(evidence, "Renew the server's certificate. Without one, nothing is shared.")
+        fix = "Renew the server's certificate: nothing is shared after the certificate has expired."
+        return warning(evidence, fix)
     return ok(evidence)
 
 
@@ -107,10 +108,8 @@ def _certificate_refused(
     except OSError:
         certificate = {}
     if code in _WRONG_NAME:
-        return failure(
-            f"the certificate is for {_names(certificate)}, not for {address[0]}",
-            "Use one of its names in remote_url, or issue a certificate for this one.",
-        )
+        fix = "Use one of its names in remote_url, or issue a certificate for this one."
+        return failure(f"the certificate is for {_names(certificate)}, not for {address[0]}", fix)
     if code == _NOT_YET_VALID:
         return failure(
             f"the certificate is valid only from {certificate.get('notBefore', '')}",
@@ -145,10 +144,8 @@ def _handshake_failed(store: CheckedStore, error: OSError) -> Finding:
             f"of ours ({own})",
             f"{fix}; its log may name another reason.",
         )
-    return failure(
-        f"{place} breaks off the handshake: {store.quote(reason_of(error))}",
-        "Let the server allow TLS 1.2 or 1.3, and see whether it has TLS on this port at all.",
-    )
+    fix = "Let the server allow TLS 1.2 or 1.3, and see whether it has TLS on this port at all."
+    return failure(f"{place} breaks off the handshake: {store.quote(reason_of(error))}", fix)
 
 
 def _speaks_plainly(address: Address, timeout: float) -> bool:

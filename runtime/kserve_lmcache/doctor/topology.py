@@ -101,10 +101,8 @@ def _cluster(store: CheckedStore) -> Finding:
         state = {}
     if state.get("cluster_state", "ok") != "ok":
         slots = state.get("cluster_slots_assigned", "some")
-        return failure(
-            f"the cluster is down: {slots} of {_SLOTS} slots have a node",
-            "Look at CLUSTER INFO and CLUSTER NODES on the server; give every slot a node.",
-        )
+        fix = "Look at CLUSTER INFO and CLUSTER NODES on the server; give every slot a node."
+        return failure(f"the cluster is down: {slots} of {_SLOTS} slots have a node", fix)
     try:
         with redis_client.cluster_client(store.remote, store.timeout) as client:
             nodes: Any = client.get_primaries()
