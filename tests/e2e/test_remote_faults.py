@@ -43,7 +43,7 @@ CONNECTOR = option("--remote-connector")
 TAIL = 0.99 if REQUESTS >= 100 else 1.0
 # Milliseconds. The slowest request of all that was ever seen here is 224 above the other server's;
 # LMCache's own connector waits 3,000 for a store that is silent.
-MOST_ADDED = 500
+MOST_ADDED = 1000
 RECOVERY_SECONDS = 5.0
 NEVER_SECONDS = 60.0  # after which nobody waits for an answer or for a hit any more
 CHUNK = 128
