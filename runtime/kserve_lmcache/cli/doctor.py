@@ -9,8 +9,8 @@ import time
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import NoReturn
 
+from kserve_lmcache.cli.parser import Parser
 from kserve_lmcache.config import local_tier, rules
 from kserve_lmcache.config.configuration import Configuration
 from kserve_lmcache.config.credentials import remote_of
@@ -22,7 +22,6 @@ from kserve_lmcache.doctor.context import context_of
 from kserve_lmcache.doctor.machine import connector_check
 from kserve_lmcache.doctor.report import as_json, exit_code, table
 from kserve_lmcache.doctor.run import CHECKS, examine
-from kserve_lmcache.errors import UsageError
 from kserve_lmcache.identity.namespace import hashing_of
 from kserve_lmcache.redaction import redact_urls
 from kserve_lmcache.server.announcement import Replica
@@ -70,14 +69,9 @@ def run(argv: Sequence[str]) -> tuple[str, int]:
     return text, exit_code(findings)
 
 
-class _Parser(argparse.ArgumentParser):
-    def error(self, message: str) -> NoReturn:
-        raise UsageError(message)
-
-
 def build_parser() -> argparse.ArgumentParser:
     """The parser of this command's flags."""
-    parser = _Parser(
+    parser = Parser(
         prog="kserve-lmcache doctor",
         description="Checks this machine, the model and the remote store, as a server needs them.",
         allow_abbrev=False,
