@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 _LEVELS = {
     Status.OK: logging.INFO,
-    Status.SKIPPED: logging.INFO,
+    Status.SKIPPED: logging.DEBUG,  # a start's log fits a screen
     Status.WARNING: logging.WARNING,
     # The start continues: a server that cannot work fails by itself.
     Status.FAILURE: logging.ERROR,
