@@ -14,7 +14,7 @@ COMMAND = (sys.executable, "-m", "kserve_lmcache", "bench")
 
 
 def bench(
-    *arguments: str, timeout: float = 120, **environ: str
+    *arguments: str, timeout: float = 240, **environ: str
 ) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
         [*COMMAND, *arguments],
