@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections import deque
 from statistics import median
@@ -16,8 +17,8 @@ _MIN_STEP = 256  # tokens
 _SAMPLES = 9
 _MIN_SAMPLES = 3  # so that one slow sample decides nothing
 _DEADLINE_FACTOR = 4.0  # times the expected duration of a load
-# A slow store may have become faster: it is tried again after this pause.
-_RETRY_SECONDS = 30.0
+# A slow store may have become faster: it is measured again after this pause.
+_MEASURE_SECONDS = 1.0
 
 
 class _Rate:
@@ -77,13 +78,26 @@ class LoadCost:
         self.prefill = PrefillRate()
         self._grace = grace
         self._reads = _Rate()
-        self._last_load = 0.0
+        self._last_measurement = -math.inf
 
     def loaded(self, size: int, seconds: float) -> None:
         """Records that a load delivered ``size`` bytes in ``seconds``, complete or not."""
-        self._last_load = time.monotonic()
         if size >= _MIN_LOAD and seconds > 0:
             self._reads.add(size / seconds)
+
+    def measured(self, size: int, seconds: float) -> None:
+        """Replaces all samples by one complete load that no request waited for."""
+        self._reads = _Rate()
+        for _ in range(_MIN_SAMPLES):
+            self.loaded(size, seconds)
+
+    def begin_measurement(self) -> bool:
+        """Whether a store that is not worth its loads is to be measured now."""
+        now = time.monotonic()
+        if now - self._last_measurement < _MEASURE_SECONDS:
+            return False
+        self._last_measurement = now
+        return True
 
     @property
     def bytes_per_second(self) -> float:
@@ -94,8 +108,6 @@ class LoadCost:
         """Whether to load ``size`` bytes instead of computing the ``tokens`` tokens they hold."""
         rate = self.prefill.tokens_per_second
         if rate is None or self._reads.median is None:
-            return True
-        if time.monotonic() - self._last_load > _RETRY_SECONDS:
             return True
         return size / self.bytes_per_second < tokens / rate
 

@@ -106,8 +106,33 @@ class Tier:
         self.counters.add("lookup_misses", len(keys) - found)
         if found and not self.load_cost.is_worth(*self._amount(found)):
             self.counters.add("loads_skipped")
+            if self.load_cost.begin_measurement():
+                threading.Thread(
+                    target=self._measure,
+                    args=(keys[:found],),
+                    name=f"{self._name}-measure",
+                    daemon=True,
+                ).start()
             return 0
         return found
+
+    def _measure(self, keys: Sequence[str]) -> None:
+        """Reads chunks that no request waits for, because a slow store may have become faster.
+
+        A read that fails or exceeds the deadline of a load changes nothing.
+        """
+        load = _Load(keys, lambda layout, payload: True, lambda copy: None)
+        deadline = self.load_cost.deadline(*self._amount(len(keys)), self._limits.load)
+        began = time.monotonic()
+        try:
+            self._executors["load"].call(load.run, deadline)
+        except StoreError:
+            return
+        except Exception as error:
+            self._on_bug("load", error)
+            return
+        if len(load.finish()) == len(keys):
+            self.load_cost.measured(load.bytes, time.monotonic() - began)
 
     def load(
         self,

@@ -35,7 +35,7 @@ def read(cost: LoadCost, size: int, seconds: float) -> None:
         cost.loaded(size, seconds)
 
 
-def test_a_slow_load_is_skipped_until_it_is_tried_again(clock: Clock) -> None:
+def test_a_slow_load_is_skipped_until_a_measurement_is_fast(clock: Clock) -> None:
     cost = LoadCost(0.05)
     assert cost.is_worth(256, 100 * MIB)  # nothing is known yet
     compute(cost, clock, 512, 0.5)
@@ -44,7 +44,21 @@ def test_a_slow_load_is_skipped_until_it_is_tried_again(clock: Clock) -> None:
     assert cost.bytes_per_second == pytest.approx(100 * MIB)
     assert cost.is_worth(2048, 100 * MIB)
     assert not cost.is_worth(512, 100 * MIB)
-    clock.now += 31
+    assert cost.begin_measurement()
+    assert not cost.begin_measurement()
+    cost.measured(100 * MIB, 0.9)
+    assert not cost.is_worth(512, 100 * MIB)
+    clock.now += 1
+    assert cost.begin_measurement()
+    cost.measured(100 * MIB, 0.1)
+    assert cost.is_worth(512, 100 * MIB)
+
+
+def test_a_small_measurement_leaves_the_rate_open(clock: Clock) -> None:
+    cost = LoadCost(0.05)
+    compute(cost, clock, 512, 0.5)
+    read(cost, 100 * MIB, 1.0)
+    cost.measured(MIB // 2, 0.01)
     assert cost.is_worth(512, 100 * MIB)
 
 
