@@ -121,7 +121,7 @@ def traffic(tier: Tier) -> Iterator[list[str]]:
     def work() -> None:
         number = next(numbers)
         values = chunks(f"traffic-{number}", f"traffic-{number}-more")
-        store_all(tier, values)
+        store_all(tier, values, seconds=30)  # a store that fails over takes none for a while
         tier.lookup([*values])
         loaded = load(tier, [*values])
         if loaded != [*values.values()][: len(loaded)]:

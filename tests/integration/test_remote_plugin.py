@@ -11,15 +11,19 @@ import gc
 import math
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
+from lmcache.v1.health_monitor.checks.remote_backend_check import RemoteBackendHealthCheck
 from lmcache.v1.memory_management import MemoryFormat, MemoryObj
 
 from kserve_lmcache.compat.lmcache.engine import plugin_connectors
+from kserve_lmcache.config import engine_file
 from kserve_lmcache.config.stores import Remote
+from kserve_lmcache.config.tier_limits import TierLimits
 from kserve_lmcache.config.tier_plugins import PLUGINS, REMOTE_PLUGIN
 from kserve_lmcache.tiers.guard.codec import Layout, encode_header
 from kserve_lmcache.tiers.redis.client import KEY_PREFIX
@@ -63,6 +67,29 @@ def test_a_corrupt_chunk_ends_the_load_before_it(server: Store, remote: Remote) 
         assert not any(layer[2 * CHUNK // 4 :].any() for layer in target)
         assert other.count("chunks_corrupt") == 1
         until(lambda: not client.exists(third))
+
+
+def test_loads_that_fail_do_not_make_lmcache_turn_off_all_tiers(
+    server: Store, remote: Remote, tmp_path: Path
+) -> None:
+    client = server.client()
+    engine_file.write({"remote_url": remote.url}, remote, tmp_path / "file", TierLimits())
+    told = engine_file.read(tmp_path / "file")["extra_config"]
+    with replica(remote) as one:
+        for number in range(10):
+            one.store(prompt(number), pages(number))
+    for key in client.scan_iter(f"{KEY_PREFIX}*"):
+        client.setrange(key, client.strlen(key) - 1, b"\0\0")
+    with replica(remote) as other:
+        for number in range(10):
+            assert other.load(prompt(number))[:2] == (TOKENS, 0)
+        backend = other.engine.storage_manager.storage_backends[
+            f"RemoteBackend-{REMOTE_PLUGIN.name}"
+        ]
+        assert backend.get_blocking_failed_count >= 10
+        assert not RemoteBackendHealthCheck(backend).check()  # as LMCache has it
+        backend.config.extra_config |= told
+        assert RemoteBackendHealthCheck(backend).check()
 
 
 def fill(one: Replica) -> list[MemoryObj]:

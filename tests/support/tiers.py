@@ -83,10 +83,10 @@ def store(tier: Tier, values: Mapping[str, bytes]) -> None:
         tier.store(key, LAYOUT, value, lambda: None)
 
 
-def store_all(tier: Tier, values: Mapping[str, bytes]) -> None:
+def store_all(tier: Tier, values: Mapping[str, bytes], seconds: float = 10) -> None:
     """Stores the chunks and waits until the queue is empty."""
     store(tier, values)
-    until(lambda: tier.report()["queue_bytes"] == 0)
+    until(lambda: tier.report()["queue_bytes"] == 0, seconds)
 
 
 def load(tier: Tier, keys: Sequence[str]) -> list[bytes]:

@@ -26,6 +26,10 @@ _SAME_PROTOCOL = {"valkey": "redis", "valkeys": "rediss"}
 # LMCache would make a disk tier of its own from these keys as well.
 _DISK_KEYS = ("local_disk", "max_local_disk_size", "local_disk_path_sharding")
 
+# LMCache counts the loads that fail, and from ten in 30 seconds on it uses no tier for five minutes.
+# Our tiers have a circuit breaker of their own, which leaves the other tiers alone.
+_NO_SWITCH_OFF = {"get_blocking_failed_threshold": 2**62}
+
 # The key of kv_connector_extra_config that says whether the server's process receives vLLM's stats.
 STATS_ARE_RECEIVED = "kserve_lmcache.stats_are_received"
 
@@ -65,7 +69,11 @@ def _add(content: dict[str, Any], extra_config: dict[str, Any], **plugins: str) 
     first, last = plugins.get("first"), plugins.get("last")
     others = content.get("remote_storage_plugins") or ()
     content["remote_storage_plugins"] = [name for name in (first, *others, last) if name]
-    content["extra_config"] = {**(content.get("extra_config") or {}), **extra_config}
+    content["extra_config"] = {
+        **_NO_SWITCH_OFF,
+        **(content.get("extra_config") or {}),
+        **extra_config,
+    }
 
 
 def read(path: Path) -> dict[str, Any]:

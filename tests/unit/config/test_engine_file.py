@@ -65,6 +65,13 @@ def test_what_our_connector_is_told(tmp_path: Path, password_file: str | None) -
     assert remote == dataclasses.replace(asked, password=password)
 
 
+def test_the_users_own_threshold_of_failing_loads_is_kept(tmp_path: Path) -> None:
+    values = {"remote_url": URL, "extra_config": {"get_blocking_failed_threshold": 3}}
+    engine_file.write(values, Remote(URL, "test"), tmp_path / "engine.yaml", TierLimits())
+    told = engine_file.read(tmp_path / "engine.yaml")["extra_config"]
+    assert told["get_blocking_failed_threshold"] == 3
+
+
 def test_what_our_disk_tier_is_told(tmp_path: Path) -> None:
     path = tmp_path / "engine.yaml"
     disk, limits = Disk(("/a", "/b"), 5 * 2**30), TierLimits(load=5)
@@ -80,7 +87,7 @@ def test_what_our_disk_tier_is_told(tmp_path: Path) -> None:
     assert told["remote_storage_plugins"] == [DISK_PLUGIN.name, "theirs", REMOTE_PLUGIN.name]
     assert DISK_PLUGIN.decode(told["extra_config"]) == (disk, limits)
     assert REMOTE_PLUGIN.decode(told["extra_config"])[0].url == URL
-    assert without_tier_plugins(told["extra_config"]) == {}
+    assert {*without_tier_plugins(told["extra_config"])} == {"get_blocking_failed_threshold"}
 
 
 def test_lmcache_can_read_nothing_else(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
