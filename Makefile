@@ -33,8 +33,8 @@ help:
 	@echo "make lock      renew the locks under requirements/"
 
 $(BIN)/python:
-	@$(PYTHON) -c 'import sys; sys.exit(not (3, 10) <= sys.version_info[:2] <= (3, 13))' \
-		|| { echo "Python 3.10 to 3.13 is needed; choose one by PYTHON=…" >&2; exit 1; }
+	@$(PYTHON) -c 'import sys; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 13))' \
+		|| { echo "Python 3.11 to 3.13 is needed; choose one by PYTHON=…" >&2; exit 1; }
 	$(PYTHON) -m venv $(VENV)
 
 # The CPU build of torch: from where pip is configured to look, else from PyTorch's own index.
@@ -120,16 +120,16 @@ COMPILE = .venv-lock/bin/uv pip compile --quiet --upgrade --generate-hashes \
 lock:
 	$(PYTHON) -m venv .venv-lock && .venv-lock/bin/pip install --quiet uv
 	cd requirements && rm -f cpu.txt test.txt gpu.txt kserve.txt sbom.txt docs.txt
-	cd requirements && ../$(COMPILE) --universal --python-version 3.10 \
+	cd requirements && ../$(COMPILE) --universal --python-version 3.11 \
 		$(OVERRIDES) overrides-cpu.txt test.in -o test.txt
-	cd requirements && ../$(COMPILE) --universal --python-version 3.10 \
+	cd requirements && ../$(COMPILE) --universal --python-version 3.11 \
 		$(OVERRIDES) overrides-cpu.txt --constraints test.txt cpu.in -o cpu.txt
 	cd requirements && ../$(COMPILE) --python-version 3.12 --python-platform x86_64-manylinux_2_28 \
 		gpu.in -o gpu.txt
 	cd requirements && ../$(COMPILE) --python-version 3.11 --python-platform x86_64-manylinux_2_28 \
 		$(OVERRIDES) overrides-kserve.txt kserve.in -o kserve.txt
-	cd requirements && ../$(COMPILE) --universal --python-version 3.10 sbom.in -o sbom.txt
-	cd requirements && ../$(COMPILE) --universal --python-version 3.10 \
+	cd requirements && ../$(COMPILE) --universal --python-version 3.11 sbom.in -o sbom.txt
+	cd requirements && ../$(COMPILE) --universal --python-version 3.11 \
 		--constraints test.txt docs.in -o docs.txt
 
 clean:

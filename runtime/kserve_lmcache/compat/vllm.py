@@ -1,6 +1,6 @@
 """Names of vLLM that are private, or that vLLM has moved between versions.
 
-vLLM 0.24 and 0.28 are supported. Importing this module does not import vLLM, which takes seconds:
+vLLM 0.24, 0.28 and 0.32 are supported. Importing this module does not import vLLM, which takes seconds:
 a name of :data:`_MODULES` is imported when it is used first, and the functions import when they
 are called. A version that has a name in another module needs one more module in the name's entry,
 the newest version's first: the first module that exists is taken.
@@ -22,7 +22,7 @@ name                                   what differs between versions
 ``H11_MAX_HEADER_COUNT_DEFAULT``       in ``vllm.entrypoints.launchers.utils.constants`` since 0.29
 ``H11_MAX_INCOMPLETE_EVENT_SIZE_...``  the same
 ``exceptions``                         ``vllm.exceptions`` has more classes in 0.28 than in 0.24
-``cpu_attention_kernel``               calls a private function, the same in 0.24 and 0.28
+``cpu_attention_kernel``               calls a private function, the same in 0.24, 0.28 and 0.32
 =====================================  ===========================================================
 """
 
@@ -39,20 +39,26 @@ if TYPE_CHECKING:
     from fastapi import FastAPI
     from vllm.config import VllmConfig
 
-_CLI = ("vllm.entrypoints.openai.cli_args",)
-_SERVER = ("vllm.entrypoints.openai.api_server",)
-_PROTOCOL = ("vllm.entrypoints.openai.engine.protocol",)
-_CONSTANTS = ("vllm.entrypoints.serve.utils.constants",)
-_MIDDLEWARE = ("vllm.entrypoints.serve.utils.server_utils",)
+_OLD_SERVER = "vllm.entrypoints.openai.api_server"
+_OLD_MIDDLEWARE = "vllm.entrypoints.serve.utils.server_utils"
+_CLI = ("vllm.entrypoints.launchers.cli_args", "vllm.entrypoints.openai.cli_args")
+_PROTOCOL = ("vllm.entrypoints.serve.engine.protocol", "vllm.entrypoints.openai.engine.protocol")
+_CONSTANTS = (
+    "vllm.entrypoints.launchers.utils.constants",
+    "vllm.entrypoints.serve.utils.constants",
+)
 # The modules that may have a name, the newest version's first.
 _MODULES = {
     "make_arg_parser": _CLI,
     "validate_parsed_serve_args": _CLI,
-    "init_app_state": _SERVER,
+    "init_app_state": ("vllm.entrypoints.launchers.api_server.app_state", _OLD_SERVER),
     "ErrorResponse": _PROTOCOL,
     "ErrorInfo": _PROTOCOL,
-    "AuthenticationMiddleware": _MIDDLEWARE,
-    "XRequestIdMiddleware": _MIDDLEWARE,
+    "AuthenticationMiddleware": (
+        "vllm.entrypoints.serve.middleware.authenticate",
+        _OLD_MIDDLEWARE,
+    ),
+    "XRequestIdMiddleware": ("vllm.entrypoints.serve.middleware.x_request_id", _OLD_MIDDLEWARE),
     "H11_MAX_HEADER_COUNT_DEFAULT": _CONSTANTS,
     "H11_MAX_INCOMPLETE_EVENT_SIZE_DEFAULT": _CONSTANTS,
 }
@@ -97,7 +103,7 @@ def build_app(args: Namespace, tasks: Any, model_config: Any) -> FastAPI:
         tasks: the tasks of the model, as the engine lists them.
         model_config: vLLM's configuration of the model; 0.24 does not take one.
     """
-    build = _first_module(_SERVER).build_app
+    build = _first_module(("vllm.entrypoints.launchers.app", _OLD_SERVER)).build_app
     takes_model_config = "model_config" in inspect.signature(build).parameters
     app: FastAPI = build(args, tasks, *((model_config,) if takes_model_config else ()))
     return app
