@@ -13,7 +13,7 @@ import sys
 from argparse import Namespace
 from collections.abc import Sequence
 from contextlib import ExitStack, redirect_stdout
-from datetime import datetime, timezone
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -66,7 +66,7 @@ def run(argv: Sequence[str]) -> tuple[str, int]:
             head = {
                 "format": records.FORMAT,
                 "version": __version__,
-                "started": datetime.now(timezone.utc).isoformat(timespec="seconds"),
+                "started": datetime.now(UTC).isoformat(timespec="seconds"),
                 "command": redact_urls(shlex.join(["kserve-lmcache", "bench", *argv])),
                 "endpoints": [{"label": label, "urls": urls} for label, urls in named],
                 "model": endpoints[0].replicas[0].model,
