@@ -43,7 +43,7 @@ class Source:
 
 @dataclass
 class Load:
-    """The load of one request. A load begins and ends in the same step.
+    """The load of one request. It begins in the step that asks for it, and ends in any later one.
 
     Attributes:
         request_id: the request.

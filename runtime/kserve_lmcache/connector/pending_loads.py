@@ -88,14 +88,18 @@ class PendingLoads:
         return new
 
     def end(self, requests: Iterable[str], failed_blocks: AbstractSet[int]) -> None:
-        """Record that the loads of ``requests`` have ended, without ``failed_blocks``."""
+        """Record that the loads of ``requests`` have ended, and that blocks failed to load.
+
+        A load has ended when it has ended in all workers. A worker reports its failed blocks when
+        the load ends in that worker, which may be earlier.
+        """
+        if failed_blocks:
+            for request_id, pending in self._running.items():
+                if not failed_blocks.isdisjoint(pending.load.blocks):
+                    self._failed.add(request_id)
         for request_id in requests:
-            pending = self._running.pop(request_id, None)
-            if pending is None:
-                continue
-            self._ended.add(request_id)
-            if not failed_blocks.isdisjoint(pending.load.blocks):
-                self._failed.add(request_id)
+            if self._running.pop(request_id, None) is not None:
+                self._ended.add(request_id)
 
     def compute(self, request_id: str) -> None:
         """Record that the next step computes a request."""

@@ -42,25 +42,18 @@ class TokenMetrics:
         metric("lookup_hits_total", tier=LOCAL).inc(local)
         metric("lookup_misses_total", tier=LOCAL).inc(chunks - local)
 
-    def chunks_read(self) -> dict[str, int]:
-        """The number of chunks that each tier has read so far."""
-        return {name: tier.counters["chunks_read"] for name, tier in self._tiers.items()}
-
-    def count_load(self, tokens: int, seconds: float, before: Mapping[str, int]) -> dict[str, int]:
+    def count_load(self, tokens: int, seconds: float, read: Mapping[str, int]) -> dict[str, int]:
         """Count the load of a prompt.
 
         Args:
             tokens: the number of tokens that were loaded.
             seconds: the duration of the load.
-            before: the result of :meth:`chunks_read` before the load.
+            read: the number of chunks that each tier read for it.
 
         Returns:
             The number of tokens by tier.
         """
-        sources = {
-            name: (chunks - before[name]) * self._chunk_tokens
-            for name, chunks in self.chunks_read().items()
-        }
+        sources = {name: read.get(name, 0) * self._chunk_tokens for name in self._tiers}
         sources[LOCAL] = max(0, tokens - sum(sources.values()))
         if sources[LOCAL] == tokens > 0:
             metric("loads_total", tier=LOCAL).inc()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import time
 from typing import TYPE_CHECKING, Any
 
@@ -13,17 +14,20 @@ from kserve_lmcache.config.tier_plugins import PLUGINS
 from kserve_lmcache.connector.cpu_affinity import use_all_cores
 from kserve_lmcache.connector.cpu_copy import CPUPagedMemoryConnector
 from kserve_lmcache.connector.error_containment import ErrorContainment, contained
+from kserve_lmcache.connector.load_queue import LoadQueue
 from kserve_lmcache.connector.load_results import LoadResults
-from kserve_lmcache.connector.metadata import ConnectorMetadata, Load
+from kserve_lmcache.connector.metadata import ConnectorMetadata, Load, Source
 from kserve_lmcache.connector.stock import StockConnector
 from kserve_lmcache.connector.token_metrics import TokenMetrics
-from kserve_lmcache.connector.traces import span
+from kserve_lmcache.connector.traces import Headers, span
 from kserve_lmcache.metrics import start_up_timing
 from kserve_lmcache.metrics.table import metric
 from kserve_lmcache.tiers.guard.load_cost import PrefillRate
+from kserve_lmcache.tiers.guard.read_counts import count_reads
+from kserve_lmcache.tiers.guard.tier import LOADS
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping
+    from collections.abc import Collection, Iterable, Mapping
 
     import torch
     from vllm.config import VllmConfig
@@ -37,9 +41,19 @@ if TYPE_CHECKING:
 
 logger = init_logger(__name__)
 
+# Loads that run at a time may fill this share of the local CPU tier.
+_MAX_SHARE = 0.5
+# Seconds that a step which computes nothing waits for a load to end. vLLM asks again at once.
+_IDLE_WAIT = 0.005
+# Seconds that a shutdown waits for loads. Their deadlines are shorter.
+_SHUTDOWN_WAIT = 5.0
+
 
 class WorkerPart:
-    """Loads what the scheduler asks for, reports blocks that are not loaded, saves new chunks."""
+    """Loads what the scheduler asks for, reports blocks that are not loaded, saves new chunks.
+
+    Loads run beside the engine's steps (:mod:`.load_queue`).
+    """
 
     def __init__(self, vllm_config: VllmConfig, kv_cache_config: KVCacheConfig) -> None:
         # vLLM creates the connector once it knows how large a KV cache fits.
@@ -51,7 +65,8 @@ class WorkerPart:
         self._stock = StockConnector(vllm_config, KVConnectorRole.WORKER, kv_cache_config)
         # LMCache's metadata of the current step; None where LMCache takes no part in the step.
         self._lmcache_metadata: KVConnectorMetadata | None = None
-        self._results = LoadResults()
+        # Set anew when LMCache's configuration is known.
+        self._results = LoadResults(LoadQueue(LOADS, 0, self._device))
         self._prefill = PrefillRate()
         self._tiers: Mapping[str, Tier] = {}
         self._token_metrics = TokenMetrics({}, 0, False, self._prefill)
@@ -63,7 +78,8 @@ class WorkerPart:
 
     @contained(lambda self: None)
     def shutdown(self) -> None:
-        """Stop LMCache."""
+        """Stop LMCache, after the loads that run."""
+        self._results.queue.close(_SHUTDOWN_WAIT)
         self._stock.stop()
 
     @contained(lambda self, kv_caches: None)
@@ -96,6 +112,8 @@ class WorkerPart:
         self._token_metrics = TokenMetrics(
             self._tiers, adapter.config.chunk_size, lmcache_engine.is_first(adapter), self._prefill
         )
+        max_bytes = int(_MAX_SHARE * lmcache_engine.local_cpu_bytes(adapter)[1])
+        self._results = LoadResults(LoadQueue(LOADS, max_bytes, self._device))
         self.set_local_bytes()
 
     @contained(lambda self, connector_metadata: self._begin_without_lmcache(connector_metadata))
@@ -111,15 +129,14 @@ class WorkerPart:
 
     @contained(lambda self, forward_context, **_: None)
     def start_load_kv(self, forward_context: ForwardContext, **kwargs: Any) -> None:
-        """Load all that the step asks for.
+        """Begin to load all that the step asks for.
 
         vLLM calls this before the step's computation, and since 0.32 after it.
         """
-        step, began = self._results.step, time.monotonic()
+        step = self._results.step
         for load in step.loads:
-            self._load(load)
+            self._begin_load(load)
         self._unpin(step.unpinned)
-        self._prefill.leave_out(time.monotonic() - began)
         if self._lmcache_metadata is not None:
             self._stock.connector.start_load_kv(forward_context, **kwargs)
 
@@ -150,12 +167,15 @@ class WorkerPart:
     @contained(lambda self, finished_req_ids: (None, self._results.finished_requests() or None))
     def get_finished(self, finished_req_ids: set[str]) -> tuple[set[str] | None, set[str] | None]:
         """Requests whose saves ended, and requests whose loads ended, loaded or not."""
+        self._results.queue.cancel(finished_req_ids)
+        if not self._results.step.tokens:
+            self._results.queue.wait(_IDLE_WAIT)
         sent, received = self._stock.connector.get_finished(finished_req_ids)
         return sent, (received or set()) | self._results.finished_requests() or None
 
     @contained(lambda self: self._results.missing_blocks())
     def get_block_ids_with_load_errors(self) -> set[int]:
-        """Blocks of this step's loads that are not loaded. VLLM computes them."""
+        """Blocks of the loads that ended, and that are not loaded. vLLM computes them."""
         reported: set[int] = self._stock.connector.get_block_ids_with_load_errors()
         return reported | self._results.missing_blocks()
 
@@ -213,26 +233,33 @@ class WorkerPart:
         self._lmcache_metadata = None
 
     @contained(lambda self, load: None)
-    def _load(self, load: Load) -> None:
-        if load.source is None:
+    def _begin_load(self, load: Load) -> None:
+        if (source := load.source) is None:
             self._unpin((load.request_id,))
             return
-        source, adapter = load.source, self._stock.adapter
-        began, before = time.monotonic(), self._token_metrics.chunks_read()
-        missing = lmcache_engine.load(
-            adapter,
-            load.request_id,
-            tokens=source.tokens,
-            computed_tokens=source.computed_tokens,
-            blocks=source.blocks,
-            block_size=self._block_size,
-            request_configs=source.request_configs,
-        )
+        tokens = len(source.tokens) - source.computed_tokens
+        size = tokens * lmcache_engine.token_bytes(self._stock.adapter)
+        headers = self._results.step.traces.get(load.request_id)
+        self._results.begin(load, size, functools.partial(self._load, load, source, headers))
+
+    @contained(lambda self, load, source, headers: load.blocks)
+    def _load(self, load: Load, source: Source, headers: Headers | None) -> Collection[int]:
+        """Load the blocks of a request; returns those that are missing."""
+        adapter, began = self._stock.adapter, time.monotonic()
+        with count_reads() as read:
+            missing = lmcache_engine.load(
+                adapter,
+                load.request_id,
+                tokens=source.tokens,
+                computed_tokens=source.computed_tokens,
+                blocks=source.blocks,
+                block_size=self._block_size,
+                request_configs=source.request_configs,
+            )
         missing &= set(load.blocks)
-        self._results.confirm(load, missing)
         tokens = (len(load.blocks) - len(missing)) * self._block_size
-        sources = self._token_metrics.count_load(tokens, time.monotonic() - began, before)
-        if headers := self._results.step.traces.get(load.request_id):
+        sources = self._token_metrics.count_load(tokens, time.monotonic() - began, read)
+        if headers:
             span(
                 "load",
                 headers,
@@ -249,6 +276,7 @@ class WorkerPart:
                 len(load.blocks),
                 load.request_id,
             )
+        return missing
 
     @contained(lambda self: setattr(self, "_lmcache_metadata", None))
     def _drop_saves(self) -> None:

@@ -19,12 +19,19 @@ from kserve_lmcache.tiers.guard.corrupt_keys import CorruptKeys
 from kserve_lmcache.tiers.guard.counters import Counters
 from kserve_lmcache.tiers.guard.deadline_executor import DeadlineExecutor
 from kserve_lmcache.tiers.guard.load_cost import LoadCost
+from kserve_lmcache.tiers.guard.read_counts import add_reads
 from kserve_lmcache.tiers.guard.store import CallKind, Store, StoreError
 from kserve_lmcache.tiers.guard.writer import Chunk, Writer
 
 logger = logging.getLogger(__name__)
 
 T = TypeVar("T")
+
+# Calls that run at a time, each with a connection of its own. Loads that share a link slow each
+# other down; a load's deadline, four times its usual duration, allows for as many as these.
+LOADS = 3
+_LOOKUPS = 4
+_THREADS: dict[CallKind, int] = {"load": LOADS, "lookup": _LOOKUPS}
 
 _WARNING_PAUSE = 60.0  # seconds until a frequent warning is logged again
 
@@ -72,7 +79,9 @@ class Tier:
         self._next_warning: dict[str, float] = {}
         self._corrupt_keys = CorruptKeys()
         self._executors: dict[CallKind, DeadlineExecutor] = {
-            kind: DeadlineExecutor(f"{name}-{kind}", functools.partial(make_store, kind))
+            kind: DeadlineExecutor(
+                f"{name}-{kind}", functools.partial(make_store, kind), _THREADS.get(kind, 1)
+            )
             for kind in get_args(CallKind)
         }
         self._breaker = Breaker(
@@ -160,6 +169,7 @@ class Tier:
         taken = load.finish()
         seconds = time.monotonic() - began
         self.counters.add("chunks_read", len(taken))
+        add_reads(self._name, len(taken))
         self.counters.add("read_bytes", load.bytes)
         metric("load_seconds", tier=self._name).observe(seconds)
         self.load_cost.loaded(load.bytes, seconds)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
@@ -100,10 +101,31 @@ def test_a_renewed_executor_has_a_new_client_and_still_counts_hanging_threads() 
             target=lambda: executor.call(lambda store: release.wait(20), 20), daemon=True
         )
         hanging.start()
-        until(lambda: executor._worker is not None)
+        until(lambda: executor._busy)
         executor.renew()
     with pytest.raises(StoreError, match="3 earlier calls still hang"):
         executor.call(lambda store: "never", 1)
     release.set()
     until(lambda: threads("test") == 0)
     executor.close()
+
+
+def test_calls_overlap_up_to_the_number_of_threads() -> None:
+    stores = Stores()
+    executor = DeadlineExecutor("test", stores, threads=2)  # type: ignore[arg-type]
+    both = threading.Barrier(2)
+    with ThreadPoolExecutor(2) as callers:
+        calls = [callers.submit(executor.call, lambda store: both.wait(5), 5) for _ in range(2)]
+        assert sorted(call.result() for call in calls) == [0, 1]
+    assert len(stores.made) == 2
+    release = threading.Event()
+    with ThreadPoolExecutor(2) as callers:
+        calls = [callers.submit(executor.call, lambda store: release.wait(5), 5) for _ in range(2)]
+        until(lambda: len(executor._busy) == 2)
+        with pytest.raises(StoreTimeoutError, match=r"busy for 0.05 s"):
+            executor.call(lambda store: "third", 0.05)
+        release.set()
+        assert all(call.result() for call in calls)
+    assert len(stores.made) == 2  # a call that waited in vain costs no client
+    executor.close()
+    until(lambda: threads("test") == 0)
