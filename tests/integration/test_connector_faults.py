@@ -24,6 +24,7 @@ from vllm.v1.outputs import KVConnectorOutput
 from kserve_lmcache.compat.lmcache import engine as lmcache_engine
 from kserve_lmcache.connector import KServeLMCacheConnector
 from kserve_lmcache.connector.isolation import Isolation
+from kserve_lmcache.connector.load_queue import LoadQueue
 from kserve_lmcache.connector.metadata import ConnectorMetadata, Load
 from tests.support.lmcache_faults import Injected, inject
 from tests.support.simulated_engine import BLOCK, CHUNK, SimulatedEngine, continuation, simulated
@@ -144,6 +145,7 @@ def test_an_exception_is_answered_counted_and_logged_once(
 
     with monkeypatch.context() as patch:
         patch.setattr(*owner(name), fail)
+        patch.setattr(LoadQueue, "close", lambda *_: None)  # the engine goes on after "shutdown"
         answers = [getattr(connector, name)(*call) for call in calls]
     counted = engine.errors()
     if name == "register_kv_caches":
@@ -159,6 +161,8 @@ def test_an_exception_is_answered_counted_and_logged_once(
     assert logged[0].startswith(f"LMCache failed in {name};")
     assert f"Injected: {name}" in logged[0]
     assert "Traceback" in logged[0]
+    engine.worker.connector.bind_connector_metadata(WITHOUT_LMCACHE)
+    engine.worker.connector.get_finished(set())  # the load that STEP asked for
     engine.worker.connector.clear_connector_metadata()
     for request in requests:
         engine.scheduler.connector.request_finished(request, [])

@@ -56,11 +56,13 @@ class LoadQueue:
             load: whose blocks are all missing if ``run`` raises.
             size: bytes.
             run: loads, in a thread of the queue.
+
+        Raises:
+            RuntimeError: the queue has been closed.
         """
-        with self._changed:
-            self._waiting.append(_Job(load, size, run))
-        with use_all_cores(self._device):
+        with use_all_cores(self._device), self._changed:
             self._pool.submit(self._run_next)
+            self._waiting.append(_Job(load, size, run))
 
     def cancel(self, requests: Collection[str]) -> None:
         """End the loads of ``requests`` that have not begun."""
