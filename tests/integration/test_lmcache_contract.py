@@ -208,36 +208,6 @@ def test_a_full_local_tier_is_a_miss_for_the_rest_and_no_wait(chunks: int, tmp_p
         assert int(loaded.sum()) == len(tokens)
 
 
-def test_a_lookup_is_counted_and_one_that_fails_is_a_miss(
-    engine: LMCacheEngine, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Asked as by LMCache's server, which has the hashes of chunks and the tokens in each."""
-    failed, counted = [], []
-    lmcache_engine.contain_lookups(
-        adapter_of(engine, []),
-        lambda *chunks: counted.append(chunks),
-        lambda call, error: failed.append((call, str(error))),
-    )
-    tokens = list(range(3 * CHUNK))
-    asked = {
-        "hashes": [
-            key for _, _, key in engine.token_database.process_tokens(tokens, make_key=False)
-        ],
-        "offsets": [CHUNK] * 3,
-        "pin": True,
-        "request_configs": None,
-    }
-    assert engine.lookup(**asked, lookup_id="miss") == 0
-    slots = torch.arange(2 * CHUNK)
-    engine.store(tokens[: 2 * CHUNK], kvcaches=paged_cache(8), slot_mapping=slots, req_id="store")
-    assert engine.lookup(**asked, lookup_id="hit") == 2 * CHUNK
-    assert counted == [(3, 0), (3, 2)]
-    assert not failed
-    monkeypatch.setattr(engine.storage_manager, "batched_contains", lambda *_: 1 / 0)
-    assert engine.lookup(**asked, lookup_id="fails") == 0
-    assert failed == [("lookup", "division by zero")]
-
-
 def test_how_much_of_the_local_tier_is_used(engine: LMCacheEngine) -> None:
     adapter = adapter_of(engine, [])
     before, capacity = lmcache_engine.local_cpu_bytes(adapter)

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 from vllm.distributed.kv_transfer.kv_connector.v1.base import KVConnectorRole
 
 from kserve_lmcache.compat.lmcache import engine as lmcache_engine
+from kserve_lmcache.compat.lmcache.lookups import LookupPending, SchedulerLookups
 from kserve_lmcache.connector.error_containment import ErrorContainment, contained
 from kserve_lmcache.connector.isolation import Isolation
 from kserve_lmcache.connector.metadata import ConnectorMetadata, Source, without_requests
@@ -41,8 +42,10 @@ class SchedulerPart:
         self._loads = PendingLoads(vllm_config.cache_config.block_size)
         self._traces = Traces()
         self._prefix_cache_tokens: dict[str, int] = {}
+        self._lookups = self._make_lookups()
+        self._lookups_began: dict[str, float] = {}
         self._hidden: set[str] = set()
-        self._newly_hidden: set[str] = set()
+        self._unpinned: set[str] = set()
         self._isolation = self._make_isolation()
 
     @property
@@ -54,6 +57,10 @@ class SchedulerPart:
     def _make_isolation(self) -> Isolation:
         config = lmcache_engine.effective_config(self._stock.adapter)
         return Isolation(tags_reach_keys=not config["use_layerwise"])
+
+    @contained(lambda self: None)
+    def _make_lookups(self) -> SchedulerLookups | None:
+        return SchedulerLookups(self._stock.adapter)
 
     @contained(lambda self: None)
     def shutdown(self) -> None:
@@ -71,7 +78,8 @@ class SchedulerPart:
     ) -> tuple[int | None, bool]:
         """The number of tokens to load beyond vLLM's own, and whether the request waits for them.
 
-        ``None`` makes vLLM ask again in the next step.
+        ``None`` makes vLLM ask again in the next step. A lookup of slow tiers takes as many steps
+        as it needs, and holds up nobody else.
         """
         self._isolate(request)  # on_new_request may have failed
         name = request.request_id
@@ -87,8 +95,14 @@ class SchedulerPart:
         if request.skip_reading_prefix_cache or self._loads.has_failed(name):
             lmcache_engine.set_cached_tokens(adapter, name, num_computed_tokens, cached_tokens=0)
             return 0, False
-        began = time.monotonic()
-        found, _ = self._stock.connector.get_num_new_matched_tokens(request, num_computed_tokens)
+        began = self._lookups_began.setdefault(name, time.monotonic())
+        try:
+            found, _ = self._stock.connector.get_num_new_matched_tokens(
+                request, num_computed_tokens
+            )
+        except LookupPending:
+            return None, False
+        del self._lookups_began[name]
         if found is not None:
             self._traces.export_lookup(
                 name,
@@ -178,14 +192,14 @@ class SchedulerPart:
         """Hide a request from LMCache for the rest of its life."""
         if request_id not in self._hidden:
             self._hidden.add(request_id)
-            self._newly_hidden.add(request_id)
+            self._unpinned.add(request_id)
 
     def _find_nothing(self, request: Request) -> tuple[int, bool]:
         self._hide(request.request_id)
         return 0, False
 
     def _build(self, lmcache: Any, output: SchedulerOutput) -> ConnectorMetadata:
-        unpinned, self._newly_hidden = self._newly_hidden, set()
+        unpinned, self._unpinned = self._unpinned, set()
         loads = self._loads.take_new()
         traces = self._traces.headers(
             chain(output.num_scheduled_tokens, (load.request_id for load in loads))
@@ -204,6 +218,9 @@ class SchedulerPart:
 
     def _forget(self, request: Request) -> None:
         self._prefix_cache_tokens.pop(request.request_id, None)
+        self._lookups_began.pop(request.request_id, None)
+        if self._lookups is not None and self._lookups.forget(request.request_id):
+            self._unpinned.add(request.request_id)
         self._traces.forget(request.request_id)
         if request.request_id in self._hidden:
             self._forget_in_lmcache(request.request_id)

@@ -10,6 +10,7 @@ from vllm.distributed.kv_transfer.kv_connector.v1.base import KVConnectorRole
 from vllm.logger import init_logger
 
 from kserve_lmcache.compat.lmcache import engine as lmcache_engine
+from kserve_lmcache.compat.lmcache.lookups import WorkerLookups
 from kserve_lmcache.config.tier_plugins import PLUGINS
 from kserve_lmcache.connector.cpu_affinity import use_all_cores
 from kserve_lmcache.connector.cpu_copy import CPUPagedMemoryConnector
@@ -22,9 +23,10 @@ from kserve_lmcache.connector.token_metrics import TokenMetrics
 from kserve_lmcache.connector.traces import Headers, span
 from kserve_lmcache.metrics import start_up_timing
 from kserve_lmcache.metrics.table import metric
+from kserve_lmcache.tiers.guard.daemon_threads import DaemonThreadPool
 from kserve_lmcache.tiers.guard.load_cost import PrefillRate
 from kserve_lmcache.tiers.guard.read_counts import count_reads
-from kserve_lmcache.tiers.guard.tier import LOADS
+from kserve_lmcache.tiers.guard.tier import LOADS, LOOKUPS
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterable, Mapping
@@ -65,6 +67,7 @@ class WorkerPart:
         self._stock = StockConnector(vllm_config, KVConnectorRole.WORKER, kv_cache_config)
         # LMCache's metadata of the current step; None where LMCache takes no part in the step.
         self._lmcache_metadata: KVConnectorMetadata | None = None
+        self._lookup_pool = DaemonThreadPool("kv-lookup", LOOKUPS)
         # Set anew when LMCache's configuration is known.
         self._results = LoadResults(LoadQueue(LOADS, 0, self._device))
         self._prefill = PrefillRate()
@@ -79,6 +82,7 @@ class WorkerPart:
     @contained(lambda self: None)
     def shutdown(self) -> None:
         """Stop LMCache, after the loads that run."""
+        self._lookup_pool.shutdown(wait=False)
         self._results.queue.close(_SHUTDOWN_WAIT)
         self._stock.stop()
 
@@ -95,8 +99,11 @@ class WorkerPart:
                     copy_path.check(list(kv_caches.values()))
                 lmcache_engine.never_wait_for_room(adapter)
                 self._set_up_tiers()
-                lmcache_engine.contain_lookups(
-                    adapter, self._token_metrics.count_lookup, self.containment.record
+                WorkerLookups(
+                    adapter,
+                    self._lookup_pool,
+                    self._token_metrics.count_lookup,
+                    self.containment.record,
                 )
             start_up_timing.reached(start_up_timing.CACHED)
         except Exception as error:

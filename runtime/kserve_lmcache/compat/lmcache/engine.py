@@ -117,39 +117,6 @@ def never_wait_for_room(adapter: LMCacheConnectorV1Impl) -> None:
         memory.batched_allocate = functools.partial(memory.batched_allocate, busy_loop=False)
 
 
-def contain_lookups(
-    adapter: LMCacheConnectorV1Impl,
-    on_lookup: Callable[[int, int], None],
-    on_error: Callable[[str, Exception], None],
-) -> None:
-    """Make a lookup that fails in this worker a miss.
-
-    LMCache's lookup server would not answer then, and the scheduler would wait for
-    ``lookup_timeout_ms``.
-
-    Args:
-        adapter: the worker's.
-        on_lookup: takes the number of chunks that were looked up and the number of them that the
-            local CPU tier has. The lookup server's thread calls it.
-        on_error: takes the name of the call that failed and the exception. The lookup server's
-            thread calls it.
-    """
-    engine = adapter.lmcache_engine
-    original = engine.lookup
-
-    def lookup(hashes: Sequence[int], lookup_id: str, **kwargs: Any) -> int:
-        try:
-            found = int(original(hashes=hashes, lookup_id=lookup_id, **kwargs))
-            pinned = engine.lookup_pins.get(lookup_id, {})
-            on_lookup(len(hashes), len(pinned.get("LocalCPUBackend", ())))
-            return found
-        except Exception as error:
-            on_error("lookup", error)
-            return 0
-
-    engine.lookup = lookup
-
-
 def found_tokens(
     adapter: LMCacheConnectorV1Impl, request: Request
 ) -> tuple[int, int, dict[str, str] | None]:

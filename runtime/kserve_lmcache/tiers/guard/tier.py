@@ -30,8 +30,8 @@ T = TypeVar("T")
 # Calls that run at a time, each with a connection of its own. Loads that share a link slow each
 # other down; a load's deadline, four times its usual duration, allows for as many as these.
 LOADS = 3
-_LOOKUPS = 4
-_THREADS: dict[CallKind, int] = {"load": LOADS, "lookup": _LOOKUPS}
+LOOKUPS = 4
+_THREADS: dict[CallKind, int] = {"load": LOADS, "lookup": LOOKUPS}
 
 _WARNING_PAUSE = 60.0  # seconds until a frequent warning is logged again
 
