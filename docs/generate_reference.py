@@ -73,8 +73,9 @@ Serves a model. The command takes every flag of KServe's model server, of KServe
 server and of `vllm serve`, with dashes and with underscores. An unknown flag is an error that
 names the nearest flag.
 
-KServe's model server and vLLM both have {clashes}. Here these are KServe's flags, in both spellings.
-`--log-level` is this runtime's. vLLM's flags of the same names cannot be set.
+KServe's model server and vLLM both have {clashes}. Here these are
+KServe's flags, in both spellings. `--log-level` is a flag of this runtime. vLLM's flags of the same
+names cannot be set.
 
 Every [setting](settings.md) but the password has a flag. `--lmcache KEY=VALUE …` sets keys of
 LMCache. The table has the flags of KServe's Hugging Face server.
