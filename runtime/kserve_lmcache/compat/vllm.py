@@ -1,14 +1,15 @@
 """Names of vLLM that are private, or that vLLM has moved between versions.
 
-vLLM 0.24, 0.28 and 0.32 are supported. Importing this module does not import vLLM, which takes seconds:
-a name of :data:`_MODULES` is imported when it is used first, and the functions import when they
-are called. A version that has a name in another module needs one more module in the name's entry,
-the newest version's first: the first module that exists is taken.
+vLLM 0.24, 0.28 and 0.32 are supported. Importing this module does not import vLLM, which takes
+seconds: a name of :data:`_MODULES` is imported when it is used first, and the functions import when
+they are called. A version that has a name in another module needs one more module in the name's
+entry, the newest version's first: the first module that exists is taken.
 
 =====================================  ===========================================================
 name                                   what differs between versions
 =====================================  ===========================================================
-``make_arg_parser``                    in ``vllm.entrypoints.launchers.cli_args`` since 0.29
+``make_arg_parser``                    in ``vllm.entrypoints.launchers.cli_args`` since 0.29, in
+                                       ``vllm.entrypoints.common.cli_args`` since 0.33
 ``validate_parsed_serve_args``         the same
 ``init_app_state``                     in ``vllm.entrypoints.launchers.api_server.app_state`` since
                                        0.29; the old module is left as a deprecated alias
@@ -41,7 +42,12 @@ if TYPE_CHECKING:
 
 _OLD_SERVER = "vllm.entrypoints.openai.api_server"
 _OLD_MIDDLEWARE = "vllm.entrypoints.serve.utils.server_utils"
-_CLI = ("vllm.entrypoints.launchers.cli_args", "vllm.entrypoints.openai.cli_args")
+_CLI = (
+    "vllm.entrypoints.common.cli_args",
+    "vllm.entrypoints.launchers.cli_args",
+    "vllm.entrypoints.openai.cli_args",
+)
+_APPLICATION = ("vllm.entrypoints.launchers.app", _OLD_SERVER)
 _PROTOCOL = ("vllm.entrypoints.serve.engine.protocol", "vllm.entrypoints.openai.engine.protocol")
 _CONSTANTS = (
     "vllm.entrypoints.launchers.utils.constants",
@@ -103,7 +109,7 @@ def build_app(args: Namespace, tasks: Any, model_config: Any) -> FastAPI:
         tasks: the tasks of the model, as the engine lists them.
         model_config: vLLM's configuration of the model; 0.24 does not take one.
     """
-    build = _first_module(("vllm.entrypoints.launchers.app", _OLD_SERVER)).build_app
+    build = _first_module(_APPLICATION).build_app
     takes_model_config = "model_config" in inspect.signature(build).parameters
     app: FastAPI = build(args, tasks, *((model_config,) if takes_model_config else ()))
     return app

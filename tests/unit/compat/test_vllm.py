@@ -24,7 +24,7 @@ def test_other_names_are_an_attribute_error() -> None:
 
 
 def test_the_application_takes_what_it_is_given() -> None:
-    build = vllm._first_module(vllm._SERVER).build_app
+    build = vllm._first_module(vllm._APPLICATION).build_app
     first, second, *_ = inspect.signature(build).parameters
     assert (first, second) == ("args", "supported_tasks")
     first, second, third, fourth, *_ = inspect.signature(vllm.init_app_state).parameters
