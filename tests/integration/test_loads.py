@@ -7,20 +7,25 @@ The connectors, LMCache and vLLM's scheduler are the real ones; the model is a f
 from __future__ import annotations
 
 import pickle
+import threading
+import time
 from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import pytest
 import torch
 from lmcache.v1.cache_engine import LMCacheEngine
 from vllm.distributed.kv_transfer.kv_connector.v1 import KVConnectorRole
+from vllm.distributed.kv_transfer.kv_connector.v1.base import KVConnectorBase_V1
 from vllm.distributed.kv_transfer.kv_connector.v1.lmcache_connector import LMCacheConnectorV1
 
 from kserve_lmcache.compat.lmcache import engine as lmcache_engine
 from kserve_lmcache.connector import KServeLMCacheConnector
 from kserve_lmcache.connector.reporter import REPORTER
 from kserve_lmcache.metrics.table import COMPUTED, PREFIX_CACHE, TIERS, metric
-from tests.support.lmcache_faults import lose_chunks
+from kserve_lmcache.tiers.guard.tier import LOADS
+from tests.support.lmcache_faults import inject, lose_chunks
 from tests.support.simulated_engine import (
     BLOCK,
     CHUNK,
@@ -28,6 +33,7 @@ from tests.support.simulated_engine import (
     continuation,
     simulated,
 )
+from tests.support.waiting import until
 
 PROMPT = [number * 7 % 250 for number in range(6 * CHUNK + 9)]
 
@@ -65,6 +71,23 @@ def count_loads(patch: pytest.MonkeyPatch) -> list[str]:
 
     patch.setattr(lmcache_engine, "load", load)
     return loads
+
+
+@contextmanager
+def held_back() -> Iterator[threading.Event]:
+    """Loads do not end before the event is set, or the block ends."""
+    goes_on, real = threading.Event(), lmcache_engine.load
+
+    def load(*arguments: Any, **others: Any) -> set[int]:
+        assert goes_on.wait(20)
+        return real(*arguments, **others)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(lmcache_engine, "load", load)
+        try:
+            yield goes_on
+        finally:
+            goes_on.set()
 
 
 def record_saves(patch: pytest.MonkeyPatch) -> set[int]:
@@ -179,6 +202,89 @@ def test_a_request_that_is_aborted_while_it_loads_leaves_nothing(
     assert not engine.worker.wrong
 
 
+def test_others_are_computed_while_a_load_takes_its_time(engine: SimulatedEngine) -> None:
+    prompt = stored(engine, 24)
+    with held_back() as goes_on:
+        engine.add("loads long", prompt)
+        other = [25, *PROMPT]
+        engine.add("computed meanwhile", other)
+        began = time.monotonic()
+        while "computed meanwhile" not in engine.finished:
+            engine.step()
+        assert time.monotonic() - began < 5
+        assert engine.said["loads long"] == []
+        goes_on.set()
+        engine.run()
+    assert engine.said["computed meanwhile"] == continuation(other, 4)
+    assert engine.said["loads long"] == continuation(prompt, 4)
+    assert engine.hits == 6 * CHUNK
+    assert engine.errors() == {}
+
+
+def test_loads_overlap(engine: SimulatedEngine) -> None:
+    prompts = {f"overlaps {number}": stored(engine, 26 + number) for number in range(2)}
+    together, real = threading.Barrier(2), lmcache_engine.load
+
+    def load(*arguments: Any, **others: Any) -> set[int]:
+        together.wait(20)
+        return real(*arguments, **others)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(lmcache_engine, "load", load)
+        for name, prompt in prompts.items():
+            engine.add(name, prompt)
+        engine.run(steps=100_000)
+    for name, prompt in prompts.items():
+        assert engine.said[name] == continuation(prompt, 4)
+
+
+def test_a_request_that_is_aborted_keeps_its_blocks_until_its_load_is_over(
+    engine: SimulatedEngine,
+) -> None:
+    prompt = stored(engine, 28)
+    pool = engine.scheduler.kv_cache_manager.block_pool
+    free = pool.get_num_free_blocks()
+    with held_back() as goes_on:
+        engine.add("aborted early", prompt)
+        until(lambda: engine.step() or engine.parts[1]._results.queue._running)
+        engine.abort("aborted early")
+        for number in range(3):
+            other = [70 + number, *PROMPT]
+            assert engine_answer(engine, f"beside it {number}", other) == continuation(other, 4)
+        assert pool.get_num_free_blocks() == free - len(prompt) // BLOCK
+        goes_on.set()
+        engine.run(steps=100_000)
+    assert pool.get_num_free_blocks() == free
+    assert engine.said["aborted early"] == []
+    assert not held(engine)
+    assert not engine.worker.wrong
+
+
+def engine_answer(engine: SimulatedEngine, name: str, prompt: list[int]) -> list[int]:
+    """The answer to a request, while another one never ends."""
+    engine.add(name, prompt)
+    until(lambda: engine.step() or name in engine.finished)
+    return engine.said[name]
+
+
+def test_a_load_that_has_not_begun_ends_with_its_request(engine: SimulatedEngine) -> None:
+    prompts = [stored(engine, 80 + number) for number in range(LOADS + 1)]
+    queue = engine.parts[1]._results.queue
+    with held_back() as goes_on, pytest.MonkeyPatch.context() as patch:
+        loads = count_loads(patch)
+        for number, prompt in enumerate(prompts[:-1]):
+            engine.add(f"fills {number}", prompt[: 2 * CHUNK])
+        until(lambda: engine.step() or queue._running == LOADS)
+        engine.add("queued", prompts[-1])
+        until(lambda: engine.step() or queue._waiting)
+        engine.abort("queued")
+        until(lambda: engine.step() or not queue._waiting)
+        goes_on.set()
+        engine.run(steps=100_000)
+        assert sorted(loads) == [f"fills {number}" for number in range(LOADS)]
+    assert not held(engine)
+
+
 def test_tenants_are_apart_in_what_is_loaded(engine: SimulatedEngine) -> None:
     prompt = [23, *PROMPT]
     engine.ask("of one", prompt, cache_salt="one")
@@ -266,6 +372,16 @@ def test_the_remote_tier_learns_how_fast_a_prefill_is(
     engine.ask("paced", prompt, count=2)
     assert steps[0::2] == [None] * (len(steps) // 2)
     assert [tokens for tokens in steps if tokens][:2] == [len(prompt) - 6 * CHUNK, 1]
+
+
+def test_a_step_without_lmcache_is_one_step_for_the_prefill_rate(
+    engine: SimulatedEngine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    steps: list[int] = []
+    monkeypatch.setattr(engine.parts[1]._prefill, "begin_step", steps.append)
+    inject(monkeypatch, KVConnectorBase_V1, "bind_connector_metadata")
+    engine.ask("65", [65, *PROMPT])
+    assert sum(steps) == len(PROMPT) + 1 + 3  # the prompt, and the answer but its last token
 
 
 def prompt_tokens() -> dict[str, float]:

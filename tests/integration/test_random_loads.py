@@ -7,10 +7,14 @@ The connectors, LMCache and vLLM's scheduler are the real ones; the model is a f
 from __future__ import annotations
 
 import random
+import time
 from pathlib import Path
+from typing import Any
 
 import pytest
+from lmcache.v1.storage_backend.local_disk_backend import LocalDiskBackend
 
+from kserve_lmcache.compat.lmcache import engine as lmcache_engine
 from tests.support.lmcache_faults import inject, lose_chunks
 from tests.support.options import option
 from tests.support.simulated_engine import CHUNK, SimulatedEngine, continuation, simulated
@@ -82,12 +86,31 @@ class Traffic:
             self.engine.abort(self.chance.choice(live))
 
 
+def delay(patch: pytest.MonkeyPatch, where: Any, name: str, chance: random.Random) -> None:
+    """Let some calls take as long as a few steps of the simulated engine."""
+    real = getattr(where, name)
+
+    def call(*args: Any, **kwargs: Any) -> Any:
+        if chance.random() < 0.5:
+            time.sleep(chance.random() * 0.02)
+        return real(*args, **kwargs)
+
+    patch.setattr(where, name, call)
+
+
 @pytest.mark.parametrize("blocks", [34, 64], ids=["full cache", "roomy cache"])
 @pytest.mark.parametrize("overlap", [False, True], ids=["one step", "overlapping steps"])
+@pytest.mark.parametrize("slow", [False, True], ids=["fast", "slow"])
 def test_answers_are_right(
-    overlap: bool, blocks: int, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+    slow: bool, overlap: bool, blocks: int, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
+    """As fast as the machine, or with delays in loads and in the lookups of a second tier."""
     chance, rate = random.Random(blocks), 0.0
+    lmcache = {}
+    if slow:
+        delay(monkeypatch, lmcache_engine, "load", random.Random(1))
+        delay(monkeypatch, LocalDiskBackend, "contains", random.Random(2))
+        lmcache = {"LOCAL_DISK": f"file://{tmp_path}/disk", "MAX_LOCAL_DISK_SIZE": "0.5"}
     cut = []
 
     def kept(count: int) -> int:
@@ -97,7 +120,7 @@ def test_answers_are_right(
         return chance.randrange(count + 1)
 
     lose_chunks(monkeypatch, kept)
-    with simulated(tmp_path, blocks, async_scheduling=overlap) as engine:
+    with simulated(tmp_path, blocks, lmcache, async_scheduling=overlap) as engine:
         adapter = type(engine.adapters[1])
         for name in CALLS:
             inject(

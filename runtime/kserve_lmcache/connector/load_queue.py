@@ -64,13 +64,15 @@ class LoadQueue:
             self._pool.submit(self._run_next)
             self._waiting.append(_Job(load, size, run))
 
-    def cancel(self, requests: Collection[str]) -> None:
-        """End the loads of ``requests`` that have not begun."""
+    def cancel(self, requests: Collection[str]) -> list[str]:
+        """End the loads of ``requests`` that have not begun; returns whose these are."""
         with self._changed:
-            for job in [job for job in self._waiting if job.load.request_id in requests]:
+            cancelled = [job for job in self._waiting if job.load.request_id in requests]
+            for job in cancelled:
                 self._waiting.remove(job)
                 self._ended.append(Ended(job.load, job.load.blocks))
             self._changed.notify_all()
+        return [job.load.request_id for job in cancelled]
 
     def take_ended(self) -> list[Ended]:
         """The loads that have ended since the last call."""

@@ -126,7 +126,9 @@ class WorkerPart:
     @contained(lambda self, connector_metadata: self._begin_without_lmcache(connector_metadata))
     def bind_connector_metadata(self, connector_metadata: ConnectorMetadata) -> None:
         """Begin a step."""
-        self._begin_step(connector_metadata)
+        self._results.begin_step(connector_metadata)
+        self._prefill.end_step()
+        self._prefill.begin_step(connector_metadata.tokens)
         self._stock.connector.bind_connector_metadata(connector_metadata.lmcache)
         self._lmcache_metadata = connector_metadata.lmcache
 
@@ -174,7 +176,7 @@ class WorkerPart:
     @contained(lambda self, finished_req_ids: (None, self._results.finished_requests() or None))
     def get_finished(self, finished_req_ids: set[str]) -> tuple[set[str] | None, set[str] | None]:
         """Requests whose saves ended, and requests whose loads ended, loaded or not."""
-        self._results.queue.cancel(finished_req_ids)
+        self._unpin(self._results.queue.cancel(finished_req_ids))
         if not self._results.step.tokens:
             self._results.queue.wait(_IDLE_WAIT)
         sent, received = self._stock.connector.get_finished(finished_req_ids)
@@ -226,13 +228,8 @@ class WorkerPart:
     def _failure(self) -> str:
         return lmcache_engine.worker_failure(self._stock.adapter)
 
-    def _begin_step(self, metadata: ConnectorMetadata) -> None:
-        self._results.begin_step(metadata)
-        self._prefill.end_step()
-        self._prefill.begin_step(metadata.tokens)
-
     def _begin_without_lmcache(self, metadata: ConnectorMetadata) -> None:
-        self._begin_step(metadata)
+        self._results.begin_step(metadata)
         self._lmcache_metadata = None
 
     def _end_without_lmcache(self) -> None:
