@@ -13,6 +13,7 @@ from __future__ import annotations
 import argparse
 import asyncio
 import contextlib
+import itertools
 import json
 import multiprocessing
 import random
@@ -152,7 +153,7 @@ def longest_gap(arrivals: list[list[float]], began: float, ended: float) -> floa
     return max(
         after - before
         for each in arrivals
-        for before, after in zip(each, each[1:], strict=False)
+        for before, after in itertools.pairwise(each)
         if after > began and before < ended
     )
 
