@@ -89,12 +89,12 @@ def test_every_answer_is_right(
 ) -> None:
     loads, prompts = Loads(), dict[str, list[int]]()
     loads.steps, loads.lost = itertools.cycle(steps), itertools.cycle(lost)
-    number = len(engine.said)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(lmcache_engine, "load", loads.load)
         for kind, first, second in schedule:
             if kind == "add":
-                prompts[name := f"{number} {len(prompts)}"] = PROMPTS[first][:second]
+                name = f"request {len(engine.said)}"
+                prompts[name] = PROMPTS[first][:second]
                 engine.add(name, prompts[name])
             elif kind == "abort":
                 if len(live := [each for each in prompts if each not in engine.finished]) > first:
