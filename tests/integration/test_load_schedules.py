@@ -15,7 +15,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from kserve_lmcache.compat.lmcache import engine as lmcache_engine
-from tests.support.simulated_engine import CHUNK, SimulatedEngine, continuation, simulated
+from tests.support.simulated_engine import BLOCK, CHUNK, SimulatedEngine, continuation, simulated
 
 STEPS = 20_000  # more than any schedule needs; one that never ends has a deadlock
 PROMPTS = [[number, *(place * 7 % 250 for place in range(6 * CHUNK))] for number in range(3)]
@@ -40,7 +40,11 @@ class Loads:
             self._held.append((self._now + steps, goes_on))
         assert goes_on.wait(60)
         missing = _real_load(adapter, request_id, **others)
-        return missing | set(others["blocks"][-4:]) if lost else missing
+        if lost:
+            missing |= set(others["blocks"][others["computed_tokens"] // BLOCK :][-4:])
+            for layer in adapter.kv_caches.values():
+                layer[list(missing)] = -1
+        return missing
 
     def step(self) -> None:
         """A step of the engine is over."""
