@@ -78,18 +78,20 @@ class Outcome:
 
     Attributes:
         architecture: vLLM's class of the model.
+        namespace: of the engine's keys.
         rounds: answers by round.
         counters: by how much each of vLLM's grew, by round.
         error: what ended the job instead; empty when nothing did.
     """
 
     architecture: str = ""
+    namespace: str = ""
     rounds: list[list[Answer]] = field(default_factory=list)
     counters: list[dict[str, int]] = field(default_factory=list)
     error: str = ""
 
 
-def run(jobs: Sequence[Job], directory: Path) -> list[Outcome]:
+def run(jobs: Sequence[Job], directory: Path, python: str | Path = sys.executable) -> list[Outcome]:
     """Run the jobs in a process of their own; its log is ``engines.log`` in ``directory``."""
     asked, answered, log = (directory / name for name in ("jobs.json", "out.json", "engines.log"))
     asked.write_text(json.dumps([asdict(job) for job in jobs]))
@@ -101,7 +103,7 @@ def run(jobs: Sequence[Job], directory: Path) -> list[Outcome]:
         DO_NOT_TRACK="1",
         VLLM_NO_USAGE_STATS="1",
     )
-    command = [sys.executable, "-m", __name__, str(asked), str(answered)]
+    command = [str(python), "-m", __name__, str(asked), str(answered)]
     with log.open("wb") as output:
         ended = subprocess.run(
             command,
@@ -118,6 +120,7 @@ def run(jobs: Sequence[Job], directory: Path) -> list[Outcome]:
     return [
         Outcome(
             each["architecture"],
+            each["namespace"],
             [[Answer(**answer) for answer in answers] for answers in each["rounds"]],
             each["counters"],
             each["error"],
@@ -145,8 +148,10 @@ def _outcome(job: dict[str, Any]) -> Outcome:
     try:
         args = parse_arguments([f"--model_id={job['model']}", *fixed, *job["flags"]])
         resolve_engine_arguments(args, os.environ)
-        _, config = plan_offload(args, resolve_configuration(args, os.environ), os.environ)
+        offload, config = plan_offload(args, resolve_configuration(args, os.environ), os.environ)
         outcome.architecture = config.model_config.architecture
+        if offload.identity is not None:
+            outcome.namespace = offload.identity.namespace
         engine = LLMEngine.from_vllm_config(config)
         prompts: list[list[list[int]]] = []
         for number, asked in enumerate(job["rounds"]):
