@@ -101,7 +101,7 @@ class WorkerPart:
     @contained(lambda self, connector_metadata: self._begin_without_lmcache(connector_metadata))
     def bind_connector_metadata(self, connector_metadata: ConnectorMetadata) -> None:
         """Begin a step."""
-        self._results.begin_step(connector_metadata)
+        self._begin_step(connector_metadata)
         self._stock.connector.bind_connector_metadata(connector_metadata.lmcache)
         self._lmcache_metadata = connector_metadata.lmcache
 
@@ -111,13 +111,15 @@ class WorkerPart:
 
     @contained(lambda self, forward_context, **_: None)
     def start_load_kv(self, forward_context: ForwardContext, **kwargs: Any) -> None:
-        """Load all that the step asks for."""
-        step = self._results.step
-        self._prefill.end_step()
+        """Load all that the step asks for.
+
+        vLLM calls this before the step's computation, and since 0.32 after it.
+        """
+        step, began = self._results.step, time.monotonic()
         for load in step.loads:
             self._load(load)
         self._unpin(step.unpinned)
-        self._prefill.begin_step(step.tokens)
+        self._prefill.leave_out(time.monotonic() - began)
         if self._lmcache_metadata is not None:
             self._stock.connector.start_load_kv(forward_context, **kwargs)
 
@@ -197,8 +199,13 @@ class WorkerPart:
     def _failure(self) -> str:
         return lmcache_engine.worker_failure(self._stock.adapter)
 
-    def _begin_without_lmcache(self, metadata: ConnectorMetadata) -> None:
+    def _begin_step(self, metadata: ConnectorMetadata) -> None:
         self._results.begin_step(metadata)
+        self._prefill.end_step()
+        self._prefill.begin_step(metadata.tokens)
+
+    def _begin_without_lmcache(self, metadata: ConnectorMetadata) -> None:
+        self._begin_step(metadata)
         self._lmcache_metadata = None
 
     def _end_without_lmcache(self) -> None:

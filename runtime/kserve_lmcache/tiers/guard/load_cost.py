@@ -42,8 +42,13 @@ class PrefillRate:
         self._step: tuple[float, int] | None = None
 
     def begin_step(self, tokens: int) -> None:
-        """The engine begins to compute ``tokens`` tokens and has nothing more to load."""
+        """The engine begins a step that computes ``tokens`` tokens."""
         self._step = (time.monotonic(), tokens)
+
+    def leave_out(self, seconds: float) -> None:
+        """Leave the last ``seconds`` seconds of the step out: the engine loaded meanwhile."""
+        if self._step is not None:
+            self._step = (self._step[0] + seconds, self._step[1])
 
     def end_step(self) -> None:
         """The engine begins its next step, so the last one has ended.

@@ -80,6 +80,17 @@ def test_decoding_steps_and_idle_time_do_not_change_the_prefill_rate(clock: Cloc
     assert cost.prefill.tokens_per_second == pytest.approx(1024)
 
 
+def test_what_a_step_loads_does_not_change_the_prefill_rate(clock: Clock) -> None:
+    cost = LoadCost(1)
+    for _ in range(3):
+        cost.prefill.begin_step(1024)
+        clock.now += 1.5
+        cost.prefill.leave_out(0.5)
+        cost.prefill.end_step()
+        cost.prefill.leave_out(1)  # between two steps
+    assert cost.prefill.tokens_per_second == pytest.approx(1024)
+
+
 def test_the_deadline_is_at_most_the_duration_of_the_prefill(clock: Clock) -> None:
     cost = LoadCost(0.05)
     read(cost, 100 * MIB, 0.5)
