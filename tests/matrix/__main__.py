@@ -163,7 +163,7 @@ def read(report: Path) -> tuple[int, list[str]]:
 
 def table(rows: Iterable[Row], groups: Sequence[str], between: Outcome | None) -> str:
     """The results as Markdown."""
-    head = ["Set", *PACKAGES, "Python", *groups]
+    head = ["Tested set", *PACKAGES, "Python", *groups]
     lines = [f"| {' | '.join(head)} |", "|" + "---|" * len(head)]
     for row in rows:
         cells = [row.name, *(row.versions.get(name, "?") for name in (*PACKAGES, "Python"))]
