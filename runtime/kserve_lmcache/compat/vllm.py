@@ -1,9 +1,9 @@
 """Names of vLLM that are private, or that vLLM has moved between versions.
 
-vLLM 0.24, 0.28 and 0.32 are supported. Importing this module does not import vLLM, which takes seconds:
-a name of :data:`_MODULES` is imported when it is used first, and the functions import when they
-are called. A version that has a name in another module needs one more module in the name's entry,
-the newest version's first: the first module that exists is taken.
+vLLM 0.24, 0.28 and 0.32 are supported. Importing this module does not import vLLM, which takes
+seconds: a name of :data:`_MODULES` is imported when it is used first, and the functions import when
+they are called. A version that has a name in another module needs one more module in the name's
+entry, the newest version's first: the first module that exists is taken.
 
 =====================================  ===========================================================
 name                                   what differs between versions
@@ -23,6 +23,7 @@ name                                   what differs between versions
 ``H11_MAX_INCOMPLETE_EVENT_SIZE_...``  the same
 ``exceptions``                         ``vllm.exceptions`` has more classes in 0.28 than in 0.24
 ``cpu_attention_kernel``               calls a private function, the same in 0.24, 0.28 and 0.32
+``kv_version``                         0.28.0 and 0.32.0 compute the same KV on a CPU
 =====================================  ===========================================================
 """
 
@@ -43,6 +44,7 @@ _OLD_SERVER = "vllm.entrypoints.openai.api_server"
 _OLD_MIDDLEWARE = "vllm.entrypoints.serve.utils.server_utils"
 _CLI = ("vllm.entrypoints.launchers.cli_args", "vllm.entrypoints.openai.cli_args")
 _PROTOCOL = ("vllm.entrypoints.serve.engine.protocol", "vllm.entrypoints.openai.engine.protocol")
+_APP = ("vllm.entrypoints.launchers.app", _OLD_SERVER)
 _CONSTANTS = (
     "vllm.entrypoints.launchers.utils.constants",
     "vllm.entrypoints.serve.utils.constants",
@@ -62,6 +64,9 @@ _MODULES = {
     "H11_MAX_HEADER_COUNT_DEFAULT": _CONSTANTS,
     "H11_MAX_INCOMPLETE_EVENT_SIZE_DEFAULT": _CONSTANTS,
 }
+# The releases that compute the KV of another one to the last bit on a CPU. A release enters the
+# table when `pytest -m '' tests/matrix/between_versions.py` has measured that.
+_SAME_KV_ON_CPU = {"0.32.0": "0.28.0"}
 # In vLLM's own order: it loads the first that the hub has.
 _WEIGHT_PATTERNS = ["*.safetensors", "*.bin", "*.pt"]
 
@@ -103,7 +108,7 @@ def build_app(args: Namespace, tasks: Any, model_config: Any) -> FastAPI:
         tasks: the tasks of the model, as the engine lists them.
         model_config: vLLM's configuration of the model; 0.24 does not take one.
     """
-    build = _first_module(("vllm.entrypoints.launchers.app", _OLD_SERVER)).build_app
+    build = _first_module(_APP).build_app
     takes_model_config = "model_config" in inspect.signature(build).parameters
     app: FastAPI = build(args, tasks, *((model_config,) if takes_model_config else ()))
     return app
@@ -137,6 +142,18 @@ def cpu_attention_kernel(
     from vllm.v1.attention.backends.cpu_attn import _get_attn_isa
 
     return str(_get_attn_isa(dtype, block_size, head_size, cache_dtype))
+
+
+def kv_version(device: str) -> str:
+    """The release of vLLM whose KV the installed one computes. Releases differ in their rounding.
+
+    Args:
+        device: vLLM's type of the device, such as ``cpu``.
+    """
+    import vllm
+
+    release = vllm.__version__.partition("+")[0]
+    return _SAME_KV_ON_CPU.get(release, release) if device == "cpu" else release
 
 
 def download_model(config: VllmConfig) -> Path:

@@ -24,7 +24,7 @@ def test_other_names_are_an_attribute_error() -> None:
 
 
 def test_the_application_takes_what_it_is_given() -> None:
-    build = vllm._first_module(vllm._SERVER).build_app
+    build = vllm._first_module(vllm._APP).build_app
     first, second, *_ = inspect.signature(build).parameters
     assert (first, second) == ("args", "supported_tasks")
     first, second, third, fourth, *_ = inspect.signature(vllm.init_app_state).parameters
@@ -39,6 +39,22 @@ def test_exceptions_are_those_that_there_are() -> None:
 
 def test_the_attention_kernel_of_a_cpu_has_a_name() -> None:
     assert vllm.cpu_attention_kernel(torch.bfloat16, 128, 64, "auto")
+
+
+@pytest.mark.parametrize(
+    ("installed", "cpu", "gpu"),
+    [
+        ("0.28.0", "0.28.0", "0.28.0"),
+        ("0.32.0+cpu", "0.28.0", "0.32.0"),  # the same bits on a CPU
+        ("0.32.1", "0.32.1", "0.32.1"),  # which nobody has measured
+        ("0.24.0", "0.24.0", "0.24.0"),
+    ],
+)
+def test_a_release_has_a_kv_of_its_own_unless_it_was_measured(
+    installed: str, cpu: str, gpu: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("vllm.__version__", installed)
+    assert (vllm.kv_version("cpu"), vllm.kv_version("cuda")) == (cpu, gpu)
 
 
 def test_the_newest_module_that_exists_is_taken(monkeypatch: pytest.MonkeyPatch) -> None:
