@@ -1,6 +1,7 @@
 """Run the same tests on every supported set of versions, each in a virtual environment of its own.
 
-    python -m tests.matrix [--sets 0.24,0.32] [--groups contract,e2e] [--only-install] [--page FILE]
+    python -m tests.matrix [--sets 0.24,0.32] [--groups contract,e2e] [--only-install]
+                           [--with-earlier] [--page FILE]
 
 Prints a Markdown table with a row for each set. ``--page`` writes the table into a page of the
 documentation, between the two comments of :data:`BEGIN` and :data:`END`. The exit status is 1
@@ -20,7 +21,7 @@ import sys
 import time
 import xml.etree.ElementTree as ElementTree
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from tests.matrix.sets import ENVIRONMENTS, LOCKS, ROOT, WITH_TORCH, python_of
@@ -32,14 +33,11 @@ MODEL = ".models/SmolLM2-135M-Instruct/config.json"
 GROUPS = {
     "contract": (
         "tests/unit/compat",
-        "tests/unit/cli",
-        "tests/unit/config",
         "tests/unit/connector",
         "tests/unit/engine",
         "tests/unit/identity/test_namespace.py",
-        "tests/unit/metrics",
-        "tests/unit/server",
-        "tests/unit/tiers",
+        "tests/unit/server/http/test_errors.py",
+        "tests/unit/server/http/test_routes.py",
         "tests/integration/test_lmcache_contract.py",
     ),
     "integration": (
@@ -114,7 +112,7 @@ def install(name: str) -> None:
     torch = "gpu" if lock in WITH_TORCH else "cpu"
     stamps = (environment / f".torch-{torch}", environment / f".locked-{lock}")
     subprocess.run(
-        ["make", "--no-print-directory", f"VENV={environment}", f"PYTHON={sys.executable}"]
+        ["make", "--silent", f"VENV={environment}", f"PYTHON={sys.executable}"]
         + [str(stamp) for stamp in stamps],
         cwd=ROOT,
         check=True,
@@ -133,41 +131,46 @@ def versions_of(name: str) -> dict[str, str]:
 
 
 def run(name: str, title: str, arguments: Sequence[str]) -> Outcome:
-    """Run pytest in a set's environment. Its output goes to a file beside the results."""
+    """Run pytest in a set's environment. Its output goes to a file beside the report."""
     RESULTS.mkdir(parents=True, exist_ok=True)
-    report, log = RESULTS / f"{name}-{title}.xml", RESULTS / f"{name}-{title}.log"
+    report, log = report_of(name, title), RESULTS / f"{name}-{title}.log"
     report.unlink(missing_ok=True)
     command = [str(python_of(name)), "-m", "pytest", "-q", f"--junit-xml={report}", *arguments]
-    start = time.monotonic()
     with log.open("wb") as output:
         status = subprocess.run(command, cwd=ROOT, stdout=output, stderr=subprocess.STDOUT)
-    seconds = time.monotonic() - start
-    passed, failed = read(report) if report.exists() else (0, [])
-    if status.returncode and not failed:
-        failed = [f"pytest ended with {status.returncode}"]
-    if failed:
-        print(f"{name} {title}: see {log.relative_to(ROOT)}", *failed, sep="\n  ", flush=True)
-    return Outcome(passed, tuple(failed), seconds)
+    outcome = read(report) if report.exists() else Outcome(0, (), 0)
+    if status.returncode and not outcome.failed:
+        outcome = replace(outcome, failed=(f"pytest ended with {status.returncode}",))
+    print(f"{name} {title}: {outcome}, see {log.relative_to(ROOT)}", *outcome.failed, sep="\n  ")
+    sys.stdout.flush()
+    return outcome
 
 
-def read(report: Path) -> tuple[int, list[str]]:
-    """The number of tests that passed, and the names of the others, by pytest's JUnit report."""
+def report_of(name: str, title: str) -> Path:
+    """The report of a group's tests in a set's environment."""
+    return RESULTS / f"{name}-{title}.xml"
+
+
+def read(report: Path) -> Outcome:
+    """The outcome by pytest's JUnit report."""
     passed, failed = 0, []
-    for case in ElementTree.parse(report).iter("testcase"):  # noqa: S314, written by pytest
+    root = ElementTree.parse(report)  # noqa: S314, written by pytest
+    for case in root.iter("testcase"):
         if any(case.find(kind) is not None for kind in ("failure", "error", "skipped")):
             failed.append(f"{case.get('classname')}::{case.get('name')}")
         else:
             passed += 1
-    return passed, failed
+    seconds = sum(float(suite.get("time", 0)) for suite in root.iter("testsuite"))
+    return Outcome(passed, tuple(failed), seconds)
 
 
-def table(rows: Iterable[Row], groups: Sequence[str], between: Outcome | None) -> str:
+def table(rows: Iterable[Row], between: Outcome | None) -> str:
     """The results as Markdown."""
-    head = ["Tested set", *PACKAGES, "Python", *groups]
+    head = ["Tested set", *PACKAGES, "Python", *GROUPS]
     lines = [f"| {' | '.join(head)} |", "|" + "---|" * len(head)]
     for row in rows:
         cells = [row.name, *(row.versions.get(name, "?") for name in (*PACKAGES, "Python"))]
-        cells += [str(row.outcomes.get(group, row.error or "not run")) for group in groups]
+        cells += [str(row.outcomes.get(group, row.error or "not run")) for group in GROUPS]
         lines.append(f"| {' | '.join(cells)} |")
     if between is not None:
         lines += ["", f"Between the sets (`{BETWEEN}`): {between}."]
@@ -207,6 +210,9 @@ def main() -> int:
     groups = (*GROUPS, "between")
     parser.add_argument("--groups", type=_names(groups), default=list(groups))
     parser.add_argument("--only-install", action="store_true")
+    parser.add_argument(
+        "--with-earlier", action="store_true", help="add the results of earlier runs to the table"
+    )
     parser.add_argument("--page", type=Path, help="write the table into this page")
     args = parser.parse_args()
 
@@ -219,18 +225,21 @@ def main() -> int:
         except subprocess.CalledProcessError as error:
             row.error = f"not installed ({error.returncode})"
         print(f"{row.name}: {row.versions}, {time.monotonic() - start:.0f} s", flush=True)
-    chosen = [group for group in GROUPS if group in args.groups and not args.only_install]
+    if args.only_install:
+        return 1 if any(row.error for row in rows) else 0
     for row in rows:
-        for group in chosen if not row.error else ():
-            row.outcomes[group] = run(row.name, group, GROUPS[group])
-            print(f"{row.name} {group}: {row.outcomes[group]}", flush=True)
-
-    between = None
-    is_complete = args.sets == list(LOCKS) and not any(row.error for row in rows)
-    if "between" in args.groups and is_complete and not args.only_install:
-        between = run(args.sets[-1], "between", [BETWEEN])
-        print(f"between: {between}", flush=True)
-    text = table(rows, chosen, between)
+        for group, tests in GROUPS.items() if not row.error else ():
+            if group in args.groups:
+                row.outcomes[group] = run(row.name, group, tests)
+            elif args.with_earlier and report_of(row.name, group).exists():
+                row.outcomes[group] = read(report_of(row.name, group))
+    between, newest = None, args.sets[-1]
+    if args.sets == list(LOCKS) and not any(row.error for row in rows):
+        if "between" in args.groups:
+            between = run(newest, "between", [BETWEEN])
+        elif args.with_earlier and report_of(newest, "between").exists():
+            between = read(report_of(newest, "between"))
+    text = table(rows, between)
     print(f"\n{text}")
     if args.page is not None:
         write(args.page, text)

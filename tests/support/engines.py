@@ -9,7 +9,8 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -152,7 +153,8 @@ def _outcome(job: dict[str, Any]) -> Outcome:
         outcome.architecture = config.model_config.architecture
         if offload.identity is not None:
             outcome.namespace = offload.identity.namespace
-        engine = LLMEngine.from_vllm_config(config)
+        with _hidden("llvmlite.binding.ffi"):
+            engine = LLMEngine.from_vllm_config(config)
         prompts: list[list[list[int]]] = []
         for number, asked in enumerate(job["rounds"]):
             prompts.append(_prompts(asked, prompts, outcome.rounds))
@@ -170,6 +172,21 @@ def _outcome(job: dict[str, Any]) -> Outcome:
         os.environ.clear()
         os.environ.update(before)
     return outcome
+
+
+@contextmanager
+def _hidden(name: str) -> Iterator[None]:
+    """Without a module in ``sys.modules``.
+
+    vLLM 0.32 looks there for Triton kernels when it makes a worker on a CPU, and fails at an object
+    of llvmlite. LMCache imports llvmlite. A server's worker imports LMCache after it was made.
+    """
+    module = sys.modules.pop(name, None)
+    try:
+        yield
+    finally:
+        if module is not None:
+            sys.modules[name] = module
 
 
 def _prompts(
