@@ -22,6 +22,8 @@ name                                   what differs between versions
 ``H11_MAX_HEADER_COUNT_DEFAULT``       in ``vllm.entrypoints.launchers.utils.constants`` since 0.29
 ``H11_MAX_INCOMPLETE_EVENT_SIZE_...``  the same
 ``exceptions``                         ``vllm.exceptions`` has more classes in 0.28 than in 0.24
+``configure_logging``                  0.32 configures vLLM's logging by flags as well; 0.24 and
+                                       0.28 by the environment alone, when vLLM is imported
 ``cpu_attention_kernel``               calls a private function, the same in 0.24, 0.28 and 0.32
 ``kv_version``                         0.28.0 and 0.32.0 compute the same KV on a CPU
 =====================================  ===========================================================
@@ -118,6 +120,19 @@ def exceptions(*names: str) -> tuple[type[Exception], ...]:
     """The classes of ``vllm.exceptions`` with these names that the installed version has."""
     module = importlib.import_module("vllm.exceptions")
     return tuple(filter(None, (getattr(module, name, None) for name in names)))
+
+
+def configure_logging(args: Namespace) -> None:
+    """Let vLLM configure its logging now, if it would when the engine's configuration is created.
+
+    What is configured after this call stays.
+
+    Args:
+        args: the server's arguments. vLLM keeps its configuration there for the engine's processes.
+    """
+    module = importlib.import_module("vllm.logger")
+    if (configure := getattr(module, "configure_logging_from_args", None)) is not None:
+        configure(args)
 
 
 def knows_hash_algorithm(name: str) -> bool:
