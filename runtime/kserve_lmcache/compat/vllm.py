@@ -25,7 +25,6 @@ name                                   what differs between versions
 ``configure_logging``                  0.32 configures vLLM's logging by flags as well; 0.24 and
                                        0.28 by the environment alone, when vLLM is imported
 ``cpu_attention_kernel``               calls a private function, the same in 0.24, 0.28 and 0.32
-``kv_version``                         0.28.0 and 0.32.0 compute the same KV on a CPU
 =====================================  ===========================================================
 """
 
@@ -66,9 +65,6 @@ _MODULES = {
     "H11_MAX_HEADER_COUNT_DEFAULT": _CONSTANTS,
     "H11_MAX_INCOMPLETE_EVENT_SIZE_DEFAULT": _CONSTANTS,
 }
-# The releases that compute the KV of another one to the last bit on a CPU. A release enters the
-# table when `pytest -m '' tests/matrix/between_versions.py` has measured that.
-_SAME_KV_ON_CPU = {"0.32.0": "0.28.0"}
 # In vLLM's own order: it loads the first that the hub has.
 _WEIGHT_PATTERNS = ["*.safetensors", "*.bin", "*.pt"]
 
@@ -159,16 +155,14 @@ def cpu_attention_kernel(
     return str(_get_attn_isa(dtype, block_size, head_size, cache_dtype))
 
 
-def kv_version(device: str) -> str:
-    """The release of vLLM whose KV the installed one computes. Releases differ in their rounding.
+def release() -> str:
+    """The release of vLLM. A build between two releases has its commit in it.
 
-    Args:
-        device: vLLM's type of the device, such as ``cpu``.
+    The package's metadata has another name for a CPU.
     """
     import vllm
 
-    release = vllm.__version__.partition("+")[0]
-    return _SAME_KV_ON_CPU.get(release, release) if device == "cpu" else release
+    return str(vllm.__version__)
 
 
 def download_model(config: VllmConfig) -> Path:

@@ -12,7 +12,6 @@ these parts is in it:
   schemes, and a chunk of another size has another length;
 - the layout of the stored bytes (:data:`LAYOUT`).
 
-The release of vLLM is in it (``compat.vllm.kv_version``), because releases may compute other bits.
 Not in it: the served name, the path, and the version of LMCache.
 """
 
@@ -24,7 +23,7 @@ import platform
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
-from kserve_lmcache.compat.vllm import cpu_attention_kernel, kv_version
+from kserve_lmcache.compat.vllm import cpu_attention_kernel, release
 from kserve_lmcache.identity.files import without
 
 if TYPE_CHECKING:
@@ -77,16 +76,16 @@ def numerics_of(config: VllmConfig) -> dict[str, Any]:
     RoPE scaling and the sliding window.
     """
     model, cache, speculative = config.model_config, config.cache_config, config.speculative_config
-    device = str(config.device_config.device_type)
     return {
-        "vllm": kv_version(device),
+        # Releases correct models, and round in other ways: docs/design/cache-keys.md has a table.
+        "vllm": release(),
         "dtype": str(model.dtype),
         "quantization": str(model.quantization),
         "kv_cache_dtype": str(cache.cache_dtype),
         "hf_config": without(model.hf_config.to_dict(), _ORIGIN_SETTINGS),
         # Some RoPE scalings (longrope, dynamic) choose their factors by the longest length.
         "max_model_len": model.max_model_len if _scales_rope(model.hf_text_config) else None,
-        "device": device,
+        "device": str(config.device_config.device_type),
         # LMCache's key holds the number of workers, not whether workers split layers or heads.
         "parallel": [
             config.parallel_config.tensor_parallel_size,

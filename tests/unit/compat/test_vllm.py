@@ -10,6 +10,7 @@ from types import ModuleType
 
 import pytest
 import torch
+from packaging.version import Version
 
 from kserve_lmcache.compat import vllm
 from tests.support.server import MODEL
@@ -64,20 +65,8 @@ def test_the_attention_kernel_of_a_cpu_has_a_name() -> None:
     assert vllm.cpu_attention_kernel(torch.bfloat16, 128, 64, "auto")
 
 
-@pytest.mark.parametrize(
-    ("installed", "cpu", "gpu"),
-    [
-        ("0.28.0", "0.28.0", "0.28.0"),
-        ("0.32.0+cpu", "0.28.0", "0.32.0"),  # the same bits on a CPU
-        ("0.32.1", "0.32.1", "0.32.1"),  # which nobody has measured
-        ("0.24.0", "0.24.0", "0.24.0"),
-    ],
-)
-def test_a_release_has_a_kv_of_its_own_unless_it_was_measured(
-    installed: str, cpu: str, gpu: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr("vllm.__version__", installed)
-    assert (vllm.kv_version("cpu"), vllm.kv_version("cuda")) == (cpu, gpu)
+def test_the_release_is_a_version() -> None:
+    assert Version(vllm.release()).release >= (0, 24)
 
 
 def test_the_newest_module_that_exists_is_taken(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -95,9 +95,7 @@ def test_the_attention_kernel_of_a_cpu_changes_it(
     assert names[1] == names[3]
 
 
-def test_a_release_of_vllm_that_computes_other_bits_changes_it(
-    plain: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_the_release_of_vllm_changes_it(plain: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("vllm.__version__", "0.99.0")
     assert name_of() != plain
 
