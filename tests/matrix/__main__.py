@@ -53,7 +53,6 @@ GROUPS = {
     # Two replicas and a Redis, a damaged chunk, the identities, and the clients.
     "e2e": (
         "tests/e2e/test_shared_remote.py",
-        "tests/e2e/test_guide_arguments.py",
         "tests/e2e/test_identity.py",
         "tests/e2e/clients/test_live_routes.py",
         "tests/e2e/clients/test_openai_client.py",
