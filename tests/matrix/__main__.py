@@ -1,7 +1,7 @@
 """Run the same tests on every supported set of versions, each in a virtual environment of its own.
 
     python -m tests.matrix [--sets 0.24,0.32] [--groups contract,e2e] [--only-install]
-                           [--with-earlier] [--page FILE]
+                           [--with-earlier] [--exhaustive] [--page FILE]
 
 Prints a Markdown table with a row for each set. ``--page`` writes the table into a page of the
 documentation, between the two comments of :data:`BEGIN` and :data:`END`. The exit status is 1
@@ -212,6 +212,9 @@ def main() -> int:
     parser.add_argument(
         "--with-earlier", action="store_true", help="add the results of earlier runs to the table"
     )
+    parser.add_argument(
+        "--exhaustive", action="store_true", help="every architecture in the group between"
+    )
     parser.add_argument("--page", type=Path, help="write the table into this page")
     args = parser.parse_args()
 
@@ -235,7 +238,9 @@ def main() -> int:
     between, newest = None, args.sets[-1]
     if args.sets == list(LOCKS) and not any(row.error for row in rows):
         if "between" in args.groups:
-            between = run(newest, "between", [BETWEEN])
+            between = run(
+                newest, "between", ["-s", *(["-m", ""] if args.exhaustive else []), BETWEEN]
+            )
         elif args.with_earlier and report_of(newest, "between").exists():
             between = read(report_of(newest, "between"))
     text = table(rows, between)
