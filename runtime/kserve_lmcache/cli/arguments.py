@@ -173,7 +173,7 @@ def _add_kserves_flags_again(
             flag,
             dest=f"kserve_{name}",
             metavar=name.upper(),
-            type=action.type,
+            type=action.type or str,
             default=action.default,
             help=f"{action.help} This is KServe's flag, not vLLM's flag of the same name.",
         )

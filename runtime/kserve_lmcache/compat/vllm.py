@@ -8,7 +8,8 @@ entry, the newest version's first: the first module that exists is taken.
 =====================================  ===========================================================
 name                                   what differs between versions
 =====================================  ===========================================================
-``make_arg_parser``                    in ``vllm.entrypoints.launchers.cli_args`` since 0.29
+``make_arg_parser``                    in ``vllm.entrypoints.launchers.cli_args`` since 0.29, in
+                                       ``vllm.entrypoints.common.cli_args`` since 0.33
 ``validate_parsed_serve_args``         the same
 ``init_app_state``                     in ``vllm.entrypoints.launchers.api_server.app_state`` since
                                        0.29; the old module is left as a deprecated alias
@@ -43,7 +44,11 @@ if TYPE_CHECKING:
 
 _OLD_SERVER = "vllm.entrypoints.openai.api_server"
 _OLD_MIDDLEWARE = "vllm.entrypoints.serve.utils.server_utils"
-_CLI = ("vllm.entrypoints.launchers.cli_args", "vllm.entrypoints.openai.cli_args")
+_CLI = (
+    "vllm.entrypoints.common.cli_args",
+    "vllm.entrypoints.launchers.cli_args",
+    "vllm.entrypoints.openai.cli_args",
+)
 _PROTOCOL = ("vllm.entrypoints.serve.engine.protocol", "vllm.entrypoints.openai.engine.protocol")
 _APP = ("vllm.entrypoints.launchers.app", _OLD_SERVER)
 _CONSTANTS = (

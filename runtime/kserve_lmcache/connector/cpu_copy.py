@@ -1,6 +1,6 @@
 """Copies between vLLM's paged KV cache on a CPU and LMCache's memory objects.
 
-vLLM's paged cache (0.24 to 0.28) is one tensor a layer: ``[blocks, heads, block_size,
+vLLM's paged cache (0.24 to 0.32) is one tensor a layer: ``[blocks, heads, block_size,
 2 * head_size]``. A memory object is ``[2, layers, tokens, heads * head_size]`` (LMCache's
 ``KV_2LTD``). A slot is the place of one token: ``block * block_size + offset``.
 

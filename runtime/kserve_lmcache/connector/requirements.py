@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
-from vllm.v1.kv_cache_interface import FullAttentionSpec, MLAAttentionSpec
+from vllm.v1.kv_cache_interface import FullAttentionSpec, KVQuantMode, MLAAttentionSpec
 
 from kserve_lmcache.identity.namespace import NAMESPACE
 
@@ -47,7 +47,14 @@ def _of_the_kv_cache(kv_cache_config: KVCacheConfig, device: str) -> Iterator[st
     if [type(spec) for spec in specs] not in ([FullAttentionSpec], [MLAAttentionSpec]):
         kinds = ", ".join(type(spec).__name__ for spec in specs) or "no attention"
         yield f"the KV cache is not full attention alone: {kinds}"
-    elif isinstance(specs[0], MLAAttentionSpec) and device == "cpu":
+        return
+    (spec,) = specs
+    # vLLM to 0.28 has compress_ratio in its place.
+    if getattr(spec, "tokens_per_state", getattr(spec, "compress_ratio", 1)) != 1:
+        yield "an entry of the KV cache stands for another number of tokens than one"
+    if spec.kv_quant_mode not in (KVQuantMode.NONE, KVQuantMode.FP8_PER_TENSOR):
+        yield f"the KV cache has scales between its values ({spec.kv_quant_mode.name})"
+    if isinstance(spec, MLAAttentionSpec) and device == "cpu":
         yield "the model uses multi-head latent attention (MLA), which is not copied on a CPU"
 
 

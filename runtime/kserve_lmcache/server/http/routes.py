@@ -86,7 +86,12 @@ TABLE = (
         "ends any client's request; a client ends its own by closing the connection",
     ),
     Row(("POST /generative_scoring",), VLLM, ON, "of generative models", also_v1=True),
-    Row(("POST /v1/systemone",), VLLM, ON, "answers of a fixed form, with probabilities"),
+    Row(
+        ("POST /v1/systemone",),
+        VLLM,
+        ON,
+        "structured decisions, of the models that vLLM has them for",
+    ),
     Row(
         ("POST /score", "POST /v1/score", "POST /rerank", "POST /v2/rerank", "POST /v2/embed"),
         VLLM,
