@@ -35,6 +35,7 @@ GROUPS = {
         "tests/unit/compat",
         "tests/unit/connector",
         "tests/unit/engine",
+        "tests/unit/identity/test_config_fields.py",
         "tests/unit/identity/test_namespace.py",
         "tests/unit/server/http/test_errors.py",
         "tests/unit/server/http/test_routes.py",
