@@ -121,8 +121,11 @@ def test_a_level_that_comes_later_reaches_loggers_that_exist() -> None:
 
 
 def test_the_libraries_own_loggers_follow() -> None:
-    later = 'levels.set("debug"); logs.set_level("debug"); speak()'
-    found = said(f"{START}{REAL_LOGGERS}{SPEAK}\nspeak(); {later}")
+    # vLLM 0.32 configures its logger when it is told to, not when it is imported.
+    own = "import argparse\nfrom kserve_lmcache.compat.vllm import configure_logging"
+    later = 'levels.set("debug"); configure_logging(argparse.Namespace())'
+    later += '; logs.set_level("debug"); speak()'
+    found = said(f"{START}{REAL_LOGGERS}{own}\n{SPEAK}\nspeak(); {later}")
     assert len(found) == 4 + 9
     assert found.count("vllm-info") == found.count("lmcache-info") == 1
 
