@@ -8,7 +8,8 @@ documentation, between the two comments of :data:`BEGIN` and :data:`END`. The ex
 when a test fails or skips, or when a set cannot be installed. The tests between the sets run when
 all sets are chosen.
 
-Needs no package: the environments are made by ``make``.
+``--with-earlier`` puts the results of earlier runs into the table, so a run may have several
+parts, and ``--groups=`` shows them alone. Needs no package: ``make`` makes the environments.
 """
 
 from __future__ import annotations
@@ -195,7 +196,7 @@ def write(page: Path, text: str) -> None:
 
 def _names(known: Iterable[str]) -> Callable[[str], list[str]]:
     def parse(text: str) -> list[str]:
-        names = text.split(",")
+        names = text.split(",") if text else []
         if unknown := set(names) - set(known):
             raise argparse.ArgumentTypeError(f"{', '.join(unknown)}: not of {', '.join(known)}")
         return names
