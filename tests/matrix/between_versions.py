@@ -175,7 +175,7 @@ def test_replicas_of_two_sets_beside_one_store(tmp_path: Path) -> None:
     """During an upgrade, with servers: old and new share nothing, and answer right."""
     first, second = list(LOCKS)[-2:]
     model = (f"--model_id={first_layers(tmp_path / 'model', 3)}",)
-    prompts = {name: long_prompt(f"of {name}", words=960) for name in (first, second)}
+    prompts = {first: long_prompt("former", words=960), second: long_prompt("newer", words=960)}
     with ExitStack() as stack:
         store = stack.enter_context(redis_server(tmp_path))
         servers = {}
