@@ -133,6 +133,11 @@ def test_the_attention_kernel_of_a_cpu_changes_it(
     assert names[1] == names[3]
 
 
+def test_the_release_of_vllm_changes_it(plain: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("vllm.__version__", "0.99.0")
+    assert name_of() != plain
+
+
 def test_the_hash_seed_changes_it(plain: str) -> None:
     assert name_of(PYTHONHASHSEED="0") == plain
     assert name_of(PYTHONHASHSEED="1") != plain
