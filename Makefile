@@ -20,12 +20,14 @@ SERVE_LOCK := $(VENV)/.locked-$(DEVICE)
 TEST_LOCK := $(VENV)/.locked-test
 DOCS_LOCK := $(VENV)/.locked-docs
 
-.PHONY: help install install-test serve test test-all test-kserve lint docs reference lock clean
+.PHONY: help install install-test serve test test-all test-matrix test-kserve lint docs reference \
+	lock clean
 
 help:
 	@echo "make serve [REMOTE_URL=redis://…] [DEVICE=gpu] [PORT=8080] [MODEL=dir or hub id] [ARGS=…]"
 	@echo "make test      lint, types and the default selection of tests (what .ci/run runs)"
 	@echo "make test-all  lint, types and every test; takes hours"
+	@echo "make test-matrix [MATRIX_ARGS=--sets=0.24,…]   tests on every supported set of versions"
 	@echo "make test-kserve KSERVE_SRC=DIR   the clients' tests on the versions of KServe's image"
 	@echo "make install   only the set-up, into $(VENV)"
 	@echo "make docs      the documentation, into build/docs; a dead link fails"
@@ -101,17 +103,18 @@ test test-all: lint $(VENV)/.debian
 	@test -f $(DEMO_MODEL)/config.json || $(BIN)/python -m kserve_lmcache demo-model $(DEMO_MODEL)
 	$(BIN)/pytest $(if $(filter test-all,$@),-m '') $(PYTEST_ARGS)
 
+# Each set of versions in an environment of its own below .venv-matrix (tests/matrix).
+MATRIX := $(PYTHON) -m tests.matrix
+test-matrix:
+	$(MATRIX) $(or $(MATRIX_ARGS),--page=docs/contributing/pins.md)
+
 # The clients' tests on the versions of KServe's own image, with its huggingfaceserver on the path.
-KSERVE_VENV ?= .venv-kserve
 test-kserve:
 	@test -d '$(KSERVE_SRC)/python/huggingfaceserver' \
 		|| { echo "KSERVE_SRC=DIR: a checkout of KServe (v0.21.0)" >&2; exit 1; }
-	$(PYTHON) -m venv $(KSERVE_VENV)
-	$(KSERVE_VENV)/bin/pip --disable-pip-version-check --quiet $(LOCKED) requirements/kserve.txt
-	$(KSERVE_VENV)/bin/pip --disable-pip-version-check --quiet install --no-deps --no-build-isolation --editable .
-	@test -f $(DEMO_MODEL)/config.json || $(KSERVE_VENV)/bin/python -m kserve_lmcache demo-model $(DEMO_MODEL)
+	$(MATRIX) --sets=0.24 --only-install
 	PYTHONPATH='$(abspath $(KSERVE_SRC))/python/huggingfaceserver' \
-		$(KSERVE_VENV)/bin/pytest $(or $(PYTEST_ARGS),tests/e2e/clients)
+		.venv-matrix/0.24/bin/python -m pytest $(or $(PYTEST_ARGS),tests/e2e/clients)
 
 # Hashes and no addresses, so that the locks work wherever packages come from.
 OVERRIDES = --overrides overrides.txt --overrides
@@ -119,18 +122,20 @@ COMPILE = .venv-lock/bin/uv pip compile --quiet --upgrade --generate-hashes \
 	--no-emit-index-url --no-emit-find-links --custom-compile-command 'make lock'
 lock:
 	$(PYTHON) -m venv .venv-lock && .venv-lock/bin/pip install --quiet uv
-	cd requirements && rm -f cpu.txt test.txt gpu.txt kserve.txt sbom.txt docs.txt
+	cd requirements && rm -f cpu.txt test.txt vllm-*.txt gpu.txt sbom.txt docs.txt
 	cd requirements && ../$(COMPILE) --universal --python-version 3.11 \
 		$(OVERRIDES) overrides-cpu.txt test.in -o test.txt
 	cd requirements && ../$(COMPILE) --universal --python-version 3.11 \
 		$(OVERRIDES) overrides-cpu.txt --constraints test.txt cpu.in -o cpu.txt
 	cd requirements && ../$(COMPILE) --python-version 3.12 --python-platform x86_64-manylinux_2_28 \
 		gpu.in -o gpu.txt
-	cd requirements && ../$(COMPILE) --python-version 3.11 --python-platform x86_64-manylinux_2_28 \
-		$(OVERRIDES) overrides-kserve.txt kserve.in -o kserve.txt
+	cd requirements && ../$(COMPILE) --universal --python-version 3.11 \
+		$(OVERRIDES) vllm-0.24.in test.in -o vllm-0.24.txt
+	cd requirements && ../$(COMPILE) --universal --python-version 3.11 \
+		$(OVERRIDES) overrides-cpu.txt --overrides vllm-0.28.in test.in -o vllm-0.28.txt
 	cd requirements && ../$(COMPILE) --universal --python-version 3.11 sbom.in -o sbom.txt
 	cd requirements && ../$(COMPILE) --universal --python-version 3.11 \
 		--constraints test.txt docs.in -o docs.txt
 
 clean:
-	rm -rf $(VENV) $(KSERVE_VENV) .venv-lock .models build .cache
+	rm -rf $(VENV) .venv-matrix .venv-lock .models build .cache

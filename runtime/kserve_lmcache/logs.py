@@ -13,7 +13,6 @@ from __future__ import annotations
 import json
 import logging
 import os
-import sys
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping, MutableMapping
 from contextvars import ContextVar
@@ -37,6 +36,13 @@ _VARIABLES = {
 _FILE_VARIABLES = {"vllm": "VLLM_LOGGING_CONFIG_PATH"}
 _LIBRARY_LEVELS = {"debug": "DEBUG", "info": "WARNING", "warning": "WARNING", "error": "ERROR"}
 _NO_BANNER = "LMCACHE_DISABLE_BANNER"
+# Loggers of vLLM that warn in every process of what the server's process has said already, or that
+# the interface of connectors is experimental.
+_REPEATING = (
+    "vllm.config",
+    "vllm.platforms",
+    "vllm.distributed.kv_transfer.kv_connector.v1.base",
+)
 _STDERR = 2
 
 
@@ -92,8 +98,17 @@ def configure(environ: Mapping[str, str]) -> None:
     set_level(environ.get(LEVEL_VARIABLE, "info"))
     if environ.get(FORMAT_VARIABLE, "").strip().lower() == "json":
         use_json()
-    if not sys.warnoptions:
-        _ignore_warnings_of_libraries()
+    _ignore_warnings_of_libraries()
+
+
+def leave_out_repetitions(environ: Mapping[str, str]) -> None:
+    """In a process of the engine, leave out warnings of vLLM that say nothing new.
+
+    vLLM's own level must be the one that ``log_level`` gives it by default.
+    """
+    if environ.get(_VARIABLES["vllm"]) == _LIBRARY_LEVELS["info"]:
+        for name in _REPEATING:
+            logging.getLogger(name).setLevel(logging.ERROR)
 
 
 def set_level(level: str) -> None:
@@ -127,12 +142,15 @@ def configure_by_file(configure: Callable[[], None]) -> None:
 
 
 def _ignore_warnings_of_libraries() -> None:
-    """Leave out Python warnings on which an operator cannot act."""
+    """Leave out Python warnings on which an operator cannot act.
+
+    Python's own options (``-W``, ``PYTHONWARNINGS``) come first.
+    """
     for category in (DeprecationWarning, PendingDeprecationWarning, FutureWarning):
-        warnings.filterwarnings("ignore", category=category)
+        warnings.filterwarnings("ignore", category=category, append=True)
     # FastAPI's, about KServe's application and about the routes in /openapi.json.
     for message in ("ORJSONResponse is deprecated", "Duplicate Operation ID"):
-        warnings.filterwarnings("ignore", message=message)
+        warnings.filterwarnings("ignore", message=message, append=True)
 
 
 class JSONFormatter(logging.Formatter):

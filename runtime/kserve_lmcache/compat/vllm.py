@@ -160,6 +160,16 @@ def cpu_attention_kernel(
     return str(_get_attn_isa(dtype, block_size, head_size, cache_dtype))
 
 
+def release() -> str:
+    """The release of vLLM. A build between two releases has its commit in it.
+
+    The package's metadata has another name for a CPU.
+    """
+    import vllm
+
+    return str(vllm.__version__)
+
+
 def download_model(config: VllmConfig) -> Path:
     """Download the model's weights from the hub, as the engine does when it starts.
 

@@ -42,6 +42,7 @@ def prepare() -> None:
     start_up_timing.reached(start_up_timing.IMPORTED)
     _follow_parent()
     logs.configure(os.environ)
+    logs.leave_out_repetitions(os.environ)
     if path := os.environ.get(ENGINE_FILE):
         from kserve_lmcache import redaction
         from kserve_lmcache.config import engine_file

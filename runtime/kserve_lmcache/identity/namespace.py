@@ -12,7 +12,7 @@ these parts is in it:
   schemes, and a chunk of another size has another length;
 - the layout of the stored bytes (:data:`LAYOUT`).
 
-Not in it: the served name, the path, and the versions of vLLM and LMCache.
+Not in it: the served name, the path, and the version of LMCache.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ import platform
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
-from kserve_lmcache.compat.vllm import cpu_attention_kernel
+from kserve_lmcache.compat.vllm import cpu_attention_kernel, release
 from kserve_lmcache.identity.files import without
 
 if TYPE_CHECKING:
@@ -77,6 +77,8 @@ def numerics_of(config: VllmConfig) -> dict[str, Any]:
     """
     model, cache, speculative = config.model_config, config.cache_config, config.speculative_config
     return {
+        # Releases correct models, and round in other ways: docs/design/cache-keys.md has a table.
+        "vllm": release(),
         "dtype": _with(str(model.dtype), _adapters(config)),
         # Which layers are quantized how, where flags say so and not the model's configuration.
         "quantization": _with(str(model.quantization), getattr(model, "quantization_config", None)),

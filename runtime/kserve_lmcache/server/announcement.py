@@ -43,6 +43,7 @@ INPUTS: Mapping[str, tuple[str, str]] = {
     "hash_seed": ("hash seed", "PYTHONHASHSEED"),
     "hash_algorithm": ("hash algorithm", "pre_caching_hash_algorithm"),
     "chunk_size": ("chunk size", "chunk_size"),
+    "vllm": ("release of vLLM", "image"),
     "dtype": ("data type", "--dtype"),
     "quantization": ("quantization", "--quantization"),
     "kv_cache_dtype": ("data type of the KV cache", "--kv-cache-dtype"),

@@ -10,6 +10,7 @@ from types import ModuleType
 
 import pytest
 import torch
+from packaging.version import Version
 
 from kserve_lmcache.compat import vllm
 from tests.support.server import MODEL
@@ -62,6 +63,10 @@ def test_vllm_does_not_configure_its_logging_again() -> None:
 
 def test_the_attention_kernel_of_a_cpu_has_a_name() -> None:
     assert vllm.cpu_attention_kernel(torch.bfloat16, 128, 64, "auto")
+
+
+def test_the_release_is_a_version() -> None:
+    assert Version(vllm.release()).release >= (0, 24)
 
 
 def test_the_newest_module_that_exists_is_taken(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import subprocess
 import sys
@@ -110,13 +111,16 @@ def test_what_flags_quantize_changes_it() -> None:
 def test_flags_for_adapters_change_it() -> None:
     config = engine()
     names = [namespace("content", numerics_of(config), {})]
-    for flags in (
-        {"lora_dtype": config.model_config.dtype},
-        {"lora_dtype": torch.float16},
-        {"target_modules": ["q_proj"]},
-        {"enable_moe_shared_loras": True},
+    known = {field.name for field in dataclasses.fields(LoRAConfig)}
+    for flag, value in (
+        ("lora_dtype", config.model_config.dtype),
+        ("lora_dtype", torch.float16),
+        ("target_modules", ["q_proj"]),
+        ("enable_moe_shared_loras", True),
     ):
-        config.lora_config = LoRAConfig(**flags)
+        if flag not in known:  # a flag that not every version has
+            continue
+        config.lora_config = LoRAConfig(**{flag: value})
         names.append(namespace("content", numerics_of(config), {}))
     assert names[0] == names[1]  # the model's own data type
     assert len(set(names)) == len(names) - 1
@@ -131,6 +135,11 @@ def test_the_attention_kernel_of_a_cpu_changes_it(
         names += [name_of("--dtype=bfloat16"), name_of("--dtype=float32")]
     assert len(set(names)) == 3
     assert names[1] == names[3]
+
+
+def test_the_release_of_vllm_changes_it(plain: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("vllm.__version__", "0.99.0")
+    assert name_of() != plain
 
 
 def test_the_hash_seed_changes_it(plain: str) -> None:

@@ -6,6 +6,7 @@ import os
 import subprocess
 import sys
 from collections.abc import Iterator
+from functools import cache
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -53,8 +54,9 @@ def everything() -> Any:
     return args
 
 
+@cache
 def registered() -> set[str]:
-    """The routes of the installed vLLM's application."""
+    """The routes of the installed vLLM's application, with all switches on."""
     apps = (build_app(everything(), tasks, MockModelConfig()) for tasks in ALL_TASKS)
     return {name for app in apps for route in app.routes for name in routes.names(route)}
 

@@ -1,0 +1,1 @@
+"""``make test-matrix``: tests on every supported set of versions, and between two of them."""
