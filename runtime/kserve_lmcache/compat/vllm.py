@@ -23,6 +23,8 @@ name                                   what differs between versions
 ``H11_MAX_INCOMPLETE_EVENT_SIZE_...``  the same
 ``exceptions``                         ``vllm.exceptions`` has more classes in 0.28 than in 0.24
 ``cpu_attention_kernel``               calls a private function, the same in 0.24, 0.28 and 0.32
+``attention_choice``                   the same in 0.24, 0.28 and 0.32
+``attention_backends``                 the same in 0.24, 0.28 and 0.32
 =====================================  ===========================================================
 """
 
@@ -137,6 +139,26 @@ def cpu_attention_kernel(
     from vllm.v1.attention.backends.cpu_attn import _get_attn_isa
 
     return str(_get_attn_isa(dtype, block_size, head_size, cache_dtype))
+
+
+def attention_choice(config: VllmConfig) -> tuple[str, str]:
+    """The attention backend and the layout of the KV cache that the user asks for; else empty."""
+    from vllm import envs
+
+    wanted = getattr(config.attention_config, "backend", None)
+    return getattr(wanted, "name", ""), envs.VLLM_KV_CACHE_LAYOUT or ""
+
+
+def attention_backends(config: VllmConfig) -> list[str]:
+    """The names of the attention backends that the layers of a worker have, each once."""
+    layers = config.compilation_config.static_forward_context.values()
+    return sorted(
+        {
+            layer.get_attn_backend().get_name()
+            for layer in layers
+            if hasattr(layer, "get_attn_backend")
+        }
+    )
 
 
 def download_model(config: VllmConfig) -> Path:

@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import hashlib
 import time
 from typing import TYPE_CHECKING, Any
 
 from vllm.distributed.kv_transfer.kv_connector.v1.base import KVConnectorRole
 from vllm.logger import init_logger
 
+from kserve_lmcache.compat.lmcache import copy_path
 from kserve_lmcache.compat.lmcache import engine as lmcache_engine
+from kserve_lmcache.compat.vllm import attention_backends
 from kserve_lmcache.config.tier_plugins import PLUGINS
+from kserve_lmcache.connector.copy.connector import BlockConnector
 from kserve_lmcache.connector.cpu_affinity import use_all_cores
-from kserve_lmcache.connector.cpu_copy import CPUPagedMemoryConnector
 from kserve_lmcache.connector.error_containment import ErrorContainment, contained
 from kserve_lmcache.connector.load_results import LoadResults
 from kserve_lmcache.connector.metadata import ConnectorMetadata, Load
@@ -44,6 +47,7 @@ class WorkerPart:
     def __init__(self, vllm_config: VllmConfig, kv_cache_config: KVCacheConfig) -> None:
         # vLLM creates the connector once it knows how large a KV cache fits.
         start_up_timing.reached(start_up_timing.LOADED)
+        self._vllm_config = vllm_config
         self._device = vllm_config.device_config.device_type
         self._block_size = vllm_config.cache_config.block_size
         parallel = vllm_config.parallel_config
@@ -74,9 +78,7 @@ class WorkerPart:
                 self._stock.connector.register_kv_caches(kv_caches)
             adapter = self._stock.adapter
             if not lmcache_engine.worker_failure(adapter):
-                copy_path = lmcache_engine.copy_path(adapter)
-                if isinstance(copy_path, CPUPagedMemoryConnector):
-                    copy_path.check(list(kv_caches.values()))
+                self._register_copy(kv_caches)
                 lmcache_engine.never_wait_for_room(adapter)
                 self._set_up_tiers()
                 lmcache_engine.contain_lookups(
@@ -85,6 +87,15 @@ class WorkerPart:
             start_up_timing.reached(start_up_timing.CACHED)
         except Exception as error:
             self.containment.give_up("register_kv_caches", error)
+
+    def _register_copy(self, kv_caches: dict[str, torch.Tensor]) -> None:
+        copies = copy_path.copy_path(self._stock.adapter)
+        if isinstance(copies, BlockConnector):
+            copies.register(kv_caches)
+            # What the namespace cannot have, because vLLM's worker decides it.
+            parts = [self._device, *attention_backends(self._vllm_config), copies.cache.form]
+            digest = hashlib.sha256("\n".join(parts).encode()).hexdigest()
+            copy_path.name_keys(self._stock.adapter, digest[:12])
 
     def _set_up_tiers(self) -> None:
         adapter = self._stock.adapter

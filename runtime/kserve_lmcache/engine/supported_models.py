@@ -51,8 +51,6 @@ def _reasons(config: VllmConfig) -> Iterator[str]:
         yield "the model takes images, audio or video, which is not tested"
     if getattr(model, "enable_prompt_embeds", False):
         yield "--enable-prompt-embeds gives prompts without tokens, and keys are made of tokens"
-    if model.use_mla and config.device_config.device_type == "cpu":
-        yield "the model uses multi-head latent attention (MLA), which is not copied on a CPU"
 
 
 def _other_layers(text_config: object) -> list[str]:
