@@ -14,10 +14,12 @@ from kserve_lmcache.compat.lmcache import engine as lmcache_engine
 from kserve_lmcache.compat.vllm import attention_backends
 from kserve_lmcache.config.tier_plugins import PLUGINS
 from kserve_lmcache.connector.copy.connector import BlockConnector
+from kserve_lmcache.connector.copy.pages import pages_of
 from kserve_lmcache.connector.cpu_affinity import use_all_cores
 from kserve_lmcache.connector.error_containment import ErrorContainment, contained
 from kserve_lmcache.connector.load_results import LoadResults
 from kserve_lmcache.connector.metadata import ConnectorMetadata, Load
+from kserve_lmcache.connector.start_proof import prove
 from kserve_lmcache.connector.stock import StockConnector
 from kserve_lmcache.connector.token_metrics import TokenMetrics
 from kserve_lmcache.connector.traces import span
@@ -37,6 +39,7 @@ if TYPE_CHECKING:
     from vllm.v1.kv_cache_interface import KVCacheConfig
 
     from kserve_lmcache.tiers.guard.tier import Tier
+    from kserve_lmcache.tiers.plugin import TierConnector
 
 logger = init_logger(__name__)
 
@@ -48,6 +51,8 @@ class WorkerPart:
         # vLLM creates the connector once it knows how large a KV cache fits.
         start_up_timing.reached(start_up_timing.LOADED)
         self._vllm_config = vllm_config
+        self._kv_cache_config = kv_cache_config
+        self._proof = ""  # what was proven at the start; empty until then
         self._device = vllm_config.device_config.device_type
         self._block_size = vllm_config.cache_config.block_size
         parallel = vllm_config.parallel_config
@@ -79,12 +84,14 @@ class WorkerPart:
             adapter = self._stock.adapter
             if not lmcache_engine.worker_failure(adapter):
                 self._register_copy(kv_caches)
+                connectors = self._set_up_tiers()
                 lmcache_engine.never_wait_for_room(adapter)
-                self._set_up_tiers()
                 lmcache_engine.contain_lookups(
                     adapter, self._token_metrics.count_lookup, self.containment.record
                 )
-            start_up_timing.reached(start_up_timing.CACHED)
+                start_up_timing.reached(start_up_timing.CACHED)
+                self._proof = prove(adapter, kv_caches, pages_of(self._kv_cache_config), connectors)
+                start_up_timing.reached(start_up_timing.PROVEN)
         except Exception as error:
             self.containment.give_up("register_kv_caches", error)
 
@@ -97,7 +104,8 @@ class WorkerPart:
             digest = hashlib.sha256("\n".join(parts).encode()).hexdigest()
             copy_path.name_keys(self._stock.adapter, digest[:12])
 
-    def _set_up_tiers(self) -> None:
+    def _set_up_tiers(self) -> Mapping[str, TierConnector]:
+        """The connectors to the tiers, by the tier's name."""
         adapter = self._stock.adapter
         names = {plugin.name: plugin.tier for plugin in PLUGINS}
         connectors = lmcache_engine.plugin_connectors(adapter, names)
@@ -108,6 +116,7 @@ class WorkerPart:
             self._tiers, adapter.config.chunk_size, lmcache_engine.is_first(adapter), self._prefill
         )
         self.set_local_bytes()
+        return connectors
 
     @contained(lambda self, connector_metadata: self._begin_without_lmcache(connector_metadata))
     def bind_connector_metadata(self, connector_metadata: ConnectorMetadata) -> None:
@@ -194,6 +203,7 @@ class WorkerPart:
             "rank": self._rank,
             "failure": self._failure(),
             "tiers": self._tier_reports(),
+            "proof": self._proof,
             "moments": start_up_timing.moments(),
         }
 
