@@ -43,6 +43,11 @@ class StockConnector:
             self.containment.give_up("__init__", error)
 
     @property
+    def is_created(self) -> bool:
+        """Whether vLLM's connector could be created."""
+        return hasattr(self, "connector")
+
+    @property
     def adapter(self) -> LMCacheConnectorV1Impl:
         """LMCache's own part of the connector.
 

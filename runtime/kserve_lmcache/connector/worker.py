@@ -70,10 +70,13 @@ class WorkerPart:
         """Of this process's LMCache."""
         return self._stock.containment
 
-    @contained(lambda self: None)
     def shutdown(self) -> None:
-        """Stop LMCache."""
-        self._stock.stop()
+        """Stop LMCache, whose threads run even where it was given up after its start."""
+        try:
+            if self._stock.is_created:
+                self._stock.stop()
+        except Exception as error:
+            self.containment.record("shutdown", error)
 
     @contained(lambda self, kv_caches: None)
     def register_kv_caches(self, kv_caches: dict[str, torch.Tensor]) -> None:

@@ -5,18 +5,22 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
 import torch
 from lmcache.integration.vllm.utils import ENGINE_NAME, lmcache_get_or_create_config
 from lmcache.integration.vllm.vllm_service_factory import VllmServiceFactory
 from lmcache.v1.cache_engine import LMCacheEngineBuilder
+from lmcache.v1.config import LMCacheEngineConfig
+from lmcache.v1.metadata import LMCacheMetadata
 
 if TYPE_CHECKING:
     from lmcache.integration.vllm.vllm_v1_adapter import LMCacheConnectorV1Impl
     from lmcache.v1.gpu_connector.gpu_connectors import GPUConnectorInterface
     from lmcache.v1.memory_management import MemoryObj
-    from lmcache.v1.metadata import LMCacheMetadata
     from vllm.config import VllmConfig
 
 
@@ -88,3 +92,36 @@ def allocate(adapter: LMCacheConnectorV1Impl, tokens: int) -> MemoryObj | None:
         fmt=engine.fmt,
     )
     return found
+
+
+@contextmanager
+def trial(
+    copy_path: GPUConnectorInterface, bytes_per_token: int, tokens: int
+) -> Iterator[LMCacheConnectorV1Impl]:
+    """An LMCache engine without vLLM for a while, in place of a worker's adapter.
+
+    Args:
+        copy_path: copies to and from memory objects of opaque bytes.
+        bytes_per_token: of all layers.
+        tokens: of a chunk.
+    """
+    name, size = "trial", 64 * tokens * bytes_per_token / 2**30
+    config = LMCacheEngineConfig.from_defaults(chunk_size=tokens, max_local_cpu_size=size)
+    metadata = LMCacheMetadata(
+        model_name=name,
+        world_size=1,
+        local_world_size=1,
+        worker_id=0,
+        local_worker_id=0,
+        kv_dtype=torch.uint8,
+        kv_shape=(1, 1, tokens, 1, bytes_per_token),
+        chunk_size=tokens,
+    )
+    engine = LMCacheEngineBuilder.get_or_create(
+        name, config, metadata, copy_path, lambda tensor, source: None, lambda value, source: value
+    )
+    try:
+        engine.post_init()
+        yield SimpleNamespace(lmcache_engine=engine, config=config)
+    finally:
+        LMCacheEngineBuilder.destroy(name)
