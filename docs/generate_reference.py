@@ -73,6 +73,10 @@ Serves a model. The command takes every flag of KServe's model server, of KServe
 server and of `vllm serve`, with dashes and with underscores. An unknown flag is an error that
 names the nearest flag.
 
+KServe's model server and vLLM both have {clashes}. Here these are
+KServe's flags, in both spellings. `--log-level` is a flag of this runtime. vLLM's flags of the same
+names cannot be set.
+
 Every [setting](settings.md) but the password has a flag. `--lmcache KEY=VALUE …` sets keys of
 LMCache. The table has the flags of KServe's Hugging Face server.
 """
@@ -180,7 +184,8 @@ def _routes() -> str:
 def _command_line() -> Iterator[str]:
     yield _COMMANDS
     yield _table(("Command", "Task"), ((f"`{name}`", task) for name, task in COMMANDS.items()))
-    yield _SERVE
+    clashes = [flag for flag, owner in arguments.SHARED.items() if owner == arguments.KSERVE]
+    yield _SERVE.format(clashes=" and ".join(f"`{flag}`" for flag in clashes))
     for group in arguments.build_parser()._action_groups:
         if group.title == _HUGGING_FACE:
             yield _group(group)

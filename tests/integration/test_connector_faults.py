@@ -66,6 +66,36 @@ WITHOUT = {
     "requires_piecewise_for_cudagraph",
     "set_xfer_handshake_metadata_pp_aware",
 }
+# Calls that stay vLLM's own, in all supported versions and in 0.33. The reasons are in
+# docs/design/vllm-versions.md.
+INHERITED = {
+    "bind_gpu_block_pool",
+    "bind_kv_cache_manager",
+    "build_connector_worker_meta",
+    "finish_forward",
+    "get_external_cache_hit_sources",
+    "get_finished_count",
+    "get_loaded_kv_cache_group_ids",
+    "get_mem_pool_context",
+    "get_required_kvcache_layout",
+    "get_transfer_results",
+    "handle_preemptions",
+    "has_pending_block_frees",
+    "has_pending_push_work",
+    "prefer_cross_layer_blocks",
+    "register_cross_layers_kv_cache",
+    "register_finished_partial_tail",
+    "requires_kv_delivery",
+    "reset_cache",
+    "reset_capture_state",
+    "restore_kv_caches",
+    "role",
+    "set_host_xfer_buffer_ops",
+    "set_xfer_handshake_metadata",
+    "supports_divergent_local_hybrid_hits",
+    "supports_sleep_mode",
+    "unregister_kv_caches",
+}
 SURFACE = {name for name in dir(KVConnectorBase_V1) if not name.startswith("_")}
 
 # The calls of an engine that runs.
@@ -113,6 +143,27 @@ def test_every_other_call_is_vllms_own() -> None:
             for each in (KServeLMCacheConnector, KVConnectorBase_V1)
         )
         assert (ours is base) == (name not in set(CALLS) | WITHOUT), name
+
+
+def undecided(surface: set[str]) -> set[str]:
+    """The calls of which nobody has decided whether we need them."""
+    return surface - set(CALLS) - WITHOUT - INHERITED
+
+
+def test_a_call_that_a_new_vllm_adds_needs_a_decision() -> None:
+    assert undecided(SURFACE) == set()
+    assert undecided(SURFACE | {"a_new_call"}) == {"a_new_call"}
+
+
+@pytest.mark.parametrize("name", sorted(set(CALLS) | WITHOUT))
+def test_our_calls_take_what_vllms_take(name: str) -> None:
+    theirs, ours = (
+        inspect.signature(getattr(each, name)).parameters
+        for each in (KVConnectorBase_V1, KServeLMCacheConnector)
+    )
+    if any(each.kind == each.VAR_POSITIONAL for each in ours.values()):
+        return
+    assert list(ours) == list(theirs)
 
 
 def test_every_call_of_vllms_lmcache_connector_is_ours_as_well() -> None:

@@ -15,13 +15,14 @@ import pytest
 import torch
 from lmcache.v1.cache_engine import LMCacheEngine
 from vllm.distributed.kv_transfer.kv_connector.v1 import KVConnectorRole
+from vllm.distributed.kv_transfer.kv_connector.v1.base import KVConnectorBase_V1
 from vllm.distributed.kv_transfer.kv_connector.v1.lmcache_connector import LMCacheConnectorV1
 
 from kserve_lmcache.compat.lmcache import engine as lmcache_engine
 from kserve_lmcache.connector import KServeLMCacheConnector
 from kserve_lmcache.connector.reporter import REPORTER
 from kserve_lmcache.metrics.table import COMPUTED, PREFIX_CACHE, TIERS, metric
-from tests.support.lmcache_faults import lose_chunks
+from tests.support.lmcache_faults import inject, lose_chunks
 from tests.support.simulated_engine import (
     BLOCK,
     CHUNK,
@@ -282,6 +283,28 @@ def test_the_remote_tier_learns_how_fast_a_prefill_is(
     assert steps[0][1] >= 0.2
     assert [tokens for tokens, _ in steps if tokens][:2] == [len(prompt) - 6 * CHUNK, 1]
     assert all(left_out < 0.2 for _, left_out in steps[1:])
+
+
+@pytest.mark.parametrize(("device", "count"), [("cpu", 0), ("cuda", 1)])
+def test_a_step_that_loads_while_an_accelerator_computes_is_no_sample(
+    engine: SimulatedEngine, monkeypatch: pytest.MonkeyPatch, device: str, count: int
+) -> None:
+    dropped: list[None] = []
+    prompt = stored(engine, 63 + count)
+    monkeypatch.setattr(engine.parts[1], "_device", device)
+    monkeypatch.setattr(engine.parts[1]._prefill, "drop_step", lambda: dropped.append(None))
+    engine.ask(f"on {device}", prompt)
+    assert len(dropped) == count
+
+
+def test_a_step_without_lmcache_is_one_step_for_the_prefill_rate(
+    engine: SimulatedEngine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    steps: list[int] = []
+    monkeypatch.setattr(engine.parts[1]._prefill, "begin_step", steps.append)
+    inject(monkeypatch, KVConnectorBase_V1, "bind_connector_metadata")
+    engine.ask("65", [65, *PROMPT])
+    assert sum(steps) == len(PROMPT) + 1 + 3  # the prompt, and the answer but its last token
 
 
 def prompt_tokens() -> dict[str, float]:

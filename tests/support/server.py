@@ -12,6 +12,7 @@ from typing import Any
 
 import openai
 
+from tests.support.deprecations import DEPRECATIONS_ARE_ERRORS, deprecations
 from tests.support.ports import free_port
 from tests.support.processes import Process, is_healthy
 
@@ -25,10 +26,14 @@ SMALL = ("--max-model-len=4096", "--kv-cache-memory-bytes=400M", "--enforce-eage
 
 
 def engine_environment(**variables: str) -> dict[str, str]:
-    """This process's environment without any setting of the product, plus ``variables``."""
+    """This process's environment without any setting of the product, plus ``variables``.
+
+    A use of what vLLM is about to remove is an error in the processes of this environment.
+    """
     ours = ("LMCACHE_", "VLLM_", "KSERVE_", "PYTHONHASHSEED", "PROMETHEUS_MULTIPROC_DIR")
     kept = {name: value for name, value in os.environ.items() if not name.startswith(ours)}
-    return {**kept, "PYTHON": sys.executable, **variables}
+    strict = {"PYTHONWARNINGS": DEPRECATIONS_ARE_ERRORS}
+    return {**kept, **strict, "PYTHON": sys.executable, **variables}
 
 
 @dataclass
@@ -88,6 +93,7 @@ def running(log: Path, *arguments: str, **options: Any) -> Iterator[Server]:
     try:
         server.process.wait_until(server.is_ready, START_SECONDS)
         yield server
+        assert deprecations(server.process.output()) == []
     finally:
         server.process.stop()
 

@@ -21,7 +21,8 @@ from kserve_lmcache.compat.vllm import make_arg_parser
 from kserve_lmcache.config.flags import add_setting_flags
 from kserve_lmcache.errors import UsageError
 
-# Flags of vLLM's own HTTP server, which have no effect on KServe's HTTP server.
+# Flags of vLLM's own HTTP server, which have no effect on KServe's HTTP server. Not every version
+# has each.
 _HTTP_SERVER_FLAGS = (
     "uds",
     "root_path",
@@ -29,7 +30,18 @@ _HTTP_SERVER_FLAGS = (
     "headless",
     "api_server_count",
     "grpc",
+    "sse_keep_alive_interval",
 )
+KSERVE, SAME, OURS = "KServe", "the same", "ours"
+# Flags that more than one of the three parsers has: whose flag each is here, in every spelling. The
+# flag of KServe and of vLLM is the same flag where it sets the same attribute to the same end.
+SHARED = {
+    "--grpc-port": KSERVE,  # in vLLM 0.32 the port of its Rust frontend
+    "--log-config-file": KSERVE,  # vLLM 0.32 would configure the engine's processes by the file
+    "--log-level": OURS,  # in vLLM 0.32 the short form of --logging-config.log_level
+    "--ssl-certfile": SAME,
+    "--ssl-keyfile": SAME,
+}
 # Flags of KServe's Hugging Face server that only its other backend reads.
 _ENCODER_FLAGS = (
     "disable_lower_case",
@@ -55,16 +67,17 @@ def parse_arguments(argv: Sequence[str]) -> Namespace:
 
 def build_parser() -> argparse.ArgumentParser:
     """The parser of ``kserve-lmcache serve``."""
+    kserve = kserve_argument_parser()
     parser = _Parser(
         prog="kserve-lmcache serve",
-        parents=[kserve_argument_parser()],
-        # KServe and vLLM both have flags such as --ssl-certfile, with the same meaning and dest.
-        conflict_handler="resolve",
+        parents=[kserve],
+        conflict_handler="resolve",  # the flag that is added last stays (SHARED)
         allow_abbrev=False,
     )
     _add_hugging_face_flags(parser)
     _add_dashed_spellings(parser)
     make_arg_parser(parser)
+    _add_kserves_flags_again(parser, kserve)
     add_setting_flags(parser)
     parser.set_defaults(
         # None marks a flag that the user did not give.
@@ -142,6 +155,28 @@ def _add_dashed_spellings(parser: argparse.ArgumentParser) -> None:
             if dashed not in parser._option_string_actions:
                 action.option_strings = [*action.option_strings, dashed]
                 parser._option_string_actions[dashed] = action
+
+
+def _add_kserves_flags_again(
+    parser: argparse.ArgumentParser, kserve: argparse.ArgumentParser
+) -> None:
+    """Add the flags that are KServe's although vLLM has them too.
+
+    Each value has an attribute of its own: vLLM reads what has the name of its own flag.
+    """
+    group = parser.add_argument_group("KServe model server")
+    for flag in (flag for flag, owner in SHARED.items() if owner == KSERVE):
+        name = flag.removeprefix("--").replace("-", "_")
+        (action,) = (action for action in kserve._actions if action.dest == name)
+        group.add_argument(
+            f"--{name}",
+            flag,
+            dest=f"kserve_{name}",
+            metavar=name.upper(),
+            type=action.type or str,
+            default=action.default,
+            help=f"{action.help} This is KServe's flag, not vLLM's flag of the same name.",
+        )
 
 
 def _refuse_flags_without_effect(parser: argparse.ArgumentParser, args: Namespace) -> None:

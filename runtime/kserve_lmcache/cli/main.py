@@ -77,10 +77,12 @@ def _run(command: str, arguments: list[str]) -> int:
     Raises:
         KServeLMCacheError: the command failed.
     """
+    levels = logs.LibraryLevels(os.environ)
     if command == "serve":
         environment.ensure()
-        levels = logs.LibraryLevels(os.environ)
+    if command in ("serve", "config"):  # these two import vLLM
         levels.set(os.environ.get(logs.LEVEL_VARIABLE, ""))
+    if command == "serve":
         logs.configure(os.environ)
         from kserve_lmcache.cli import serve
 

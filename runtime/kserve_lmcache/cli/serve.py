@@ -11,6 +11,7 @@ from kserve.logging import KSERVE_LOG_CONFIG, configure_logging
 
 from kserve_lmcache import logs
 from kserve_lmcache.cli.arguments import parse_arguments
+from kserve_lmcache.compat.vllm import configure_logging as configure_vllms_logging
 from kserve_lmcache.config.configuration import Configuration
 from kserve_lmcache.doctor import at_start
 from kserve_lmcache.engine.arguments import resolve_engine_arguments
@@ -58,8 +59,9 @@ def _configure_logging(
     verbose = ["vllm"] if args.enable_log_requests and not args.disable_log_requests else []
     logs.set_level(level)
     levels.set(level, verbose)
-    if args.configure_logging and args.log_config_file:
-        logs.configure_by_file(lambda: configure_logging(args.log_config_file))
+    configure_vllms_logging(args)
+    if args.configure_logging and args.kserve_log_config_file:
+        logs.configure_by_file(lambda: configure_logging(args.kserve_log_config_file))
     elif args.configure_logging:
         configure_logging(KSERVE_LOG_CONFIG)
         levels.set(level, verbose)  # KServe's configuration has the level of KServe's import

@@ -6,6 +6,7 @@ Importing this module does not import KServe.
 from __future__ import annotations
 
 import argparse
+import copy
 import sys
 from typing import Any
 
@@ -24,13 +25,14 @@ def __getattr__(name: str) -> Any:
 
 
 def argument_parser() -> argparse.ArgumentParser:
-    """KServe's parser of the model server's flags.
+    """A copy of KServe's parser of the model server's flags.
 
-    KServe parses ``sys.argv`` while it is imported, and would guess at flags of other parsers.
+    A parser that resolves conflicts takes flags away from the parsers that it is made of. KServe
+    parses ``sys.argv`` while it is imported, and would guess at flags of other parsers.
     """
     argv, sys.argv = sys.argv, sys.argv[:1]
     try:
         from kserve.model_server import parser
     finally:
         sys.argv = argv
-    return parser  # type: ignore[no-any-return]
+    return copy.deepcopy(parser)  # type: ignore[no-any-return]

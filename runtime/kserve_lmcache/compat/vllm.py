@@ -1,14 +1,15 @@
 """Names of vLLM that are private, or that vLLM has moved between versions.
 
-vLLM 0.24, 0.28 and 0.32 are supported. Importing this module does not import vLLM, which takes seconds:
-a name of :data:`_MODULES` is imported when it is used first, and the functions import when they
-are called. A version that has a name in another module needs one more module in the name's entry,
-the newest version's first: the first module that exists is taken.
+vLLM 0.24, 0.28 and 0.32 are supported. Importing this module does not import vLLM, which takes
+seconds: a name of :data:`_MODULES` is imported when it is used first, and the functions import when
+they are called. A version that has a name in another module needs one more module in the name's
+entry, the newest version's first: the first module that exists is taken.
 
 =====================================  ===========================================================
 name                                   what differs between versions
 =====================================  ===========================================================
-``make_arg_parser``                    in ``vllm.entrypoints.launchers.cli_args`` since 0.29
+``make_arg_parser``                    in ``vllm.entrypoints.launchers.cli_args`` since 0.29, in
+                                       ``vllm.entrypoints.common.cli_args`` since 0.33
 ``validate_parsed_serve_args``         the same
 ``init_app_state``                     in ``vllm.entrypoints.launchers.api_server.app_state`` since
                                        0.29; the old module is left as a deprecated alias
@@ -22,6 +23,8 @@ name                                   what differs between versions
 ``H11_MAX_HEADER_COUNT_DEFAULT``       in ``vllm.entrypoints.launchers.utils.constants`` since 0.29
 ``H11_MAX_INCOMPLETE_EVENT_SIZE_...``  the same
 ``exceptions``                         ``vllm.exceptions`` has more classes in 0.28 than in 0.24
+``configure_logging``                  0.32 configures vLLM's logging by flags as well; 0.24 and
+                                       0.28 by the environment alone, when vLLM is imported
 ``cpu_attention_kernel``               calls a private function, the same in 0.24, 0.28 and 0.32
 ``attention_choice``                   the same in 0.24, 0.28 and 0.32
 ``attention_backends``                 the same in 0.24, 0.28 and 0.32
@@ -43,8 +46,13 @@ if TYPE_CHECKING:
 
 _OLD_SERVER = "vllm.entrypoints.openai.api_server"
 _OLD_MIDDLEWARE = "vllm.entrypoints.serve.utils.server_utils"
-_CLI = ("vllm.entrypoints.launchers.cli_args", "vllm.entrypoints.openai.cli_args")
+_CLI = (
+    "vllm.entrypoints.common.cli_args",
+    "vllm.entrypoints.launchers.cli_args",
+    "vllm.entrypoints.openai.cli_args",
+)
 _PROTOCOL = ("vllm.entrypoints.serve.engine.protocol", "vllm.entrypoints.openai.engine.protocol")
+_APP = ("vllm.entrypoints.launchers.app", _OLD_SERVER)
 _CONSTANTS = (
     "vllm.entrypoints.launchers.utils.constants",
     "vllm.entrypoints.serve.utils.constants",
@@ -105,7 +113,7 @@ def build_app(args: Namespace, tasks: Any, model_config: Any) -> FastAPI:
         tasks: the tasks of the model, as the engine lists them.
         model_config: vLLM's configuration of the model; 0.24 does not take one.
     """
-    build = _first_module(("vllm.entrypoints.launchers.app", _OLD_SERVER)).build_app
+    build = _first_module(_APP).build_app
     takes_model_config = "model_config" in inspect.signature(build).parameters
     app: FastAPI = build(args, tasks, *((model_config,) if takes_model_config else ()))
     return app
@@ -115,6 +123,19 @@ def exceptions(*names: str) -> tuple[type[Exception], ...]:
     """The classes of ``vllm.exceptions`` with these names that the installed version has."""
     module = importlib.import_module("vllm.exceptions")
     return tuple(filter(None, (getattr(module, name, None) for name in names)))
+
+
+def configure_logging(args: Namespace) -> None:
+    """Let vLLM configure its logging now, if it would when the engine's configuration is created.
+
+    What is configured after this call stays.
+
+    Args:
+        args: the server's arguments. vLLM keeps its configuration there for the engine's processes.
+    """
+    module = importlib.import_module("vllm.logger")
+    if (configure := getattr(module, "configure_logging_from_args", None)) is not None:
+        configure(args)
 
 
 def knows_hash_algorithm(name: str) -> bool:

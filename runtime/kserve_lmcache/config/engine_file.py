@@ -26,7 +26,7 @@ _SAME_PROTOCOL = {"valkey": "redis", "valkeys": "rediss"}
 # LMCache would make a disk tier of its own from these keys as well.
 _DISK_KEYS = ("local_disk", "max_local_disk_size", "local_disk_path_sharding")
 
-# LMCache counts the loads that fail, and from ten in 30 seconds on it uses no tier for five minutes.
+# LMCache counts the loads that fail, and after ten in 30 seconds it uses no tier for five minutes.
 # Our tiers have a circuit breaker of their own, which leaves the other tiers alone.
 _NO_SWITCH_OFF = {"get_blocking_failed_threshold": 2**62}
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
-from vllm.v1.kv_cache_interface import FullAttentionSpec, MLAAttentionSpec
+from vllm.v1.kv_cache_interface import FullAttentionSpec, KVQuantMode, MLAAttentionSpec
 
 from kserve_lmcache.config.engine_file import COPY
 from kserve_lmcache.connector.copy.pages import specs_of
@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 
 # Types of specifications. Subtypes of them may drop tokens.
 _KEEPS_EVERY_TOKEN = {FullAttentionSpec, MLAAttentionSpec}
+_PLAIN_VALUES = {KVQuantMode.NONE, KVQuantMode.FP8_PER_TENSOR}
 
 
 def check_supported(
@@ -65,6 +66,14 @@ def _of_the_kv_cache(kv_cache_config: KVCacheConfig, copies_blocks: bool) -> Ite
     if len(groups) != 1 or not {type(spec) for spec in specs} <= _KEEPS_EVERY_TOKEN:
         kinds = ", ".join(type(group.kv_cache_spec).__name__ for group in groups)
         yield f"the KV cache is not full attention alone: {kinds or 'no attention'}"
+        return
+    # vLLM to 0.28 has compress_ratio in its place.
+    if any(getattr(s, "tokens_per_state", getattr(s, "compress_ratio", 1)) != 1 for s in specs):
+        yield "an entry of the KV cache stands for another number of tokens than one"
+    modes = {spec.kv_quant_mode for spec in specs} - _PLAIN_VALUES
+    if modes and not copies_blocks:
+        names = ", ".join(sorted(mode.name for mode in modes))
+        yield f"the KV cache has scales between its values ({names})"
 
 
 def _of_the_configuration(config: LMCacheEngineConfig, copies_blocks: bool) -> Iterator[str]:

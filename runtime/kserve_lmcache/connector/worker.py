@@ -124,7 +124,9 @@ class WorkerPart:
     @contained(lambda self, connector_metadata: self._begin_without_lmcache(connector_metadata))
     def bind_connector_metadata(self, connector_metadata: ConnectorMetadata) -> None:
         """Begin a step."""
-        self._begin_step(connector_metadata)
+        self._results.begin_step(connector_metadata)
+        self._prefill.end_step()
+        self._prefill.begin_step(connector_metadata.tokens)
         self._stock.connector.bind_connector_metadata(connector_metadata.lmcache)
         self._lmcache_metadata = connector_metadata.lmcache
 
@@ -142,6 +144,9 @@ class WorkerPart:
         for load in step.loads:
             self._load(load)
         self._unpin(step.unpinned)
+        if step.loads and self._device != "cpu":
+            # An accelerator may compute meanwhile. How much of the time overlaps is not known.
+            self._prefill.drop_step()
         self._prefill.leave_out(time.monotonic() - began)
         if self._lmcache_metadata is not None:
             self._stock.connector.start_load_kv(forward_context, **kwargs)
@@ -223,13 +228,8 @@ class WorkerPart:
     def _failure(self) -> str:
         return lmcache_engine.worker_failure(self._stock.adapter)
 
-    def _begin_step(self, metadata: ConnectorMetadata) -> None:
-        self._results.begin_step(metadata)
-        self._prefill.end_step()
-        self._prefill.begin_step(metadata.tokens)
-
     def _begin_without_lmcache(self, metadata: ConnectorMetadata) -> None:
-        self._begin_step(metadata)
+        self._results.begin_step(metadata)
         self._lmcache_metadata = None
 
     def _end_without_lmcache(self) -> None:

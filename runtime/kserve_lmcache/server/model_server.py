@@ -270,7 +270,7 @@ def _create_server(
         responder=responder,
         route_groups=groups,
         http_port=args.http_port,
-        grpc_port=args.grpc_port,
+        grpc_port=args.kserve_grpc_port,
         max_threads=args.max_threads,
         max_asyncio_workers=args.max_asyncio_workers,
         enable_grpc=args.enable_grpc,

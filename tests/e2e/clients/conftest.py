@@ -10,6 +10,7 @@ import httpx
 import openai
 import pytest
 
+from kserve_lmcache.cli.arguments import build_parser
 from tests.support import models
 from tests.support.server import START_SECONDS, Server, engine_environment, start
 
@@ -62,6 +63,8 @@ def clients(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Clients]:
         "--max-lora-rank=8",
         f"--lora-modules=static={static}",
         "--enable-routes=lora",
+        # Without the flag, the versions of vLLM that have it answer 403 on the routes of tokens.
+        *{"--enable-scale-out"}.intersection(build_parser()._option_string_actions),
     )
     options = {"environ": environ, "model": (f"--model_id={model}",)}
     headers = {"Authorization": f"Bearer {KEY}"}

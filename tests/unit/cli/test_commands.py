@@ -43,6 +43,7 @@ def test_config_as_json_of_a_model(guide: str) -> None:
     arguments = (f"--model_id={MODEL}", "--max-model-len=4096", "--lmcache", "chunk_size=128")
     result = run("config", "--json", *arguments, LMCACHE_CONFIG_FILE=guide)
     assert result.returncode == 0, result.stderr
+    assert " INFO" not in result.stderr
     values = json.loads(result.stdout)["values"]
     assert values["chunk_size"] == {"value": 128, "source": "--lmcache chunk_size"}
     assert values["max_local_cpu_size"] == {"value": 2.0, "source": f"{guide}:3"}

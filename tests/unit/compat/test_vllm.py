@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import subprocess
 import sys
 from pathlib import Path
 from types import ModuleType
@@ -11,6 +12,7 @@ import pytest
 import torch
 
 from kserve_lmcache.compat import vllm
+from tests.support.server import MODEL
 
 
 @pytest.mark.parametrize("name", sorted(vllm._MODULES))
@@ -24,7 +26,7 @@ def test_other_names_are_an_attribute_error() -> None:
 
 
 def test_the_application_takes_what_it_is_given() -> None:
-    build = vllm._first_module(vllm._SERVER).build_app
+    build = vllm._first_module(vllm._APP).build_app
     first, second, *_ = inspect.signature(build).parameters
     assert (first, second) == ("args", "supported_tasks")
     first, second, third, fourth, *_ = inspect.signature(vllm.init_app_state).parameters
@@ -35,6 +37,27 @@ def test_exceptions_are_those_that_there_are() -> None:
     (found,) = vllm.exceptions("VLLMValidationError", "NoSuchError")
     assert issubclass(found, Exception)
     assert found.__name__ == "VLLMValidationError"
+
+
+LOGGING = """
+import argparse, logging, os, sys
+os.environ["VLLM_LOGGING_LEVEL"] = "WARNING"
+from vllm.engine.arg_utils import AsyncEngineArgs
+from kserve_lmcache.compat.vllm import configure_logging
+os.environ["VLLM_LOGGING_LEVEL"] = "ERROR"
+args = argparse.Namespace()
+configure_logging(args)
+ours = logging.getLogger("vllm").handlers = [logging.NullHandler()]
+AsyncEngineArgs(model=sys.argv[1], **vars(args)).create_engine_config()
+print("kept" if logging.getLogger("vllm").handlers is ours else "configured again")
+"""
+
+
+def test_vllm_does_not_configure_its_logging_again() -> None:
+    result = subprocess.run(
+        [sys.executable, "-c", LOGGING, str(MODEL)], capture_output=True, text=True
+    )
+    assert result.stdout.endswith("kept\n"), result.stderr[-2000:]
 
 
 def test_the_attention_kernel_of_a_cpu_has_a_name() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from types import SimpleNamespace
 from typing import Any
 
@@ -14,6 +15,7 @@ from vllm.v1.kv_cache_interface import (
     KVCacheConfig,
     KVCacheGroupSpec,
     KVCacheSpec,
+    KVQuantMode,
     MambaSpec,
     MLAAttentionSpec,
     SlidingWindowSpec,
@@ -73,6 +75,42 @@ def test_other_kv_caches_are_refused_whatever_the_model_says(specs: tuple[KVCach
     assert "not full attention alone" in refused
     for spec in specs:
         assert type(spec).__name__ in refused
+
+
+# Of vLLM 0.32, and of 0.24 and 0.28.
+RATIO = "tokens_per_state" if hasattr(FULL, "tokens_per_state") else "compress_ratio"
+
+
+@pytest.mark.parametrize(
+    ("spec", "reason"),
+    [
+        (replace(MLA, **{RATIO: 4}), "another number of tokens than one"),
+        (replace(FULL, kv_quant_mode=KVQuantMode.INT8_PER_TOKEN_HEAD), "(INT8_PER_TOKEN_HEAD)"),
+        (replace(FULL, kv_quant_mode=KVQuantMode.NVFP4), "(NVFP4)"),
+    ],
+)
+def test_full_attention_that_is_stored_in_another_way_is_refused(
+    spec: KVCacheSpec, reason: str
+) -> None:
+    assert reason in reasons(spec)
+
+
+def test_a_scale_for_the_whole_cache_is_enough() -> None:
+    check(replace(FULL, kv_quant_mode=KVQuantMode.FP8_PER_TENSOR))
+
+
+def every_spec(cls: type[KVCacheSpec] = KVCacheSpec) -> set[type[KVCacheSpec]]:
+    return {cls}.union(*map(every_spec, cls.__subclasses__()))
+
+
+@pytest.mark.parametrize("cls", sorted(every_spec(), key=lambda cls: cls.__name__))
+def test_a_kind_of_kv_cache_that_is_not_known_is_refused(cls: type[KVCacheSpec]) -> None:
+    spec = object.__new__(cls)
+    vars(spec).update(vars(FULL))
+    if cls in (FullAttentionSpec, MLAAttentionSpec):
+        check(spec)
+    else:
+        assert f"not full attention alone: {cls.__name__}" in reasons(spec)
 
 
 @pytest.mark.parametrize(

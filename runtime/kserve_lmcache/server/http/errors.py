@@ -1,7 +1,7 @@
 """Turns exceptions of routes into error responses.
 
-vLLM 0.28 raises an exception for a request that cannot be served, such as a prompt that is too
-long; vLLM 0.24 returns most such errors. KServe answers 500 to an exception of vLLM's.
+vLLM raises an exception for a request that cannot be served, such as a prompt that is too long
+(0.28 and 0.32), or returns most such errors (0.24). KServe answers 500 to an exception of vLLM's.
 """
 
 from __future__ import annotations
@@ -35,6 +35,7 @@ _BRANCHES = {"str", "int", "float", "bool", "bytes", "list", "dict", "tuple", "n
 _STATUS: tuple[tuple[tuple[type[Exception], ...], HTTPStatus], ...] = (
     ((EngineDeadError,), HTTPStatus.SERVICE_UNAVAILABLE),
     ((ModelNotReady, ServerNotReady, ServerNotLive), HTTPStatus.SERVICE_UNAVAILABLE),
+    (vllm.exceptions("RetryableRequestError"), HTTPStatus.SERVICE_UNAVAILABLE),
     ((ModelNotFound, *vllm.exceptions("VLLMNotFoundError")), HTTPStatus.NOT_FOUND),
     (vllm.exceptions("VLLMUnprocessableEntityError"), HTTPStatus.UNPROCESSABLE_ENTITY),
     ((NotImplementedError,), HTTPStatus.NOT_IMPLEMENTED),
@@ -43,6 +44,8 @@ _STATUS: tuple[tuple[tuple[type[Exception], ...], HTTPStatus], ...] = (
         HTTPStatus.BAD_REQUEST,
     ),
 )
+# These carry their status, such as 503 for a queue that is full (``--max-num-queued-reqs``).
+_WITH_STATUS = vllm.exceptions("GracefulHTTPError")
 
 
 def register(app: FastAPI) -> None:
@@ -51,7 +54,7 @@ def register(app: FastAPI) -> None:
     On KServe's routes, KServe's own handlers stay in place.
     """
     before = dict(app.exception_handlers)
-    ours = {kind for kinds, _ in _STATUS for kind in kinds}
+    ours = {kind for kinds, _ in _STATUS for kind in kinds} | set(_WITH_STATUS)
     for kind in {*before, *ours, RefusedError, HTTPException, RequestValidationError, Exception}:
         app.add_exception_handler(kind, _by_protocol(before.get(kind)))
 
@@ -78,7 +81,8 @@ def answer(path: str, error: Exception) -> JSONResponse:
         )
     if isinstance(error, RequestValidationError):
         return _invalid(path, error)
-    for kinds, status in _STATUS:
+    own: Any = getattr(error, "http_status", None)
+    for kinds, status in ((_WITH_STATUS, own), *_STATUS):
         if isinstance(error, kinds):
             again = (
                 error_responses.RETRY_AFTER if status == HTTPStatus.SERVICE_UNAVAILABLE else None

@@ -1,7 +1,8 @@
 """The table of routes: the application that each comes from, and whether it is on by default.
 
-vLLM's routes are below the prefix of the OpenAI routes, KServe's routes at the root. A route of
-vLLM's application that is not in the table, such as one of a newer version, is not served.
+vLLM's routes are below the prefix of the OpenAI routes, KServe's routes at the root. The table has
+the routes of every supported version of vLLM. A route that is not in the table, such as one of a
+newer version, is not served.
 """
 
 from __future__ import annotations
@@ -70,13 +71,27 @@ TABLE = (
             "POST /v1/completions/render",
             "POST /v1/chat/completions/derender",
             "POST /v1/completions/derender",
+            "POST /v1/messages/render",
+            "POST /v1/responses/render",
             "POST /inference/v1/generate",
         ),
         VLLM,
         ON,
-        "tokens in, tokens out",
+        "tokens in, tokens out; 403 without `--enable-scale-out` where vLLM has this flag",
+    ),
+    Row(
+        ("POST /inference/v1/abort_requests",),
+        VLLM,
+        OFF,
+        "ends any client's request; a client ends its own by closing the connection",
     ),
     Row(("POST /generative_scoring",), VLLM, ON, "of generative models", also_v1=True),
+    Row(
+        ("POST /v1/systemone",),
+        VLLM,
+        ON,
+        "structured decisions, of the models that vLLM has them for",
+    ),
     Row(
         ("POST /score", "POST /v1/score", "POST /rerank", "POST /v2/rerank", "POST /v2/embed"),
         VLLM,
@@ -118,9 +133,20 @@ TABLE = (
         "reset-cache",
         "",
     ),
-    Row(("POST /sleep", "POST /wake_up", "GET /is_sleeping"), VLLM, "sleep", ""),
+    Row(
+        ("POST /sleep", "POST /wake_up", "GET /is_sleeping", "POST /release_kv_cache_memory"),
+        VLLM,
+        "sleep",
+        "",
+    ),
     Row(("POST /collective_rpc",), VLLM, "collective-rpc", "calls any method of the workers"),
     Row(("GET /server_info",), VLLM, "server-info", "shows the whole configuration"),
+    Row(
+        ("GET /kv_event_sources",),
+        VLLM,
+        "server-info",
+        "shows the addresses at which vLLM publishes the events of its KV cache",
+    ),
     Row(
         (
             "POST /pause",
@@ -128,12 +154,14 @@ TABLE = (
             "GET /is_paused",
             "POST /abort_requests",
             "POST /init_weight_transfer_engine",
+            "POST /shutdown_weight_transfer_engine",
             "POST /start_weight_update",
             "POST /start_draft_weight_update",
             "POST /update_weights",
             "POST /finish_weight_update",
             "POST /update_weight_version",
             "GET /weight_info",
+            "POST /weight_checker",
             "GET /get_world_size",
         ),
         VLLM,

@@ -50,6 +50,10 @@ class PrefillRate:
         if self._step is not None:
             self._step = (self._step[0] + seconds, self._step[1])
 
+    def drop_step(self) -> None:
+        """The duration of this step does not tell how long its computation takes."""
+        self._step = None
+
     def end_step(self) -> None:
         """The engine begins its next step, so the last one has ended.
 

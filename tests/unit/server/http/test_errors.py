@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 from vllm.v1.engine.exceptions import EngineDeadError
 
-from kserve_lmcache.compat.vllm import ErrorInfo, ErrorResponse
+from kserve_lmcache.compat.vllm import ErrorInfo, ErrorResponse, exceptions
 from tests.support.http import CHAT, NAME, PREFIX, HTTPServer, echo, serving
 
 TOKENIZE = f"{PREFIX}/tokenize"
@@ -109,6 +109,10 @@ def test_an_adapter_that_came_later_is_a_model(server: HTTPServer) -> None:
         (NotImplementedError("not here"), 501),
         (EngineDeadError(), 503),
         (RuntimeError("a secret"), 500),
+        # Of vLLM 0.32: a full queue, a request to send again, a profiler that runs.
+        *((kind(), 503) for kind in exceptions("QueueOverflowError", "MaxQueuedTokensError")),
+        *((kind(), 503) for kind in exceptions("RetryableRequestError")),
+        *((kind(), 409) for kind in exceptions("ProfilerAlreadyActiveError")),
     ],
 )
 def test_what_vllm_raises(server: HTTPServer, path: str, error: Exception, status: int) -> None:

@@ -91,6 +91,17 @@ def test_what_a_step_loads_does_not_change_the_prefill_rate(clock: Clock) -> Non
     assert cost.prefill.tokens_per_second == pytest.approx(1024)
 
 
+def test_a_dropped_step_is_no_sample(clock: Clock) -> None:
+    cost = LoadCost(1)
+    for _ in range(3):
+        cost.prefill.begin_step(1024)
+        clock.now += 0.5
+        cost.prefill.drop_step()
+        cost.prefill.leave_out(0.1)
+        cost.prefill.end_step()
+    assert cost.prefill.tokens_per_second is None
+
+
 def test_the_deadline_is_at_most_the_duration_of_the_prefill(clock: Clock) -> None:
     cost = LoadCost(0.05)
     read(cost, 100 * MIB, 0.5)
