@@ -58,7 +58,25 @@ def _reasons(config: VllmConfig) -> Iterator[str]:
     if getattr(model, "enable_prompt_embeds", False):
         yield "--enable-prompt-embeds gives prompts without tokens, and keys are made of tokens"
 
+    if _ignores_prefixes(config):
+        yield (
+            "the model uses multi-head latent attention (MLA), and vLLM's backend for this CPU "
+            "computes a prompt without the KV before it"
+        )
     yield from _reasons_of_flags(config)
+
+
+def _ignores_prefixes(config: VllmConfig) -> bool:
+    """Whether the attention backend leaves out KV that is cached before a prompt.
+
+    VLLM's reference backend for MLA does not (``CPU_MLA``; the one for AMX does). VLLM turns chunked
+    chunked prefill and its own prefix cache off with the former.
+    """
+    return bool(
+        config.model_config.use_mla
+        and config.device_config.device_type == "cpu"
+        and not config.scheduler_config.enable_chunked_prefill
+    )
 
 
 def _reasons_of_flags(config: VllmConfig) -> Iterator[str]:

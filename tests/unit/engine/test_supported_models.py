@@ -51,6 +51,13 @@ KINDS = {
     "MiniMax": ("minimax", "MiniMaxForCausalLM", SIZES, "no full attention (linear_attention)"),
     "Gemma 3n": ("gemma3n", "Gemma3nForConditionalGeneration", {}, "images, audio or video"),
     "Whisper": ("whisper", "WhisperForConditionalGeneration", {}, "has an encoder"),
+    # On a processor with AMX, whose backend attends to cached KV, this one is not refused.
+    "DeepSeek-V2": (
+        "deepseek_v2",
+        "DeepseekV2ForCausalLM",
+        {**SIZES, "num_key_value_heads": 4},
+        "(MLA), and vLLM's backend for this CPU",
+    ),
 }
 
 
