@@ -69,8 +69,8 @@ def _reasons(config: VllmConfig) -> Iterator[str]:
 def _ignores_prefixes(config: VllmConfig) -> bool:
     """Whether the attention backend leaves out KV that is cached before a prompt.
 
-    VLLM's reference backend for MLA does not (``CPU_MLA``; the one for AMX does). VLLM turns chunked
-    chunked prefill and its own prefix cache off with the former.
+    That for the reference kernel of MLA does so (``CPU_MLA``), the one for AMX does not. With the
+    former, vLLM turns chunked prefill and its own prefix cache off.
     """
     return bool(
         config.model_config.use_mla
