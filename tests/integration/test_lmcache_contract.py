@@ -29,6 +29,7 @@ from lmcache.v1.storage_backend.job_executor.pq_executor import AsyncPQExecutor
 from vllm.distributed.kv_transfer.kv_connector.v1.lmcache_connector import LMCacheConnectorV1
 
 from kserve_lmcache.compat.lmcache import connectors as private_connectors
+from kserve_lmcache.compat.lmcache import copy_path
 from kserve_lmcache.compat.lmcache import engine as lmcache_engine
 from kserve_lmcache.compat.lmcache.engine import end_offload_server, limit_cached_tokens
 from kserve_lmcache.config import keys
@@ -46,6 +47,7 @@ from tests.support.lmcache_engine import (
     HEAD_SIZE,
     HEADS,
     LAYERS,
+    PAGES,
     an_engine,
     use,
 )
@@ -94,6 +96,46 @@ def test_an_engine_with_our_copy_stores_and_loads(engine: LMCacheEngine) -> None
     for stored, loaded in zip(source, target, strict=True):
         assert torch.equal(stored[: len(blocks)], loaded[: len(blocks)])
         assert not loaded[len(blocks) :].any()
+
+
+def test_memory_objects_are_opaque_bytes_of_each_worker(engine: LMCacheEngine) -> None:
+    token = PAGES.bytes_per_token
+    assert engine.metadata.get_shapes(CHUNK) == [torch.Size([1, 1, CHUNK, token])]
+    assert engine.metadata.get_dtypes() == [torch.uint8]
+    assert lmcache_engine.token_bytes(adapter_of(engine, [])) == token
+    assert not engine.save_only_first_rank
+    memory = copy_path.allocate(adapter_of(engine, []), CHUNK)
+    assert memory is not None
+    assert memory.tensor.shape == engine.gpu_connector.get_shape(CHUNK)
+    assert memory.tensor.is_contiguous()
+    assert memory.tensor.data_ptr() % 8 == 0
+    memory.ref_count_down()
+
+
+def test_a_suffix_of_the_namespace_changes_every_key_from_then_on(engine: LMCacheEngine) -> None:
+    def keys() -> list[Any]:
+        found = engine.token_database.process_tokens(list(range(2 * CHUNK)))
+        return [key for _, _, key in found]
+
+    before, cache = keys(), paged_cache(engine)
+    tokens, slots = list(range(2 * CHUNK)), torch.arange(2 * CHUNK)
+    engine.store(tokens, kvcaches=cache, slot_mapping=slots, req_id="store")
+    copy_path.name_keys(adapter_of(engine, []), "other")
+    after = keys()
+    assert [key.model_name for key in after] == [f"{key.model_name}-other" for key in before]
+    assert engine.lookup(tokens, lookup_id="other", pin=False) == 0
+
+
+def test_every_worker_is_asked_whatever_the_models_attention(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    config = LMCacheEngineConfig.from_defaults()
+    monkeypatch.setattr(copy_path, "lmcache_get_or_create_config", lambda: config)
+    assert config.get_lookup_server_worker_ids(True, 4) == [0]
+    vllm_config: Any = SimpleNamespace(parallel_config=SimpleNamespace(world_size=4))
+    copy_path.ask_every_worker(vllm_config)
+    for use_mla in (True, False):
+        assert config.get_lookup_server_worker_ids(use_mla, 4) == [0, 1, 2, 3]
 
 
 def test_the_offload_servers_thread_ends_before_its_socket_is_closed(
