@@ -48,7 +48,8 @@ def _both_announced_themselves(store: Store, first: Server, second: Server) -> N
     host = socket.gethostname()
     assert set(told) == {f"{host}:{first.port}", f"{host}:{second.port}"}
     chunks = (chunk.decode().removeprefix(KEY_PREFIX) for chunk in store.chunks())
-    prefixes = {chunk.partition("@")[0] for chunk in chunks}
+    # The worker appends a digest of its layout to the namespace.
+    prefixes = {chunk.partition("@")[0].rpartition("-")[0] for chunk in chunks}
     assert {record["namespace"] for record in told.values()} == prefixes
     for record in told.values():
         assert record["inputs"]["hash_seed"] == "0"

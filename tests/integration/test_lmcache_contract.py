@@ -29,6 +29,7 @@ from lmcache.v1.storage_backend.job_executor.pq_executor import AsyncPQExecutor
 from vllm.distributed.kv_transfer.kv_connector.v1.lmcache_connector import LMCacheConnectorV1
 
 from kserve_lmcache.compat.lmcache import connectors as private_connectors
+from kserve_lmcache.compat.lmcache import copy_path
 from kserve_lmcache.compat.lmcache import engine as lmcache_engine
 from kserve_lmcache.compat.lmcache.engine import end_offload_server, limit_cached_tokens
 from kserve_lmcache.config import keys
@@ -39,7 +40,17 @@ from kserve_lmcache.config.tier_plugins import DISK_PLUGIN, PLUGINS, REMOTE_PLUG
 from kserve_lmcache.config.values import parse
 from kserve_lmcache.tiers.lmcache import connectors as tier_connectors
 from kserve_lmcache.tiers.lmcache import values as tier_values
-from tests.support.lmcache_engine import BLOCK, CHUNK, HEAD_SIZE, HEADS, LAYERS, an_engine
+from tests.support.lmcache_engine import (
+    BLOCK,
+    BLOCKS,
+    CHUNK,
+    HEAD_SIZE,
+    HEADS,
+    LAYERS,
+    PAGES,
+    an_engine,
+    use,
+)
 from tests.support.waiting import until
 
 NAMES = {plugin.name: plugin.tier for plugin in PLUGINS}
@@ -51,10 +62,13 @@ def engine() -> Iterator[LMCacheEngine]:
         yield engine
 
 
-def paged_cache(blocks: int) -> list[torch.Tensor]:
+def paged_cache(engine: LMCacheEngine) -> list[torch.Tensor]:
+    """A KV cache that the engine copies from and to."""
     generator = torch.Generator().manual_seed(0)
-    shape = (blocks, HEADS, BLOCK, 2 * HEAD_SIZE)
-    return [torch.randn(shape, generator=generator) for _ in range(LAYERS)]
+    shape = (BLOCKS, HEADS, BLOCK, 2 * HEAD_SIZE)
+    cache = [torch.randn(shape, generator=generator) for _ in range(LAYERS)]
+    use(engine, cache)
+    return cache
 
 
 def adapter_of(engine: LMCacheEngine, cache: list[torch.Tensor]) -> SimpleNamespace:
@@ -68,7 +82,7 @@ def adapter_of(engine: LMCacheEngine, cache: list[torch.Tensor]) -> SimpleNamesp
 
 
 def test_an_engine_with_our_copy_stores_and_loads(engine: LMCacheEngine) -> None:
-    source = paged_cache(8)
+    source = paged_cache(engine)
     target = [torch.zeros_like(layer) for layer in source]
     tokens = torch.arange(2 * CHUNK)
     generator = torch.Generator().manual_seed(0)
@@ -76,10 +90,52 @@ def test_an_engine_with_our_copy_stores_and_loads(engine: LMCacheEngine) -> None
     slots = (blocks[:, None] * BLOCK + torch.arange(BLOCK)).flatten()
     engine.store(tokens, kvcaches=source, slot_mapping=slots, req_id="store")
     assert engine.lookup(tokens, lookup_id="load", pin=True) == 2 * CHUNK
+    use(engine, target)
     mask = engine.retrieve(tokens, kvcaches=target, slot_mapping=slots, req_id="load")
     assert int(mask.sum()) == 2 * CHUNK
     for stored, loaded in zip(source, target, strict=True):
-        assert torch.equal(stored, loaded)
+        assert torch.equal(stored[: len(blocks)], loaded[: len(blocks)])
+        assert not loaded[len(blocks) :].any()
+
+
+def test_memory_objects_are_opaque_bytes_of_each_worker(engine: LMCacheEngine) -> None:
+    token = PAGES.bytes_per_token
+    assert engine.metadata.get_shapes(CHUNK) == [torch.Size([1, 1, CHUNK, token])]
+    assert engine.metadata.get_dtypes() == [torch.uint8]
+    assert lmcache_engine.token_bytes(adapter_of(engine, [])) == token
+    assert not engine.save_only_first_rank
+    memory = copy_path.allocate(adapter_of(engine, []), CHUNK)
+    assert memory is not None
+    assert memory.tensor.shape == engine.gpu_connector.get_shape(CHUNK)
+    assert memory.tensor.is_contiguous()
+    assert memory.tensor.data_ptr() % 8 == 0
+    memory.ref_count_down()
+
+
+def test_a_suffix_of_the_namespace_changes_every_key_from_then_on(engine: LMCacheEngine) -> None:
+    def keys() -> list[Any]:
+        found = engine.token_database.process_tokens(list(range(2 * CHUNK)))
+        return [key for _, _, key in found]
+
+    before, cache = keys(), paged_cache(engine)
+    tokens, slots = list(range(2 * CHUNK)), torch.arange(2 * CHUNK)
+    engine.store(tokens, kvcaches=cache, slot_mapping=slots, req_id="store")
+    copy_path.name_keys(adapter_of(engine, []), "other")
+    after = keys()
+    assert [key.model_name for key in after] == [f"{key.model_name}-other" for key in before]
+    assert engine.lookup(tokens, lookup_id="other", pin=False) == 0
+
+
+def test_every_worker_is_asked_whatever_the_models_attention(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    config = LMCacheEngineConfig.from_defaults()
+    monkeypatch.setattr(copy_path, "lmcache_get_or_create_config", lambda: config)
+    assert config.get_lookup_server_worker_ids(True, 4) == [0]
+    vllm_config: Any = SimpleNamespace(parallel_config=SimpleNamespace(world_size=4))
+    copy_path.ask_every_worker(vllm_config)
+    for use_mla in (True, False):
+        assert config.get_lookup_server_worker_ids(use_mla, 4) == [0, 1, 2, 3]
 
 
 def test_the_offload_servers_thread_ends_before_its_socket_is_closed(
@@ -106,7 +162,7 @@ def test_the_adapter_keeps_its_manager_and_configuration() -> None:
 
 
 def test_a_load_tells_the_blocks_that_are_missing(engine: LMCacheEngine) -> None:
-    cache = paged_cache(12)
+    cache = paged_cache(engine)
     whole = [layer.clone() for layer in cache]
     tokens = list(range(3 * CHUNK))
     adapter, blocks = adapter_of(engine, cache), list(range(11, -1, -1))
@@ -134,7 +190,9 @@ def test_a_load_tells_the_blocks_that_are_missing(engine: LMCacheEngine) -> None
 
     assert load(tokens[:stored], 0, blocks) == set()
     assert load(tokens, 0, blocks) == set(blocks[8:])
-    assert all(torch.equal(now[4:], before[4:]) for now, before in zip(cache, whole, strict=True))
+    assert all(
+        torch.equal(now[4:12], before[4:12]) for now, before in zip(cache, whole, strict=True)
+    )
     assert load(tokens, 10 * BLOCK, blocks) == set(blocks[10:])
     # Another tenant's, and another text's.
     configs = {"lmcache.tag.kserve": "other"}
@@ -145,7 +203,7 @@ def test_a_load_tells_the_blocks_that_are_missing(engine: LMCacheEngine) -> None
 
 
 def test_a_load_lets_go_of_what_was_looked_up(engine: LMCacheEngine) -> None:
-    cache = paged_cache(8)
+    cache = paged_cache(engine)
     tokens = list(range(2 * CHUNK))
     engine.store(tokens, kvcaches=cache, slot_mapping=torch.arange(2 * CHUNK), req_id="store")
     memory = engine.storage_manager.storage_backends["LocalCPUBackend"]
@@ -169,7 +227,7 @@ def test_a_load_lets_go_of_what_was_looked_up(engine: LMCacheEngine) -> None:
 
 @pytest.mark.parametrize("chunks", [1, 6])
 def test_a_full_local_tier_is_a_miss_for_the_rest_and_no_wait(chunks: int, tmp_path: Path) -> None:
-    cache, slots = paged_cache(4 * 20), torch.arange(20 * CHUNK)
+    slots = torch.arange(20 * CHUNK)
     tokens, others = list(range(chunks * CHUNK)), list(range(1000, 1000 + 20 * CHUNK))
     one = 2 * LAYERS * CHUNK * HEADS * HEAD_SIZE * 4
     settings = {
@@ -178,6 +236,7 @@ def test_a_full_local_tier_is_a_miss_for_the_rest_and_no_wait(chunks: int, tmp_p
         "max_local_cpu_size": 12 * max(one, 4096) / 2**30,
     }
     with an_engine(ENGINE_NAME, **settings) as engine:
+        cache = paged_cache(engine)
         lmcache_engine.never_wait_for_room(adapter_of(engine, cache))
         disk = lmcache_engine.plugin_connectors(adapter_of(engine, cache), NAMES)["disk"].tier
         until(lambda: disk.report()["up"])
@@ -213,7 +272,9 @@ def test_how_much_of_the_local_tier_is_used(engine: LMCacheEngine) -> None:
     before, capacity = lmcache_engine.local_cpu_bytes(adapter)
     assert capacity == int(0.05 * 2**30)
     tokens = list(range(2 * CHUNK))
-    engine.store(tokens, kvcaches=paged_cache(8), slot_mapping=torch.arange(2 * CHUNK), req_id="s")
+    engine.store(
+        tokens, kvcaches=paged_cache(engine), slot_mapping=torch.arange(2 * CHUNK), req_id="s"
+    )
     used, _ = lmcache_engine.local_cpu_bytes(adapter)
     assert used - before >= 2 * LAYERS * 2 * CHUNK * HEADS * HEAD_SIZE * 4
     assert lmcache_engine.is_first(adapter)

@@ -442,6 +442,9 @@ def test_a_cache_of_another_shape_than_announced_turns_offloading_off(
     connector.register_kv_caches(
         {name: cache[:, :1] for name, cache in engine.worker.cache.items()}
     )
-    assert "the model's configuration says 2 of [(2, 16)]" in connector.worker.state()["failure"]
+    assert (
+        "are not the 64 blocks of 2048 bytes that vLLM's configuration says"
+        in connector.worker.state()["failure"]
+    )
     assert engine.errors() == {"register_kv_caches": 1}
     connector.worker.containment.failure = ""

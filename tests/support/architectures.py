@@ -178,6 +178,21 @@ ARCHITECTURES = (
     ),
     Architecture("Gemma2ForCausalLM", "gemma2", "Gemma 2", _SLIDING, _WINDOW),
     Architecture("Gemma3ForCausalLM", "gemma3_text", "Gemma 3, text alone", _SLIDING, _WINDOW),
+    Architecture(
+        "Gemma4ForCausalLM",
+        "gemma4_text",
+        "Gemma 4, text alone",
+        "heads of two sizes, RoPE, a sliding window in some layers",
+        {
+            **_WINDOW,
+            # vLLM 0.32 starts no engine of which layers share KV and differ in size, unless its
+            # hybrid manager is on, which no connector of LMCache's is for.
+            "num_kv_shared_layers": 0,
+            "global_head_dim": 64,
+            "layer_types": ["sliding_attention", "sliding_attention", "full_attention"],
+            "hidden_size_per_layer_input": 0,
+        },
+    ),
     Architecture("Cohere2ForCausalLM", "cohere2", "Command R7B, Command A", _SLIDING, _WINDOW),
     Architecture("Olmo3ForCausalLM", "olmo3", "OLMo 3", _SLIDING, _WINDOW),
     Architecture("Exaone4ForCausalLM", "exaone4", "EXAONE 4", _SLIDING, _WINDOW),

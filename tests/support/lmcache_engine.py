@@ -11,10 +11,14 @@ from lmcache.v1.cache_engine import LMCacheEngine, LMCacheEngineBuilder
 from lmcache.v1.config import LMCacheEngineConfig
 from lmcache.v1.metadata import LMCacheMetadata
 
-from kserve_lmcache.connector.cpu_copy import CPUPagedMemoryConnector
+from kserve_lmcache.compat.lmcache.copy_path import describe_bytes
+from kserve_lmcache.connector.copy.connector import BlockConnector
+from kserve_lmcache.connector.copy.pages import Page, Pages
 
 # Of its KV cache.
-LAYERS, HEADS, HEAD_SIZE, CHUNK, BLOCK = 2, 3, 8, 16, 4
+LAYERS, HEADS, HEAD_SIZE, CHUNK, BLOCK, BLOCKS = 2, 3, 8, 16, 4, 83
+NAMES = [f"layer {number}" for number in range(LAYERS)]
+PAGES = Pages(BLOCKS, dict.fromkeys(NAMES, Page(BLOCK, HEADS * BLOCK * 2 * HEAD_SIZE * 4, HEADS)))
 
 
 def metadata_of(dtype: torch.dtype, shape: tuple[int, int, int, int, int]) -> LMCacheMetadata:
@@ -37,12 +41,14 @@ def an_engine(name: str, **settings: Any) -> Iterator[LMCacheEngine]:
     config = LMCacheEngineConfig.from_defaults(
         chunk_size=CHUNK, **{"max_local_cpu_size": 0.05, **settings}
     )
+    copies = BlockConnector(PAGES, CHUNK)
     metadata = metadata_of(torch.float32, (LAYERS, 2, CHUNK, HEADS, HEAD_SIZE))
+    describe_bytes(metadata, copies.bytes_per_token)
     engine = LMCacheEngineBuilder.get_or_create(
         name,
         config,
         metadata,
-        CPUPagedMemoryConnector.from_metadata(config, metadata),
+        copies,
         lambda tensor, source: None,
         lambda value, source: value,
     )
@@ -51,3 +57,8 @@ def an_engine(name: str, **settings: Any) -> Iterator[LMCacheEngine]:
         yield engine
     finally:
         LMCacheEngineBuilder.destroy(name)
+
+
+def use(engine: LMCacheEngine, cache: list[torch.Tensor]) -> None:
+    """Let the engine copy from and to this KV cache, of a tensor a layer, from now on."""
+    engine.gpu_connector.register(dict(zip(NAMES, cache, strict=True)))

@@ -16,7 +16,16 @@ from kserve_lmcache.config.tier_limits import TierLimits
 from kserve_lmcache.config.tier_plugins import DISK_PLUGIN, REMOTE_PLUGIN, TierPlugin
 from kserve_lmcache.tiers.guard.tier import Tier
 from kserve_lmcache.tiers.plugin import TierConnector
-from tests.support.lmcache_engine import BLOCK, CHUNK, HEAD_SIZE, HEADS, LAYERS, an_engine
+from tests.support.lmcache_engine import (
+    BLOCK,
+    BLOCKS,
+    CHUNK,
+    HEAD_SIZE,
+    HEADS,
+    LAYERS,
+    an_engine,
+    use,
+)
 from tests.support.waiting import until
 
 CHUNKS = 4
@@ -62,6 +71,7 @@ class Replica:
 
         before = written()
         slots = torch.arange(len(tokens))
+        use(self.engine, source)
         self.engine.store(tokens, kvcaches=source, slot_mapping=slots, req_id="store")
         until(lambda: written() == [count + len(tokens) // CHUNK for count in before])
 
@@ -70,6 +80,7 @@ class Replica:
         target = [torch.zeros_like(layer) for layer in pages(0)]
         found = self.engine.lookup(tokens, lookup_id="load", pin=True)
         slots = torch.arange(len(tokens))
+        use(self.engine, target)
         mask = self.engine.retrieve(tokens, kvcaches=target, slot_mapping=slots, req_id="load")
         self.engine.lookup_unpin("load")
         return found, int(mask.sum()), target
@@ -115,7 +126,7 @@ def replica(
 def pages(seed: int) -> Pages:
     """A paged KV cache of random numbers."""
     generator = torch.Generator().manual_seed(seed)
-    shape = (TOKENS // BLOCK, HEADS, BLOCK, 2 * HEAD_SIZE)
+    shape = (BLOCKS, HEADS, BLOCK, 2 * HEAD_SIZE)
     return [torch.randn(shape, generator=generator) for _ in range(LAYERS)]
 
 

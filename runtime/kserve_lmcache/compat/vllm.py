@@ -26,6 +26,8 @@ name                                   what differs between versions
 ``configure_logging``                  0.32 configures vLLM's logging by flags as well; 0.24 and
                                        0.28 by the environment alone, when vLLM is imported
 ``cpu_attention_kernel``               calls a private function, the same in 0.24, 0.28 and 0.32
+``attention_choice``                   the same in 0.24, 0.28 and 0.32
+``attention_backends``                 the same in 0.24, 0.28 and 0.32
 =====================================  ===========================================================
 """
 
@@ -168,6 +170,26 @@ def release() -> str:
     import vllm
 
     return str(vllm.__version__)
+
+
+def attention_choice(config: VllmConfig) -> tuple[str, str]:
+    """The attention backend and the layout of the KV cache that the user asks for; else empty."""
+    from vllm import envs
+
+    wanted = getattr(config.attention_config, "backend", None)
+    return getattr(wanted, "name", ""), envs.VLLM_KV_CACHE_LAYOUT or ""
+
+
+def attention_backends(config: VllmConfig) -> list[str]:
+    """The names of the attention backends that the layers of a worker have, each once."""
+    layers = config.compilation_config.static_forward_context.values()
+    return sorted(
+        {
+            layer.get_attn_backend().get_name()
+            for layer in layers
+            if hasattr(layer, "get_attn_backend")
+        }
+    )
 
 
 def download_model(config: VllmConfig) -> Path:

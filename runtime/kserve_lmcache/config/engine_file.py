@@ -32,6 +32,8 @@ _NO_SWITCH_OFF = {"get_blocking_failed_threshold": 2**62}
 
 # The key of kv_connector_extra_config that says whether the server's process receives vLLM's stats.
 STATS_ARE_RECEIVED = "kserve_lmcache.stats_are_received"
+# The key of kv_connector_extra_config that has the setting ``copy``.
+COPY = "kserve_lmcache.copy"
 
 
 def write(

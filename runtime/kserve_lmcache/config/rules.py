@@ -96,6 +96,14 @@ def _not_on_cpu(key: str) -> Rule:
     )
 
 
+def _needs_lmcaches_copy(key: str) -> Rule:
+    return Rule(
+        key,
+        lambda c: c.is_set(key) and c[key] and c["copy"] != "lmcache",
+        "does not work with copy=blocks, which copies whole blocks of all layers",
+    )
+
+
 def _redis_only(key: str) -> Rule:
     return Rule(
         key,
@@ -187,9 +195,21 @@ TABLE: tuple[Rule, ...] = (
         "Set a tier, or --offload=off.",
     ),
     # A key does not fit the device, the disk tier or the remote store.
+    _not_on_cpu("use_gds"),
+    Rule(
+        "copy",
+        lambda c: c.device == "cpu" and c["copy"] == "lmcache",
+        "is lmcache, but LMCache has no kernels for a CPU",
+    ),
     *(
-        _not_on_cpu(key)
-        for key in ("use_layerwise", "enable_blending", "use_gds", "save_unfull_chunk")
+        _needs_lmcaches_copy(key)
+        for key in (
+            "use_layerwise",
+            "enable_blending",
+            "save_unfull_chunk",
+            # The scheduler would make keys without the layout of the workers' KV.
+            "enable_scheduler_bypass_lookup",
+        )
     ),
     Rule(
         "local_disk_path_sharding",

@@ -88,6 +88,15 @@ SETTINGS = (
         choices=("sampled", "full", "private"),
     ),
     Setting(
+        "copy",
+        str,
+        "blocks",
+        "How KV is copied between vLLM and LMCache: blocks copies whole blocks as bytes, lmcache "
+        "uses LMCache's own kernels, which a CPU does not have. The server proves either at its "
+        "start.",
+        choices=("blocks", "lmcache"),
+    ),
+    Setting(
         "tenant_header",
         str,
         None,

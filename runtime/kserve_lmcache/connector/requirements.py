@@ -7,12 +7,18 @@ from typing import TYPE_CHECKING
 
 from vllm.v1.kv_cache_interface import FullAttentionSpec, KVQuantMode, MLAAttentionSpec
 
+from kserve_lmcache.config.engine_file import COPY
+from kserve_lmcache.connector.copy.pages import specs_of
 from kserve_lmcache.identity.namespace import NAMESPACE
 
 if TYPE_CHECKING:
     from lmcache.v1.config import LMCacheEngineConfig
     from vllm.config import VllmConfig
     from vllm.v1.kv_cache_interface import KVCacheConfig
+
+# Types of specifications. Subtypes of them may drop tokens.
+_KEEPS_EVERY_TOKEN = {FullAttentionSpec, MLAAttentionSpec}
+_PLAIN_VALUES = {KVQuantMode.NONE, KVQuantMode.FP8_PER_TENSOR}
 
 
 def check_supported(
@@ -23,13 +29,20 @@ def check_supported(
     Raises:
         NotImplementedError: with every reason.
     """
+    copies_blocks = copy_of(vllm_config) == "blocks"
     reasons = [
         *_of_the_server(vllm_config),
-        *_of_the_kv_cache(kv_cache_config, vllm_config.device_config.device_type),
-        *_of_the_configuration(lmcache_config, vllm_config.device_config.device_type),
+        *_of_the_kv_cache(kv_cache_config, copies_blocks),
+        *_of_the_configuration(lmcache_config, copies_blocks),
     ]
     if reasons:
         raise NotImplementedError("; ".join(reasons))
+
+
+def copy_of(vllm_config: VllmConfig) -> str:
+    """The setting ``copy``: ``blocks`` or ``lmcache``."""
+    extra_config = vllm_config.kv_transfer_config.kv_connector_extra_config
+    return str(extra_config.get(COPY, "blocks"))
 
 
 def _of_the_server(vllm_config: VllmConfig) -> Iterator[str]:
@@ -41,25 +54,31 @@ def _of_the_server(vllm_config: VllmConfig) -> Iterator[str]:
         yield "kv_connector_extra_config asks for vLLM's own copy of LMCache (use_native)"
 
 
-def _of_the_kv_cache(kv_cache_config: KVCacheConfig, device: str) -> Iterator[str]:
+def _of_the_kv_cache(kv_cache_config: KVCacheConfig, copies_blocks: bool) -> Iterator[str]:
     """LMCache knows one list of blocks for all layers, which keeps every token."""
-    specs = [group.kv_cache_spec for group in kv_cache_config.kv_cache_groups]
-    if [type(spec) for spec in specs] not in ([FullAttentionSpec], [MLAAttentionSpec]):
-        kinds = ", ".join(type(spec).__name__ for spec in specs) or "no attention"
-        yield f"the KV cache is not full attention alone: {kinds}"
+    groups = kv_cache_config.kv_cache_groups
+    # LMCache's kernels take all layers for alike.
+    specs = (
+        [spec for _, spec in specs_of(kv_cache_config)]
+        if copies_blocks
+        else [group.kv_cache_spec for group in groups]
+    )
+    if len(groups) != 1 or not {type(spec) for spec in specs} <= _KEEPS_EVERY_TOKEN:
+        kinds = ", ".join(type(group.kv_cache_spec).__name__ for group in groups)
+        yield f"the KV cache is not full attention alone: {kinds or 'no attention'}"
         return
-    (spec,) = specs
     # vLLM to 0.28 has compress_ratio in its place.
-    if getattr(spec, "tokens_per_state", getattr(spec, "compress_ratio", 1)) != 1:
+    if any(getattr(s, "tokens_per_state", getattr(s, "compress_ratio", 1)) != 1 for s in specs):
         yield "an entry of the KV cache stands for another number of tokens than one"
-    if spec.kv_quant_mode not in (KVQuantMode.NONE, KVQuantMode.FP8_PER_TENSOR):
-        yield f"the KV cache has scales between its values ({spec.kv_quant_mode.name})"
-    if isinstance(spec, MLAAttentionSpec) and device == "cpu":
-        yield "the model uses multi-head latent attention (MLA), which is not copied on a CPU"
+    modes = {spec.kv_quant_mode for spec in specs} - _PLAIN_VALUES
+    if modes and not copies_blocks:
+        names = ", ".join(sorted(mode.name for mode in modes))
+        yield f"the KV cache has scales between its values ({names})"
 
 
-def _of_the_configuration(config: LMCacheEngineConfig, device: str) -> Iterator[str]:
+def _of_the_configuration(config: LMCacheEngineConfig, copies_blocks: bool) -> Iterator[str]:
     if config.enable_blending:
         yield "enable_blending is set: LMCache loads KV that is not exact"
-    if config.use_layerwise and device == "cpu":
-        yield "use_layerwise is set: the copy path for a CPU copies all layers at once"
+    for name in ("use_layerwise", "save_unfull_chunk"):
+        if copies_blocks and getattr(config, name):
+            yield f"{name} is set: whole blocks of all layers are copied at once"

@@ -8,11 +8,13 @@ from typing import TYPE_CHECKING
 from vllm.distributed.kv_transfer.kv_connector.v1.base import KVConnectorRole
 from vllm.distributed.kv_transfer.kv_connector.v1.lmcache_connector import LMCacheConnectorV1
 
+from kserve_lmcache.compat.lmcache import copy_path
 from kserve_lmcache.compat.lmcache import engine as lmcache_engine
+from kserve_lmcache.connector.copy.connector import BlockConnector
+from kserve_lmcache.connector.copy.pages import pages_of
 from kserve_lmcache.connector.cpu_affinity import use_all_cores
-from kserve_lmcache.connector.cpu_copy import CPUPagedMemoryConnector
 from kserve_lmcache.connector.error_containment import ErrorContainment
-from kserve_lmcache.connector.requirements import check_supported
+from kserve_lmcache.connector.requirements import check_supported, copy_of
 from kserve_lmcache.identity.namespace import NAMESPACE
 
 if TYPE_CHECKING:
@@ -41,6 +43,11 @@ class StockConnector:
             self.containment.give_up("__init__", error)
 
     @property
+    def is_created(self) -> bool:
+        """Whether vLLM's connector could be created."""
+        return hasattr(self, "connector")
+
+    @property
     def adapter(self) -> LMCacheConnectorV1Impl:
         """LMCache's own part of the connector.
 
@@ -63,11 +70,16 @@ def _create(
         NotImplementedError: the connector does not support the engine.
         Exception: LMCache cannot start.
     """
-    check_supported(vllm_config, kv_cache_config, lmcache_engine.process_config())
+    lmcache_config = lmcache_engine.process_config()
+    check_supported(vllm_config, kv_cache_config, lmcache_config)
     named, device = _named(vllm_config), vllm_config.device_config.device_type
+    copies_blocks = copy_of(vllm_config) == "blocks"
     with use_all_cores(device):
-        if role == KVConnectorRole.WORKER and device == "cpu":
-            lmcache_engine.create_engine(named, CPUPagedMemoryConnector.from_metadata)
+        if copies_blocks:
+            copy_path.ask_every_worker(vllm_config)
+        if copies_blocks and role == KVConnectorRole.WORKER:
+            copies = BlockConnector(pages_of(kv_cache_config), lmcache_config.chunk_size)
+            copy_path.create_engine(named, copies, copies.bytes_per_token)
         return LMCacheConnectorV1(named, role, kv_cache_config)
 
 

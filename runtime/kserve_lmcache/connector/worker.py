@@ -3,21 +3,26 @@
 from __future__ import annotations
 
 import functools
+import hashlib
 import time
 from typing import TYPE_CHECKING, Any
 
 from vllm.distributed.kv_transfer.kv_connector.v1.base import KVConnectorRole
 from vllm.logger import init_logger
 
+from kserve_lmcache.compat.lmcache import copy_path
 from kserve_lmcache.compat.lmcache import engine as lmcache_engine
 from kserve_lmcache.compat.lmcache.lookups import WorkerLookups
+from kserve_lmcache.compat.vllm import attention_backends
 from kserve_lmcache.config.tier_plugins import PLUGINS
+from kserve_lmcache.connector.copy.connector import BlockConnector
+from kserve_lmcache.connector.copy.pages import pages_of
 from kserve_lmcache.connector.cpu_affinity import use_all_cores
-from kserve_lmcache.connector.cpu_copy import CPUPagedMemoryConnector
 from kserve_lmcache.connector.error_containment import ErrorContainment, contained
 from kserve_lmcache.connector.load_queue import LoadQueue
 from kserve_lmcache.connector.load_results import LoadResults
 from kserve_lmcache.connector.metadata import ConnectorMetadata, Load, Source
+from kserve_lmcache.connector.start_proof import prove
 from kserve_lmcache.connector.stock import StockConnector
 from kserve_lmcache.connector.token_metrics import TokenMetrics
 from kserve_lmcache.connector.traces import Headers, span
@@ -40,6 +45,7 @@ if TYPE_CHECKING:
     from vllm.v1.kv_cache_interface import KVCacheConfig
 
     from kserve_lmcache.tiers.guard.tier import Tier
+    from kserve_lmcache.tiers.plugin import TierConnector
 
 logger = init_logger(__name__)
 
@@ -60,6 +66,9 @@ class WorkerPart:
     def __init__(self, vllm_config: VllmConfig, kv_cache_config: KVCacheConfig) -> None:
         # vLLM creates the connector once it knows how large a KV cache fits.
         start_up_timing.reached(start_up_timing.LOADED)
+        self._vllm_config = vllm_config
+        self._kv_cache_config = kv_cache_config
+        self._proof = ""  # what was proven at the start; empty until then
         self._device = vllm_config.device_config.device_type
         self._block_size = vllm_config.cache_config.block_size
         parallel = vllm_config.parallel_config
@@ -79,12 +88,18 @@ class WorkerPart:
         """Of this process's LMCache."""
         return self._stock.containment
 
-    @contained(lambda self: None)
     def shutdown(self) -> None:
-        """Stop LMCache, after the loads that run."""
+        """Stop LMCache, after the loads that run.
+
+        LMCache's threads run even where it was given up after its start.
+        """
         self._lookup_pool.shutdown(wait=False)
         self._results.queue.close(_SHUTDOWN_WAIT)
-        self._stock.stop()
+        try:
+            if self._stock.is_created:
+                self._stock.stop()
+        except Exception as error:
+            self.containment.record("shutdown", error)
 
     @contained(lambda self, kv_caches: None)
     def register_kv_caches(self, kv_caches: dict[str, torch.Tensor]) -> None:
@@ -94,22 +109,32 @@ class WorkerPart:
                 self._stock.connector.register_kv_caches(kv_caches)
             adapter = self._stock.adapter
             if not lmcache_engine.worker_failure(adapter):
-                copy_path = lmcache_engine.copy_path(adapter)
-                if isinstance(copy_path, CPUPagedMemoryConnector):
-                    copy_path.check(list(kv_caches.values()))
+                self._register_copy(kv_caches)
+                connectors = self._set_up_tiers()
                 lmcache_engine.never_wait_for_room(adapter)
-                self._set_up_tiers()
                 WorkerLookups(
                     adapter,
                     self._lookup_pool,
                     self._token_metrics.count_lookup,
                     self.containment.record,
                 )
-            start_up_timing.reached(start_up_timing.CACHED)
+                start_up_timing.reached(start_up_timing.CACHED)
+                self._proof = prove(adapter, kv_caches, pages_of(self._kv_cache_config), connectors)
+                start_up_timing.reached(start_up_timing.PROVEN)
         except Exception as error:
             self.containment.give_up("register_kv_caches", error)
 
-    def _set_up_tiers(self) -> None:
+    def _register_copy(self, kv_caches: dict[str, torch.Tensor]) -> None:
+        copies = copy_path.copy_path(self._stock.adapter)
+        if isinstance(copies, BlockConnector):
+            copies.register(kv_caches)
+            # What the namespace cannot have, because vLLM's worker decides it.
+            parts = [self._device, *attention_backends(self._vllm_config), copies.cache.form]
+            digest = hashlib.sha256("\n".join(parts).encode()).hexdigest()
+            copy_path.name_keys(self._stock.adapter, digest[:12])
+
+    def _set_up_tiers(self) -> Mapping[str, TierConnector]:
+        """The connectors to the tiers, by the tier's name."""
         adapter = self._stock.adapter
         names = {plugin.name: plugin.tier for plugin in PLUGINS}
         connectors = lmcache_engine.plugin_connectors(adapter, names)
@@ -122,6 +147,7 @@ class WorkerPart:
         max_bytes = int(_MAX_SHARE * lmcache_engine.local_cpu_bytes(adapter)[1])
         self._results = LoadResults(LoadQueue(LOADS, max_bytes, self._device))
         self.set_local_bytes()
+        return connectors
 
     @contained(lambda self, connector_metadata: self._begin_without_lmcache(connector_metadata))
     def bind_connector_metadata(self, connector_metadata: ConnectorMetadata) -> None:
@@ -212,6 +238,7 @@ class WorkerPart:
             "rank": self._rank,
             "failure": self._failure(),
             "tiers": self._tier_reports(),
+            "proof": self._proof,
             "moments": start_up_timing.moments(),
         }
 

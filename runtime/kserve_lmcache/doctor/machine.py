@@ -203,25 +203,45 @@ def _cuda_major() -> int:
     return int(version.split(".")[0]) if version else 0
 
 
-def connector_check(timeout: float) -> Check[Context]:
-    """Returns the check that imports the connector in a process, for ``timeout`` seconds."""
-    # Prints the class of vLLM that our connector extends.
-    program = (
-        "from kserve_lmcache.connector import KServeLMCacheConnector as ours; "
-        "print(next(each for each in ours.__mro__ if each.__module__.startswith('vllm.')))"
-    )
+# Prints the class of vLLM that our connector extends, and what came back from LMCache's memory.
+_ENGINE_PROGRAM = """
+from kserve_lmcache.connector import KServeLMCacheConnector as ours
+base = next(each for each in ours.__mro__ if each.__module__.startswith('vllm.'))
+print('connector:', base, flush=True)
+from kserve_lmcache.connector.trial import trial
+print('copy:', trial(), flush=True)
+"""
 
-    def connector(context: Context) -> Finding:
+
+def connector_check(timeout: float) -> Check[Context]:
+    """Returns the check that imports the connector in a process, for ``timeout`` seconds.
+
+    The process tries the copy path as well.
+    """
+
+    def connector(context: Context) -> Iterator[Finding]:
         try:
-            code, output, errors = _run([sys.executable, "-c", program], timeout)
+            code, output, errors = _run([sys.executable, "-c", _ENGINE_PROGRAM], timeout)
         except subprocess.TimeoutExpired:
             fix = "Look at the machine's load and storage, or raise --timeout."
-            return failure(f"did not load within {timeout:g} s", fix)
-        lines = (errors if code else output).strip().splitlines()
+            yield failure(f"did not load within {timeout:g} s", fix)
+            return
+        said = dict(
+            line.split(": ", 1)
+            for line in output.splitlines()
+            if line.startswith(("connector: ", "copy: "))
+        )
+        lines = errors.strip().splitlines()
         last = context.quote(lines[-1] if lines else f"exit status {code}")
-        if code:
-            return failure(last, "Install the versions of one lock (requirements/).")
-        return ok(f"loads, on {last}")
+        if "connector" not in said:
+            yield failure(last, "Install the versions of one lock (requirements/).")
+            return
+        yield ok(f"loads, on {said['connector']}")
+        if "copy" in said:
+            yield ok(said["copy"], name="copy")
+        else:
+            fix = "Do not offload with these versions: a hit could be wrong (--offload=off)."
+            yield failure(last, fix, name="copy")
 
     return Check("connector", connector)
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from argparse import Namespace
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +22,7 @@ from kserve_lmcache.engine.errors import RefusedError
 from kserve_lmcache.engine.plan import OffloadPlan, differing_values, disabled_plan
 from kserve_lmcache.errors import KServeLMCacheError
 from kserve_lmcache.metrics import start_up_timing
-from kserve_lmcache.metrics.snapshots import RECEIVED, Snapshots, read_files, workers
+from kserve_lmcache.metrics.snapshots import NOT_PROVEN, RECEIVED, Snapshots, read_files, workers
 from kserve_lmcache.metrics.totals import Totals, add_up
 from kserve_lmcache.redaction import redact
 
@@ -176,8 +176,18 @@ class LMCacheModel(_Base):  # type: ignore[misc, valid-type]
             failure = each["worker"]["failure"]
             failures.add(failure or "; ".join(differing_values(path, each["config"])))
         if failures == {""}:
+            self._log_proof([each["worker"]["proof"] for each in reporting])
             self._log_configuration(reporting[0]["config"], engine_file.read(path))
         return "; ".join(sorted(failures - {""}))
+
+    def _log_proof(self, proofs: Sequence[str]) -> None:
+        """Log what the workers proved at their start, as the line of a check."""
+        lacking = [proof for proof in proofs if proof.startswith(NOT_PROVEN)]
+        others = f"; {len(proofs) - 1} more workers likewise" if len(proofs) > 1 else ""
+        if lacking:
+            logger.warning("Check copy: warning, %s", lacking[0])
+        else:
+            logger.info("Check copy: ok, %s%s", proofs[0], others)
 
     def _log_configuration(self, used: Mapping[str, Any], told: Mapping[str, Any]) -> None:
         """Log the values that LMCache uses in a worker, each with its source.

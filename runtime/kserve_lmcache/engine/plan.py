@@ -235,6 +235,7 @@ def _engine_config(args: Namespace, configuration: Configuration) -> VllmConfig:
         kv_connector_extra_config={
             **{name: value for name, value in extra.items() if not name.startswith("lmcache.")},
             engine_file.STATS_ARE_RECEIVED: not args.disable_log_stats,
+            engine_file.COPY: configuration.get("copy"),
         },
     )
     try:

@@ -5,12 +5,13 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
+from kserve_lmcache.config.engine_file import COPY
 from kserve_lmcache.errors import UnsupportedModelError
 
 if TYPE_CHECKING:
     from vllm.config import VllmConfig
 
-# Data types of the KV cache that keep nothing beside the values, as LMCache's memory objects do.
+# Data types of the KV cache that keep nothing beside the values, as LMCache's own kernels do.
 # Others (nvfp4, int8_per_token_head, turboquant_…, fp8_ds_mla, …) pack scales between the values.
 _PLAIN_DTYPES = {"auto", "float16", "bfloat16", "float32", "fp8", "fp8_e4m3", "fp8_e5m2", "fp8_inc"}
 # Types of layers in a model's configuration that have KV of every token, or no KV.
@@ -56,16 +57,33 @@ def _reasons(config: VllmConfig) -> Iterator[str]:
         yield "the model takes images, audio or video, which is not tested"
     if getattr(model, "enable_prompt_embeds", False):
         yield "--enable-prompt-embeds gives prompts without tokens, and keys are made of tokens"
-    if model.use_mla and config.device_config.device_type == "cpu":
-        yield "the model uses multi-head latent attention (MLA), which is not copied on a CPU"
 
+    if _ignores_prefixes(config):
+        yield (
+            "the model uses multi-head latent attention (MLA), and vLLM's backend for this CPU "
+            "computes a prompt without the KV before it"
+        )
     yield from _reasons_of_flags(config)
+
+
+def _ignores_prefixes(config: VllmConfig) -> bool:
+    """Whether the attention backend leaves out KV that is cached before a prompt.
+
+    That for the reference kernel of MLA does so (``CPU_MLA``), the one for AMX does not. With the
+    former, vLLM turns chunked prefill and its own prefix cache off.
+    """
+    return bool(
+        config.model_config.use_mla
+        and config.device_config.device_type == "cpu"
+        and not config.scheduler_config.enable_chunked_prefill
+    )
 
 
 def _reasons_of_flags(config: VllmConfig) -> Iterator[str]:
     """Reasons that lie in the engine's flags and not in the model."""
     cache, parallel = config.cache_config, config.parallel_config
-    if str(cache.cache_dtype) not in _PLAIN_DTYPES:
+    extra_config = getattr(config.kv_transfer_config, "kv_connector_extra_config", None) or {}
+    if str(cache.cache_dtype) not in _PLAIN_DTYPES and extra_config.get(COPY) == "lmcache":
         yield f"--kv-cache-dtype={cache.cache_dtype} packs scales between the values of the KV"
     if getattr(cache, "calculate_kv_scales", False):  # vLLM 0.24
         yield "--calculate-kv-scales chooses scales of the KV by the first requests of a server"

@@ -62,9 +62,10 @@ def identify(
         )
         content, summary = found.digest, f"{found.method}, {found.summary}, {found.seconds:.2f} s"
     numerics = numerics_of(config)
-    # LMCache puts the number of workers into every key. Workers of a model with one latent vector a
-    # token (MLA) hold the same KV, and one copy is stored.
-    workers = 1 if config.model_config.use_mla else config.parallel_config.world_size
+    # LMCache puts the number of workers into every key. Where its kernels copy, it stores one copy
+    # for all workers of a model with one latent vector a token (MLA).
+    stores_once = config.model_config.use_mla and hashing["copy"] == "lmcache"
+    workers = 1 if stores_once else config.parallel_config.world_size
     return EngineIdentity(
         namespace(content, numerics, hashing),
         content,

@@ -10,7 +10,9 @@ these parts is in it:
 - what else changes the KV of given tokens (:func:`numerics_of`): flags change the numbers;
 - the hash of tokens (:func:`hashing_of`): one hash value may stand for different tokens in two
   schemes, and a chunk of another size has another length;
-- the layout of the stored bytes (:data:`LAYOUT`).
+- the version of the stored bytes (:data:`LAYOUT`).
+
+What the bytes of a block depend on beside these, the worker appends when it has its KV cache.
 
 Not in it: the served name, the path, and the version of LMCache.
 """
@@ -23,7 +25,7 @@ import platform
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
-from kserve_lmcache.compat.vllm import cpu_attention_kernel, release
+from kserve_lmcache.compat.vllm import attention_choice, cpu_attention_kernel, release
 from kserve_lmcache.identity.files import without
 
 if TYPE_CHECKING:
@@ -35,7 +37,7 @@ NAMESPACE = "kserve_lmcache.namespace"
 # The hash seed where the environment sets none. Every replica must have the same seed.
 DEFAULT_HASH_SEED = "0"
 # The version of the stored bytes. A change of the bytes raises it, so that keys differ.
-LAYOUT = 2
+LAYOUT = 3
 # Settings that name the model or the program that wrote them. The KV does not depend on them.
 _ORIGIN_SETTINGS = {"_name_or_path", "_commit_hash", "name_or_path", "transformers_version"}
 
@@ -56,7 +58,7 @@ def namespace(content: str, numerics: Mapping[str, Any], hashing: Mapping[str, A
 
 
 def hashing_of(setting: Callable[[str], Any], environ: Mapping[str, str]) -> dict[str, Any]:
-    """The settings of the hash that turns tokens into keys: algorithm, seed (text), chunk size.
+    """The settings of the hash that turns tokens into keys, and of what a key stands for.
 
     Args:
         setting: returns the value of a configuration key.
@@ -66,6 +68,7 @@ def hashing_of(setting: Callable[[str], Any], environ: Mapping[str, str]) -> dic
         "hash_algorithm": setting("pre_caching_hash_algorithm"),
         "hash_seed": environ.get("PYTHONHASHSEED") or DEFAULT_HASH_SEED,
         "chunk_size": setting("chunk_size"),
+        "copy": setting("copy"),
     }
 
 
@@ -94,7 +97,7 @@ def numerics_of(config: VllmConfig) -> dict[str, Any]:
             config.parallel_config.tensor_parallel_size,
             config.parallel_config.pipeline_parallel_size,
         ],
-        "block": _cpu_block(config),
+        "block": _block(config),
         # The layers of a draft model are stored beside the layers of the model.
         "draft": None if speculative is None else [speculative.method, str(speculative.model)],
     }
@@ -132,15 +135,18 @@ def _canonical(value: Any) -> str:
     return json.dumps(value, sort_keys=True, default=str)
 
 
-def _cpu_block(config: VllmConfig) -> list[Any] | None:
-    """The layout of a block in the memory of a CPU, where a chunk is a copy of the block's bytes.
+def _block(config: VllmConfig) -> list[Any]:
+    """What decides the bytes of a block, as far as it is known before the engine starts.
 
-    The attention kernel decides the layout, and the processor decides the kernel: the kernel for
-    AMX, for example, has a layout of its own.
+    On a CPU the attention kernel decides, and the processor decides the kernel: the kernel for
+    AMX, for example, has a layout of its own. On another device vLLM's worker chooses the backend
+    and its layout. The worker appends a digest of its choice to the namespace
+    (``connector/worker.py``).
     """
+    cache = config.cache_config
     if config.device_config.device_type != "cpu":
-        return None
-    model, cache = config.model_config, config.cache_config
+        return [*attention_choice(config), cache.block_size]
+    model = config.model_config
     head_size = model.get_head_size()
     try:
         kernel = cpu_attention_kernel(

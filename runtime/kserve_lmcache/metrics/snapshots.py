@@ -6,8 +6,8 @@ are there in a process that has the role:
 - ``sequence``: grows with each snapshot of the process;
 - ``metrics``: the samples of the process's registry;
 - ``scheduler``: ``failure``, why LMCache does not work there (empty when LMCache works);
-- ``worker``: ``rank``, ``failure``, ``tiers`` (the reports of the tiers by name), and ``moments``
-  of the process's start;
+- ``worker``: ``rank``, ``failure``, ``tiers`` (the reports of the tiers by name), ``proof``
+  (what was proven at the start, in words), and ``moments`` of the process's start;
 - ``config``: the configuration that the worker's LMCache uses. Only a worker's first snapshot has
   this field.
 """
@@ -25,6 +25,7 @@ from typing import Any
 Snapshot = dict[str, Any]
 Snapshots = dict[str, Snapshot]  # by process
 
+NOT_PROVEN = "not proven"  # begins what is said of a proof that could not be made
 _FILE = "snapshots-{}.json"
 
 

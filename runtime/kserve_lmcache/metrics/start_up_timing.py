@@ -11,12 +11,13 @@ from pathlib import Path
 
 Moments = Mapping[str, float]  # seconds of the epoch, by what was reached then
 
-PROCESS, IMPORTED, PLANNED, LOADED, CACHED, ENGINE, READY = (
+PROCESS, IMPORTED, PLANNED, LOADED, CACHED, PROVEN, ENGINE, READY = (
     "process",
     "imported",
     "planned",
     "loaded",
     "cached",
+    "proven",
     "engine",
     "ready",
 )
@@ -30,6 +31,7 @@ _PHASES = (
     (_WORKER, IMPORTED, "imports of the engine's processes"),
     (_WORKER, LOADED, "weights, and what memory they leave"),
     (_WORKER, CACHED, "KV cache and LMCache"),
+    (_WORKER, PROVEN, "proof of the copy"),
     (_SERVER, ENGINE, "warm-up"),
     (_SERVER, READY, "routes"),
 )

@@ -63,10 +63,12 @@ class TierConnector(RemoteConnector):  # type: ignore[misc]
         """Queues chunks for writing. They stay in the local tier until they are written."""
         for key, memory_obj in zip(keys, memory_objs, strict=True):
             memory_obj.ref_count_up()
-            tensors = zip(memory_obj.get_dtypes(), memory_obj.get_shapes(), strict=True)
-            layout = _layout(memory_obj.get_memory_format(), tensors)
-            payload = memoryview(_bytes_of(memory_obj))
+            layout, payload = _value_of(memory_obj)
             self.tier.store(key.to_string(), layout, payload, memory_obj.ref_count_down)
+
+    def prove(self, memory_obj: MemoryObj, wait: float) -> str:
+        """Proves that the tier gives back a memory object. See :meth:`.Tier.prove`."""
+        return self.tier.prove(*_value_of(memory_obj), wait)
 
     async def batched_async_contains(
         self, lookup_id: str, keys: list[CacheEngineKey], pin: bool = False
@@ -218,6 +220,13 @@ def _layout(
         memory_format.name,
         tuple((str(dtype).removeprefix("torch."), tuple(shape)) for dtype, shape in tensors),
     )
+
+
+def _value_of(memory_obj: MemoryObj) -> tuple[Layout, memoryview]:
+    """Returns the layout and the memory of a memory object."""
+    tensors = zip(memory_obj.get_dtypes(), memory_obj.get_shapes(), strict=True)
+    layout = _layout(memory_obj.get_memory_format(), tensors)
+    return layout, memoryview(_bytes_of(memory_obj))
 
 
 def _bytes_of(memory_obj: MemoryObj) -> Any:

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import dataclasses
+import importlib
 import inspect
 import subprocess
 import sys
 from pathlib import Path
-from types import ModuleType
+from types import ModuleType, SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
@@ -83,3 +86,37 @@ def test_a_module_that_lacks_a_dependency_is_an_error(
     monkeypatch.syspath_prepend(str(tmp_path))
     with pytest.raises(ModuleNotFoundError, match="no_such_dependency"):
         vllm._first_module(("incomplete", "json"))
+
+
+def test_the_attention_that_is_asked_for_is_read(monkeypatch: pytest.MonkeyPatch) -> None:
+    backend = SimpleNamespace(name="TRITON_ATTN")
+    config: Any = SimpleNamespace(attention_config=SimpleNamespace(backend=backend))
+    monkeypatch.setenv("VLLM_KV_CACHE_LAYOUT", "HND")
+    assert vllm.attention_choice(config) == ("TRITON_ATTN", "HND")
+    monkeypatch.delenv("VLLM_KV_CACHE_LAYOUT")
+    config.attention_config.backend = None
+    assert vllm.attention_choice(config) == ("", "")
+
+
+def test_the_attention_of_a_workers_layers_is_read() -> None:
+    """Every layer of attention has ``get_attn_backend``, others have not."""
+    layers = {"a": layer_with("CPU_ATTN"), "b": object(), "c": layer_with("CPU_ATTN")}
+    context = SimpleNamespace(static_forward_context=layers)
+    config: Any = SimpleNamespace(compilation_config=context)
+    assert vllm.attention_backends(config) == ["CPU_ATTN"]
+    layers["d"] = layer_with("CPU_MLA")
+    assert vllm.attention_backends(config) == ["CPU_ATTN", "CPU_MLA"]
+
+
+def test_vllms_layers_and_configuration_have_what_is_read() -> None:
+    attention = importlib.import_module("vllm.model_executor.layers.attention")
+    assert callable(attention.Attention.get_attn_backend)
+    config = importlib.import_module("vllm.config")
+    names = {field.name for field in dataclasses.fields(config.CompilationConfig)}
+    assert "static_forward_context" in names
+    assert "backend" in {field.name for field in dataclasses.fields(config.AttentionConfig)}
+
+
+def layer_with(name: str) -> Any:
+    backend = SimpleNamespace(get_name=lambda: name)
+    return SimpleNamespace(get_attn_backend=lambda: backend)

@@ -91,7 +91,7 @@ FILES = {
         "Use naive (the default)."
     ),
     **{
-        f"{key}: true\n{tier}": (
+        f"{key}: true\n{tier}\ncopy: lmcache": (
             f"1: {key} does not work together with {name}: a {unit} that {USED}. "
             f"Remove {key} or {name}."
         )
@@ -152,13 +152,18 @@ FILES = {
         "1: LMCache refuses the configuration: assert self.enable_controller. "
         "Set what the feature needs, or remove the feature."
     ),
-    "save_unfull_chunk: false\nenable_blending: true": (
+    "save_unfull_chunk: false\nenable_blending: true\ncopy: lmcache": (
         "1: save_unfull_chunk is False, but LMCache changes it to True because of another key. "
         "Remove save_unfull_chunk."
     ),
 }
-# Keys that work on an accelerator alone.
-NOT_ON_CPU = ("use_layerwise", "save_unfull_chunk", "enable_blending", "use_gds")
+# Keys that work with LMCache's own copy alone.
+LMCACHES_COPY = (
+    "use_layerwise",
+    "save_unfull_chunk",
+    "enable_blending",
+    "enable_scheduler_bypass_lookup",
+)
 TLS_FILES = ("remote_ca_file", "remote_cert_file", "remote_key_file")
 CREDENTIALS = ("remote_username", "remote_password", "remote_password_file", *TLS_FILES)
 
@@ -168,12 +173,30 @@ def test_a_file_with_one_problem(tmp_path: Path, file: str) -> None:
     assert problems(tmp_path, file) == [f"/lmcache.yaml:{FILES[file]}"]
 
 
-@pytest.mark.parametrize("name", NOT_ON_CPU)
-def test_a_key_that_does_not_work_on_a_cpu(tmp_path: Path, name: str) -> None:
-    file = f"gds_path: /gds\n{name}: true"
-    expected = f"/lmcache.yaml:2: {name} does not work on a CPU. Remove {name}."
+def test_a_key_that_does_not_work_on_a_cpu(tmp_path: Path) -> None:
+    file = "gds_path: /gds\nuse_gds: true"
+    expected = "/lmcache.yaml:2: use_gds does not work on a CPU. Remove use_gds."
     assert expected in problems(tmp_path, file, device="cpu")
     assert expected not in problems(tmp_path, file, device="cuda")
+
+
+@pytest.mark.parametrize("name", LMCACHES_COPY)
+def test_a_key_that_needs_lmcaches_own_copy(tmp_path: Path, name: str) -> None:
+    expected = (
+        f"/lmcache.yaml:1: {name} does not work with copy=blocks, which copies whole blocks of all "
+        f"layers. Remove {name}."
+    )
+    for device in ("cpu", "cuda"):
+        assert expected in problems(tmp_path, f"{name}: true", device=device)
+    with_lmcaches = f"{name}: true\ncopy: lmcache"
+    assert expected not in problems(tmp_path, with_lmcaches, device="cuda")
+
+
+def test_lmcaches_own_copy_needs_an_accelerator(tmp_path: Path) -> None:
+    assert problems(tmp_path, "copy: lmcache", device="cuda") == []
+    assert problems(tmp_path, "copy: lmcache", device="cpu") == [
+        "/lmcache.yaml:1: copy is lmcache, but LMCache has no kernels for a CPU. Remove copy."
+    ]
 
 
 def credential(tmp_path: Path, name: str, file: str | None = None) -> list[str]:
@@ -207,7 +230,8 @@ def test_every_row_of_the_table_has_a_test(tmp_path: Path) -> None:
     variables = {keys.table()[name].variable: "/x" for name in CREDENTIALS}
     inputs = [
         *((file, "cuda", {}) for file in FILES),
-        *((f"{name}: true", "cpu", {}) for name in NOT_ON_CPU),
+        *((f"{name}: true", "cpu", {}) for name in (*LMCACHES_COPY, "use_gds")),
+        ("copy: lmcache", "cpu", {}),
         *((store, "cuda", variables) for store in stores),
     ]
     for file, device, environ in inputs:

@@ -19,11 +19,14 @@ from vllm.v1.kv_cache_interface import (
     MambaSpec,
     MLAAttentionSpec,
     SlidingWindowSpec,
+    UniformTypeKVCacheSpecs,
 )
 
+from kserve_lmcache.config.engine_file import COPY
 from kserve_lmcache.connector.requirements import check_supported
 from kserve_lmcache.identity.namespace import NAMESPACE
 
+LMCACHES = {NAMESPACE: "model", COPY: "lmcache"}
 SHAPE: Mapping[str, Any] = {
     "block_size": 32,
     "num_kv_heads": 2,
@@ -36,16 +39,15 @@ MLA = MLAAttentionSpec(**{**SHAPE, "num_kv_heads": 1})
 
 def check(
     *specs: KVCacheSpec,
-    device: str = "cuda",
     extra: Mapping[str, Any] = {NAMESPACE: "model"},
     **lmcache: bool,
 ) -> None:
     vllm_config: Any = SimpleNamespace(
         kv_transfer_config=SimpleNamespace(kv_connector_extra_config=extra),
-        device_config=SimpleNamespace(device_type=device),
     )
     groups = [KVCacheGroupSpec([f"layer {number}"], spec) for number, spec in enumerate(specs)]
-    config: Any = SimpleNamespace(**{"use_layerwise": False, "enable_blending": False, **lmcache})
+    defaults = dict.fromkeys(("use_layerwise", "enable_blending", "save_unfull_chunk"), False)
+    config: Any = SimpleNamespace(**{**defaults, **lmcache})
     check_supported(vllm_config, KVCacheConfig(8, [], groups), config)
 
 
@@ -57,7 +59,18 @@ def reasons(*specs: KVCacheSpec, **others: Any) -> str:
 
 @pytest.mark.parametrize("spec", [FULL, MLA])
 def test_one_list_of_blocks_of_every_token_is_enough(spec: KVCacheSpec) -> None:
-    check(spec, use_layerwise=True)
+    check(spec)
+    check(spec, extra=LMCACHES, use_layerwise=True, save_unfull_chunk=True)
+
+
+def test_layers_of_different_sizes_may_share_blocks() -> None:
+    """Which LMCache's own kernels do not know."""
+    specs = {"layer 0": FULL, "other": replace(FULL, num_kv_heads=8)}
+    spec = UniformTypeKVCacheSpecs(block_size=32, kv_cache_specs=specs)
+    check(spec)
+    assert "full attention alone: UniformTypeKVCacheSpecs" in reasons(spec, extra=LMCACHES)
+    specs["layer 0"] = SlidingWindowSpec(**SHAPE, sliding_window=64)
+    assert "full attention alone: UniformTypeKVCacheSpecs" in reasons(spec)
 
 
 @pytest.mark.parametrize(
@@ -84,15 +97,21 @@ RATIO = "tokens_per_state" if hasattr(FULL, "tokens_per_state") else "compress_r
 @pytest.mark.parametrize(
     ("spec", "reason"),
     [
-        (replace(MLA, **{RATIO: 4}), "another number of tokens than one"),
         (replace(FULL, kv_quant_mode=KVQuantMode.INT8_PER_TOKEN_HEAD), "(INT8_PER_TOKEN_HEAD)"),
         (replace(FULL, kv_quant_mode=KVQuantMode.NVFP4), "(NVFP4)"),
     ],
 )
-def test_full_attention_that_is_stored_in_another_way_is_refused(
+def test_scales_between_the_values_are_bytes_that_lmcaches_kernels_do_not_know(
     spec: KVCacheSpec, reason: str
 ) -> None:
-    assert reason in reasons(spec)
+    check(spec)
+    assert reason in reasons(spec, extra=LMCACHES)
+
+
+def test_tokens_that_share_an_entry_are_refused() -> None:
+    for extra in (LMCACHES, {NAMESPACE: "model"}):
+        spec = replace(MLA, **{RATIO: 4})
+        assert "another number of tokens than one" in reasons(spec, extra=extra)
 
 
 def test_a_scale_for_the_whole_cache_is_enough() -> None:
@@ -113,25 +132,15 @@ def test_a_kind_of_kv_cache_that_is_not_known_is_refused(cls: type[KVCacheSpec])
         assert f"not full attention alone: {cls.__name__}" in reasons(spec)
 
 
-@pytest.mark.parametrize(
-    ("spec", "settings", "reason"),
-    [
-        (MLA, {}, "multi-head latent attention"),
-        (FULL, {"use_layerwise": True}, "use_layerwise is set"),
-        (FULL, {"enable_blending": True}, "enable_blending is set"),
-    ],
-)
-def test_what_cannot_be_copied_on_a_cpu_is_refused(
-    spec: KVCacheSpec, settings: dict[str, bool], reason: str
-) -> None:
-    assert reason in reasons(spec, device="cpu", **settings)
+@pytest.mark.parametrize("name", ["use_layerwise", "save_unfull_chunk", "enable_blending"])
+def test_what_is_no_copy_of_whole_blocks_of_all_layers_is_refused(name: str) -> None:
+    assert f"{name} is set" in reasons(FULL, **{name: True})
 
 
 def test_every_reason_is_in_one_error() -> None:
     refused = reasons(
         FULL,
         FULL,
-        device="cpu",
         extra={"use_native": True},
         use_layerwise=True,
         enable_blending=True,

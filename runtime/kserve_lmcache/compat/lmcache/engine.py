@@ -7,17 +7,15 @@ from __future__ import annotations
 
 import functools
 import os
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import msgspec
 import torch
 import zmq
-from lmcache.integration.vllm.utils import ENGINE_NAME, lmcache_get_or_create_config
-from lmcache.integration.vllm.vllm_service_factory import VllmServiceFactory
+from lmcache.integration.vllm.utils import lmcache_get_or_create_config
 from lmcache.integration.vllm.vllm_v1_adapter import LoadSpec, extract_request_configs
 from lmcache.observability import LMCStatsMonitor
-from lmcache.v1.cache_engine import LMCacheEngineBuilder
 from lmcache.v1.offload_server.message import OffloadMsg
 from lmcache.v1.rpc_utils import get_zmq_rpc_path_lmcache, get_zmq_socket
 
@@ -27,15 +25,10 @@ if TYPE_CHECKING:
         LMCacheConnectorV1Impl,
     )
     from lmcache.v1.config import LMCacheEngineConfig
-    from lmcache.v1.gpu_connector.gpu_connectors import GPUConnectorInterface
     from lmcache.v1.metadata import LMCacheMetadata
     from lmcache.v1.offload_server.zmq_server import ZMQOffloadServer
-    from vllm.config import VllmConfig
     from vllm.distributed.kv_transfer.kv_connector.v1.lmcache_connector import LMCacheConnectorV1
     from vllm.v1.request import Request
-
-# Makes LMCache's copy path from LMCache's configuration and the metadata of a worker.
-MakeCopyPath = Callable[["LMCacheEngineConfig", "LMCacheMetadata"], "GPUConnectorInterface"]
 
 
 def process_config() -> LMCacheEngineConfig:
@@ -46,33 +39,6 @@ def process_config() -> LMCacheEngineConfig:
 def adapter_of(connector: LMCacheConnectorV1) -> LMCacheConnectorV1Impl:
     """LMCache's adapter behind vLLM's connector."""
     return connector._lmcache_engine
-
-
-def create_engine(vllm_config: VllmConfig, make_copy_path: MakeCopyPath) -> None:
-    """Create this worker's LMCache engine with a copy path of the caller's.
-
-    LMCache's factory takes the engine that exists under its name. LMCache itself has no copy
-    path for a CPU and turns caching off there.
-    """
-    from vllm.distributed.parallel_state import get_tp_group
-
-    config = process_config()
-    metadata = VllmServiceFactory(config, vllm_config, "worker").get_or_create_metadata()
-    group = get_tp_group()
-    LMCacheEngineBuilder.get_or_create(
-        ENGINE_NAME,
-        config,
-        metadata,
-        make_copy_path(config, metadata),
-        group.broadcast,
-        group.broadcast_object,
-    )
-
-
-def copy_path(adapter: LMCacheConnectorV1Impl) -> GPUConnectorInterface | None:
-    """The copy path of this worker's engine; ``None`` without an engine."""
-    engine = adapter.lmcache_engine
-    return None if engine is None else engine.gpu_connector
 
 
 def stop(adapter: LMCacheConnectorV1Impl) -> None:

@@ -19,6 +19,7 @@ from kserve_lmcache.tiers.guard.corrupt_keys import CorruptKeys
 from kserve_lmcache.tiers.guard.counters import Counters
 from kserve_lmcache.tiers.guard.deadline_executor import DeadlineExecutor
 from kserve_lmcache.tiers.guard.load_cost import LoadCost
+from kserve_lmcache.tiers.guard.proof import prove
 from kserve_lmcache.tiers.guard.read_counts import add_reads
 from kserve_lmcache.tiers.guard.store import CallKind, Store, StoreError
 from kserve_lmcache.tiers.guard.writer import Chunk, Writer
@@ -189,6 +190,24 @@ class Tier:
     def delete(self, key: str) -> None:
         """Deletes a chunk in the background."""
         self._writer.delete([key])
+
+    def prove(self, layout: Layout, payload: Buffer, wait: float) -> str:
+        """Proves that the store gives back what it is given.
+
+        Args:
+            layout: of the payload.
+            payload: any bytes.
+            wait: seconds to wait for the first answer of the store.
+
+        Returns:
+            What happened, in words.
+
+        Raises:
+            WrongValueError: the store returned other bytes.
+        """
+        if not self._breaker.wait_closed(wait):
+            return f"not up ({self._down_reason})"
+        return prove(self._call, self._limits, layout, payload)
 
     def close(self) -> None:
         """Writes the queue, if that takes little time, and closes the store."""
