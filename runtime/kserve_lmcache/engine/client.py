@@ -12,6 +12,8 @@ from kserve_lmcache.engine import tenant
 class TenantAsyncLLM(AsyncLLM):  # type: ignore[misc]
     """Adds the active tenant to all that it sends to the engine."""
 
+    engine_core: Any
+
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self.engine_core = _TenantCore(self.engine_core)
