@@ -17,6 +17,7 @@ from kserve_lmcache.compat.vllm import attention_backends
 from kserve_lmcache.config.tier_plugins import PLUGINS
 from kserve_lmcache.connector.copy.connector import BlockConnector
 from kserve_lmcache.connector.copy.pages import pages_of
+from kserve_lmcache.connector.copy.transfer import fence
 from kserve_lmcache.connector.cpu_affinity import use_all_cores
 from kserve_lmcache.connector.error_containment import ErrorContainment, contained
 from kserve_lmcache.connector.load_queue import LoadQueue
@@ -271,11 +272,18 @@ class WorkerPart:
         tokens = len(source.tokens) - source.computed_tokens
         size = tokens * lmcache_engine.token_bytes(self._stock.adapter)
         headers = self._results.step.traces.get(load.request_id)
-        self._results.begin(load, size, functools.partial(self._load, load, source, headers))
+        # The blocks may have been another request's, which an accelerator may still compute.
+        after = fence(self._device)
+        run = functools.partial(self._load, load, source, headers, after)
+        self._results.begin(load, size, run)
 
-    @contained(lambda self, load, source, headers: load.blocks)
-    def _load(self, load: Load, source: Source, headers: Headers | None) -> Collection[int]:
+    @contained(lambda self, load, *_: load.blocks)
+    def _load(
+        self, load: Load, source: Source, headers: Headers | None, after: Any
+    ) -> Collection[int]:
         """Load the blocks of a request; returns those that are missing."""
+        if after is not None:
+            after.synchronize()
         adapter, began = self._stock.adapter, time.monotonic()
         with count_reads() as read:
             missing = lmcache_engine.load(

@@ -53,6 +53,17 @@ class Transfer(Protocol):
         """Copy to blocks. What is computed next may read them."""
 
 
+def fence(device: str) -> Any:
+    """An event after all that this thread has begun to compute; ``None`` on a CPU.
+
+    Args:
+        device: the type of the device.
+    """
+    if device == "cpu":
+        return None
+    return torch.get_device_module(device).current_stream().record_event()
+
+
 def transfer_of(cache: PagedCache, chunk_blocks: int) -> Transfer:
     """The way for the device of a KV cache.
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-import pytest
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -13,6 +15,7 @@ from kserve_lmcache.connector.copy.transfer import (
     HostTransfer,
     StagedTransfer,
     Transfer,
+    fence,
     transfer_of,
 )
 from tests.support.layouts import DEVICE, LAYOUTS, Cache, Sizes, cache, sizes
@@ -29,6 +32,18 @@ def ways(paged: PagedCache, staging: int) -> list[Transfer]:
     """On a CPU the streams of the second do nothing, and all else is as on a GPU."""
     staged = StagedTransfer(paged, MOST, staging)
     return [staged] if DEVICE != "cpu" else [HostTransfer(paged), staged]
+
+
+def compute_for_a_while() -> None:
+    """On a CPU all is computed in order."""
+    if DEVICE == "cuda":
+        torch.cuda._sleep(2_000_000)
+
+
+def load(way: Transfer, chunks: list[Chunk], after: Any) -> None:
+    if after is not None:
+        after.synchronize()
+    way.load(chunks)
 
 
 def paged_of(whole: Cache) -> PagedCache:
@@ -84,12 +99,11 @@ def test_the_device_decides_the_way() -> None:
     assert isinstance(way, HostTransfer if DEVICE == "cpu" else StagedTransfer)
 
 
-@pytest.mark.skipif(DEVICE == "cpu", reason="a CPU has no streams")
 def test_a_store_waits_for_what_is_computed_before_and_not_after() -> None:
     whole = cache("MLA", Sizes(8, 101, 16, 1, 64, torch.float32))
     way = StagedTransfer(paged_of(whole), MOST)
     for number in range(20):
-        torch.cuda._sleep(2_000_000)
+        compute_for_a_while()
         for tensor in whole.tensors.values():
             tensor[5:9] = float(number)
         memory = host_memory(paged_of(whole), 4)
@@ -99,15 +113,29 @@ def test_a_store_waits_for_what_is_computed_before_and_not_after() -> None:
         assert bool((memory.flatten().view(torch.float32) == number).all())
 
 
-@pytest.mark.skipif(DEVICE == "cpu", reason="a CPU has no streams")
 def test_a_load_waits_for_what_is_computed_before_and_is_seen_after() -> None:
     whole = cache("MLA", Sizes(8, 101, 16, 1, 64, torch.float32))
     way = StagedTransfer(paged_of(whole), MOST)
     for number in range(20):
         memory = host_memory(paged_of(whole), 4)
         memory.flatten().view(torch.float32).fill_(number)
-        torch.cuda._sleep(2_000_000)
+        compute_for_a_while()
         for tensor in whole.tensors.values():
             tensor[5:9] = -1.0
         way.load([Chunk(memory, [5, 6, 7, 8])])
         assert all(bool((tensor[5:9] == number).all()) for tensor in whole.tensors.values())
+
+
+def test_a_load_in_another_thread_waits_for_what_was_computed_when_it_was_asked_for() -> None:
+    whole = cache("MLA", Sizes(8, 101, 16, 1, 64, torch.float32))
+    way = transfer_of(paged_of(whole), MOST)
+    with ThreadPoolExecutor(1) as pool:
+        for number in range(20):
+            memory = host_memory(paged_of(whole), 4)
+            memory.flatten().view(torch.float32).fill_(number)
+            compute_for_a_while()
+            for tensor in whole.tensors.values():
+                tensor[5:9] = -1.0
+            after = fence(DEVICE)
+            pool.submit(load, way, [Chunk(memory, [5, 6, 7, 8])], after).result()
+            assert all(bool((tensor[5:9] == number).all()) for tensor in whole.tensors.values())
