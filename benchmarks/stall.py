@@ -4,8 +4,9 @@
 
 A server stores prompts in a Redis. For each link, a second server starts whose way to the Redis is
 that link. It streams answers, and meanwhile gets prompts one after another: over a link of a given
-rate those that the first server stored, over a link with a delay new ones, which are looked up in
-vain. Prints a Markdown table.
+rate those that the first server stored, of which it computes one token; over a link with a delay
+new ones, which are looked up in vain and computed. Prints a Markdown table. The goal of a load is
+the quiet gap and 0.15 of the load; that of a lookup is the longest gap without the delay and 10 ms.
 """
 
 from __future__ import annotations
@@ -31,7 +32,8 @@ from kserve_lmcache.bench.own import free_port
 
 _PIECE = 1 << 16  # bytes
 _QUIET_SECONDS = 5.0
-_LOADED_WORDS, _NEW_WORDS = 1400, 150  # about two tokens each
+_CHUNK = 256  # tokens
+_LOADED, _NEW = 11 * _CHUNK + 1, _CHUNK + 1  # tokens
 
 
 @dataclass(frozen=True)
@@ -41,13 +43,15 @@ class Link:
     Attributes:
         rate: bytes a second; 0: as fast as it goes.
         delay: seconds until an answer arrives.
+        is_lookup: whether new prompts are asked, and not those that are stored.
     """
 
-    rate: float
-    delay: float
+    rate: float = 0.0
+    delay: float = 0.0
+    is_lookup: bool = False
 
     def __str__(self) -> str:
-        if self.delay:
+        if self.is_lookup:
             return f"lookup, answered after {1000 * self.delay:g} ms"
         return f"load, {self.rate / 1e6:g} MB/s" if self.rate else "load, any rate"
 
@@ -60,33 +64,39 @@ def main() -> None:
     parser.add_argument("--prompts", type=int, default=5)
     parser.add_argument("--streams", type=int, default=2)
     args = parser.parse_args()
-    links = [Link(rate * 1e6, 0) for rate in args.rate]
-    links += [Link(0, delay / 1000) for delay in args.delay]
-    stored = [prompt(number, _LOADED_WORDS) for number in range(args.prompts)]
+    links = [Link(rate=rate * 1e6) for rate in args.rate]
+    links += [Link(delay=delay / 1000, is_lookup=True) for delay in (0.0, *args.delay)]
+    stored = [prompt(number, _LOADED) for number in range(args.prompts)]
     print("| link | first token, ms | quiet gap, ms | gap, ms: median | longest | goal, ms |")
     print("|---|---|---|---|---|---|", flush=True)
     with tempfile.TemporaryDirectory() as name, contenders.servers(Path(name)) as outer:
         store = contenders.redis(outer)
         with contenders.servers(Path(name)) as servers:
             asyncio.run(store_all(contenders.ours(servers, "writer", store), stored))
+        undelayed = 0.0
         for number, link in enumerate(links):
             asked = stored
-            if link.delay:
-                asked = [prompt(1000 + each, _NEW_WORDS) for each in range(args.prompts)]
+            if link.is_lookup:
+                asked = [prompt(1000 + each, _NEW) for each in range(args.prompts)]
             with relayed(store, link) as way, contenders.servers(Path(name)) as servers:
                 url = contenders.ours(servers, f"reader-{number}", way)
-                print(asyncio.run(row(url, link, asked, args.streams)), flush=True)
+                seconds, quiet, gaps = asyncio.run(measure(url, asked, args.streams))
+            load = statistics.median(seconds)
+            if link.is_lookup and not link.delay:
+                undelayed = max(gaps)
+            goal = undelayed + 0.01 if link.is_lookup else quiet + 0.15 * load
+            figures = (load, quiet, statistics.median(gaps), max(gaps), goal)
+            cells = " | ".join(f"{1000 * each:.0f}" for each in figures)
+            print(f"| {link} | {cells} |", flush=True)
 
 
-def prompt(number: int, words: int) -> str:
-    """A prompt of its own, of about two tokens a word."""
+def prompt(number: int, tokens: int) -> list[int]:
+    """The tokens of a prompt that shares no beginning with another one."""
     chance = random.Random(number)
-    return " ".join(
-        f"{number}" if not place else str(chance.randrange(100)) for place in range(words)
-    )
+    return [chance.randrange(1000, 40_000) for _ in range(tokens)]
 
 
-async def store_all(url: str, prompts: list[str]) -> None:
+async def store_all(url: str, prompts: list[list[int]]) -> None:
     """Ask every prompt, and wait until all chunks are written."""
     async with httpx.AsyncClient(base_url=url, timeout=300) as client:
         for each in prompts:
@@ -94,8 +104,10 @@ async def store_all(url: str, prompts: list[str]) -> None:
         await asyncio.sleep(3)
 
 
-async def row(url: str, link: Link, prompts: list[str], streams: int) -> str:
-    """A row of the table."""
+async def measure(
+    url: str, prompts: list[list[int]], streams: int
+) -> tuple[list[float], float, list[float]]:
+    """Seconds to the first token of each prompt, the quiet gap, and the gap during each prompt."""
     async with httpx.AsyncClient(base_url=url, timeout=300) as client:
         await first_token(client, prompt(10_000, 300))  # what a first request makes
         arrivals: list[list[float]] = [[] for _ in range(streams)]
@@ -118,12 +130,10 @@ async def row(url: str, link: Link, prompts: list[str], streams: int) -> str:
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
-    goal = quiet + (0.01 if link.delay else 0.15 * statistics.median(seconds))
-    figures = (statistics.median(seconds), quiet, statistics.median(gaps), max(gaps), goal)
-    return f"| {link} | " + " | ".join(f"{1000 * each:.0f}" for each in figures) + " |"
+    return seconds, quiet, gaps
 
 
-async def first_token(client: httpx.AsyncClient, text: str) -> float:
+async def first_token(client: httpx.AsyncClient, text: list[int]) -> float:
     """Seconds until the first token of the answer."""
     began = time.monotonic()
     async for _ in tokens(client, text, 1):
@@ -138,7 +148,7 @@ async def stream(client: httpx.AsyncClient, number: int, arrivals: list[float]) 
             arrivals.append(time.monotonic())
 
 
-async def tokens(client: httpx.AsyncClient, text: str, count: int) -> AsyncIterator[None]:
+async def tokens(client: httpx.AsyncClient, text: list[int], count: int) -> AsyncIterator[None]:
     body = {"model": "small", "prompt": text, "max_tokens": count, "stream": True}
     body |= {"ignore_eos": True, "temperature": 0}
     async with client.stream("POST", "/openai/v1/completions", json=body) as answer:
