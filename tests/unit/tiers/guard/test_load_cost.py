@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import pytest
 
 from kserve_lmcache.tiers.guard import load_cost as load_cost_module
@@ -23,10 +25,17 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
     return clock
 
 
-def compute(cost: LoadCost, clock: Clock, tokens: int, seconds: float) -> None:
+def compute(
+    cost: LoadCost,
+    clock: Clock,
+    tokens: int,
+    seconds: float,
+    meanwhile: Callable[[], None] = lambda: None,
+) -> None:
     for _ in range(3):
         cost.prefill.begin_step(tokens)
         clock.now += seconds
+        meanwhile()
         cost.prefill.end_step()
 
 
