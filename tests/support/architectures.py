@@ -185,8 +185,7 @@ ARCHITECTURES = (
         "heads of two sizes, RoPE, a sliding window in some layers",
         {
             **_WINDOW,
-            # vLLM 0.32 starts no engine of which layers share KV and differ in size, unless its
-            # hybrid manager is on, which no connector of LMCache's is for.
+            # Refused with shared KV.
             "num_kv_shared_layers": 0,
             "global_head_dim": 64,
             "layer_types": ["sliding_attention", "sliding_attention", "full_attention"],

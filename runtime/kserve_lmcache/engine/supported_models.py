@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from kserve_lmcache.config.engine_file import COPY
 from kserve_lmcache.errors import UnsupportedModelError
@@ -47,6 +47,11 @@ def _reasons(config: VllmConfig) -> Iterator[str]:
     keeps_all = _mixes(text) and config.scheduler_config.disable_hybrid_kv_cache_manager
     if _slides(text) and not keeps_all:
         yield "the model's attention has a sliding window, and vLLM frees the blocks before it"
+    if keeps_all and _shares_in_two_sizes(text):
+        yield (
+            "layers of two sizes use the KV of others, for which vLLM needs its hybrid KV-cache "
+            "manager, and LMCache needs it off"
+        )
     if getattr(model, "is_diffusion", False):
         yield "the model is a diffusion model, whose KV of a token depends on the tokens after it"
     if getattr(text, "attention_chunk_size", None):
@@ -119,3 +124,16 @@ def _mixes(text_config: object) -> bool:
     """
     types = getattr(text_config, "layer_types", None) or ()
     return {"full_attention", "sliding_attention"} <= {str(kind) for kind in types}
+
+
+def _shares_in_two_sizes(text_config: Any) -> bool:
+    """Whether some layers use the KV of others, and the heads of the layers differ in size.
+
+    Without its hybrid KV-cache manager, vLLM 0.32 starts no engine of such a model (Gemma 4).
+    """
+    if not getattr(text_config, "num_kv_shared_layers", 0):
+        return False
+    values = text_config.to_dict()
+    layers = (values.get("per_layer_config") or {}).values()  # transformers 5.16
+    sizes = {values.get("head_dim"), values.get("global_head_dim")}
+    return len(sizes.union(layer.get("head_dim") for layer in layers) - {None}) > 1

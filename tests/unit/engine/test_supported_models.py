@@ -50,6 +50,18 @@ KINDS = {
     # By vLLM's way for models of transformers that it does not know.
     "MiniMax": ("minimax", "MiniMaxForCausalLM", SIZES, "no full attention (linear_attention)"),
     "Gemma 3n": ("gemma3n", "Gemma3nForConditionalGeneration", {}, "images, audio or video"),
+    "Gemma 4 with shared KV": (
+        "gemma4_text",
+        "Gemma4ForCausalLM",
+        {
+            **SIZES,
+            "sliding_window": 64,
+            "global_head_dim": 64,
+            "layer_types": ["sliding_attention", "full_attention"] * 2,
+            "num_kv_shared_layers": 2,
+        },
+        "layers of two sizes use the KV of others",
+    ),
     "Whisper": ("whisper", "WhisperForConditionalGeneration", {}, "has an encoder"),
     # On a processor with AMX, whose backend attends to cached KV, this one is not refused.
     "DeepSeek-V2": (
