@@ -1,6 +1,6 @@
 """Several servers side by side, each on the same requests in turns: the tables of the docs.
 
-    .venv/bin/python -m benchmarks.side_by_side cache|misses|http|others [--output DIR] [OPTION…]
+    .venv/bin/python -m benchmarks.side_by_side cache|misses|busy|http|others [--output DIR] [OPTION…]
 
 ``OPTION``: of ``kserve-lmcache bench``; they come last, and so replace those of the comparison.
 """
@@ -36,9 +36,12 @@ class Comparison:
 SWEEP = ["--output-tokens=2", "--rounds=3", "--lengths"]
 
 
-def load(prompt: int, requests: int, clients: Sequence[int], rounds: int = 10) -> list[str]:
-    """Random prompts and answers of 32 tokens; ``requests`` in each turn."""
-    flags = f"--dataset-name=random --input-len={prompt} --output-len=32 --num-prompts={requests}"
+def load(
+    prompt: int, requests: int, clients: Sequence[int], rounds: int = 10, answer: int = 32
+) -> list[str]:
+    """Random prompts and answers of so many tokens; ``requests`` in each turn."""
+    flags = f"--dataset-name=random --input-len={prompt} --output-len={answer}"
+    flags += f" --num-prompts={requests}"
     return [f"--load={flags}", f"--rounds={rounds}", "--concurrency", *map(str, clients)]
 
 
@@ -47,6 +50,7 @@ COMPARISONS = {
         [(off, 1), (ours, 2)], [*SWEEP, "512", "1024", "2048", "4096", "8064"], counts_bytes=True
     ),
     "misses": Comparison([(off, 1), (ours, 1)], load(1024, 4, (1, 4))),
+    "busy": Comparison([(off, 1), (ours, 1)], load(512, 24, (8,), answer=64)),
     "http": Comparison([(vllm, 1), (off, 1)], load(64, 32, (1, 8, 32), rounds=5)),
     "others": Comparison([(ours, 2), (mp, 2)], [*SWEEP, "1024", "4096"]),
 }
