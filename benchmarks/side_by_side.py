@@ -1,8 +1,9 @@
 """Several servers side by side, each on the same requests in turns: the tables of the docs.
 
-    .venv/bin/python -m benchmarks.side_by_side cache|misses|busy|http|others [--output DIR] [OPTION…]
+    .venv/bin/python -m benchmarks.side_by_side NAME [--output DIR] [OPTION…]
 
-``OPTION``: of ``kserve-lmcache bench``; they come last, and so replace those of the comparison.
+``NAME``: cache, misses, busy, http or others. ``OPTION``: of ``kserve-lmcache bench``; they come
+last, and so replace those of the comparison.
 """
 
 from __future__ import annotations

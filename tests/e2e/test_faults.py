@@ -16,7 +16,13 @@ import pytest
 from tests.support.fault_injector.sitecustomize import CALLS
 from tests.support.metrics import samples
 from tests.support.options import option
-from tests.support.server import Server, engine_environment, long_prompt, running
+from tests.support.server import (
+    Server,
+    engine_environment,
+    long_prompt,
+    running,
+    with_fault_injector,
+)
 
 ROUNDS = option("--fault-rounds")
 NAMES = [name for _, calls in CALLS.values() for name in calls]
@@ -57,10 +63,8 @@ def loaded(server: Server) -> float:
 def test_no_request_fails_and_no_answer_changes(logs: Path, tmp_path: Path) -> None:
     faults = Faults(tmp_path / "switch")
     faults.set({})
-    injector = Path(__file__).parents[1] / "support" / "fault_injector"
-    path = os.pathsep.join(filter(None, [str(injector), os.environ.get("PYTHONPATH")]))
     environ = engine_environment(
-        PYTHONPATH=path,
+        PYTHONPATH=with_fault_injector(os.environ),
         FAULT_INJECTOR_SWITCH=str(faults.path),
         LMCACHE_MAX_LOCAL_CPU_SIZE="1.0",
     )

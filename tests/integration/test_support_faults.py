@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 import time
@@ -18,6 +19,7 @@ from redis.retry import Retry
 
 from tests.support.faults import FAULTS, Target, killed, target_of
 from tests.support.network_faults import Lossy
+from tests.support.server import with_fault_injector
 from tests.support.stores import Store, node
 
 PASSWORD = "test-password-7f1c"
@@ -309,3 +311,18 @@ def test_every_fault_is_tried_here() -> None:
     tried = Path(__file__).read_text()
     for name in FAULTS:
         assert f'"{name}"' in tried or name == "killed, back after 1 s", name
+
+
+@pytest.mark.parametrize("delay", ["0", "0.25"])
+def test_loads_are_delayed_in_other_processes(delay: str) -> None:
+    code = (
+        "import lmcache.v1.cache_engine as module;"
+        "print(module.LMCacheEngine.retrieve.__code__.co_filename)"
+    )
+    environ = os.environ | {
+        "PYTHONPATH": with_fault_injector(os.environ),
+        "FAULT_INJECTOR_LOAD_DELAY": delay,
+    }
+    command = [sys.executable, "-c", code]
+    result = subprocess.run(command, env=environ, capture_output=True, text=True, check=True)
+    assert ("fault_injector" in result.stdout.split()[-1]) == (delay != "0")

@@ -13,6 +13,7 @@ from typing import Any
 import openai
 
 from tests.support.deprecations import DEPRECATIONS_ARE_ERRORS, deprecations
+from tests.support.options import option
 from tests.support.ports import free_port
 from tests.support.processes import Process, is_healthy
 
@@ -33,7 +34,16 @@ def engine_environment(**variables: str) -> dict[str, str]:
     ours = ("LMCACHE_", "VLLM_", "KSERVE_", "PYTHONHASHSEED", "PROMETHEUS_MULTIPROC_DIR")
     kept = {name: value for name, value in os.environ.items() if not name.startswith(ours)}
     strict = {"PYTHONWARNINGS": DEPRECATIONS_ARE_ERRORS}
+    if delay := option("--load-delay"):
+        strict["FAULT_INJECTOR_LOAD_DELAY"] = str(delay)
+        kept["PYTHONPATH"] = with_fault_injector(kept)
     return {**kept, **strict, "PYTHON": sys.executable, **variables}
+
+
+def with_fault_injector(environ: Mapping[str, str]) -> str:
+    """A ``PYTHONPATH`` that has :mod:`tests.support.fault_injector` as well."""
+    injector = str(ROOT / "tests" / "support" / "fault_injector")
+    return os.pathsep.join(filter(None, [injector, environ.get("PYTHONPATH")]))
 
 
 @dataclass

@@ -3,6 +3,9 @@
 While the file that ``FAULT_INJECTOR_SWITCH`` names holds lines ``CALL CHANCE``, those calls of
 LMCache raise with that chance, half of the times after they have done their work. The first time
 of each is said on stderr.
+
+``FAULT_INJECTOR_LOAD_DELAY`` delays half of the loads at random, by so many seconds at most: half
+of these before anything is loaded, the others after it.
 """
 
 from __future__ import annotations
@@ -13,6 +16,7 @@ import importlib.machinery
 import os
 import random
 import sys
+import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from types import ModuleType
@@ -38,6 +42,7 @@ CALLS = {
     "lmcache.v1.cache_engine": ("LMCacheEngine", ("retrieve", "store")),
 }
 
+_LOAD_DELAY = float(os.environ.get("FAULT_INJECTOR_LOAD_DELAY", 0))
 _injected_once: set[str] = set()
 
 
@@ -68,6 +73,18 @@ def _injected(name: str, real: Callable[..., Any]) -> Callable[..., Any]:
     return call
 
 
+def _delayed(real: Callable[..., Any], seconds: float) -> Callable[..., Any]:
+    @functools.wraps(real)
+    def call(*args: Any, **kwargs: Any) -> Any:
+        before, after = random.choice(((0, 0), (0, 0), (1, 0), (0, 1)))
+        time.sleep(before * random.uniform(0, seconds))
+        loaded = real(*args, **kwargs)
+        time.sleep(after * random.uniform(0, seconds))
+        return loaded
+
+    return call
+
+
 class _Finder(importlib.abc.MetaPathFinder):
     """Wraps the calls once their module is loaded."""
 
@@ -86,11 +103,15 @@ class _Finder(importlib.abc.MetaPathFinder):
             owner, calls = CALLS[name]
             for call in calls:
                 real = getattr(getattr(module, owner), call)
-                setattr(getattr(module, owner), call, _injected(call, real))
+                if call == "retrieve" and _LOAD_DELAY:
+                    real = _delayed(real, _LOAD_DELAY)
+                if "FAULT_INJECTOR_SWITCH" in os.environ:
+                    real = _injected(call, real)
+                setattr(getattr(module, owner), call, real)
 
         spec.loader.exec_module = execute_and_wrap  # type: ignore[method-assign]
         return spec
 
 
-if "FAULT_INJECTOR_SWITCH" in os.environ:
+if "FAULT_INJECTOR_SWITCH" in os.environ or _LOAD_DELAY:
     sys.meta_path.insert(0, _Finder())
