@@ -17,11 +17,16 @@ from tests.support.cluster.kserve import MODEL_VOLUME
 from tests.support.limits import limited
 
 _numbers = itertools.count(2)
+_BRIDGE = "bridge"
 
 
 @dataclass
 class Cluster:
     """Pods that reach each other by the names of their Services and by their own.
+
+    The pods' bridge is in a network namespace of its own. A container engine sets this machine's
+    FORWARD policy to drop and lets the rules meet what crosses a bridge (bridge-nf-call-iptables);
+    no rule of this machine meets what one pod sends to another.
 
     Attributes:
         directory: for volumes and logs.
@@ -36,7 +41,7 @@ class Cluster:
     secrets: Mapping[str, Mapping[str, str]] = field(default_factory=dict)
     model: Path | None = None
     claims: Mapping[str, Path] = field(default_factory=dict)
-    _bridge: str = field(default_factory=lambda: f"kl{os.getpid()}")
+    _network: str = field(default_factory=lambda: f"kl{os.getpid()}")
     _subnet: str = field(default_factory=lambda: f"10.213.{random.randrange(250)}")
     _stack: ExitStack = field(default_factory=ExitStack)
     _pods: list[Pod] = field(default_factory=list)
@@ -49,10 +54,7 @@ class Cluster:
         cluster = cls(directory, *arguments, **fields)
         directory.chmod(0o755)  # containers have other users
         with cluster._stack:
-            _ip("link", "add", cluster._bridge, "type", "bridge")
-            cluster._stack.callback(_ip, "link", "del", cluster._bridge)
-            _ip("addr", "add", f"{cluster._subnet}.1/24", "dev", cluster._bridge)
-            _ip("link", "set", cluster._bridge, "up")
+            cluster._connect_machine()
             yield cluster
 
     def pod(self, name: str, spec: dict[str, Any], *names: str) -> Pod:
@@ -62,7 +64,7 @@ class Cluster:
             name,
             spec,
             f"{self._subnet}.{number}",
-            f"{self._bridge}-{number}",
+            f"{self._network}-{number}",
             self.directory / f"hosts-{name}",
             {each["name"]: self._volume(name, each) for each in spec.get("volumes", [])},
             self.secrets,
@@ -120,18 +122,36 @@ class Cluster:
         items = reference.get("items") or [{"key": key, "path": key} for key in held]
         return {item["path"]: held[item["key"]] for item in items if item["key"] in held}
 
+    def _connect_machine(self) -> None:
+        """The bridge, and a cable between it and this machine."""
+        outer, inner = f"{self._network}h", "machine"
+        self._namespace(self._network)
+        inside = ("-n", self._network)
+        _ip(*inside, "link", "add", _BRIDGE, "type", "bridge")
+        _ip(*inside, "link", "set", _BRIDGE, "up")
+        _ip("link", "add", outer, "type", "veth", "peer", "name", inner, "netns", self._network)
+        # A namespace ends a while after it is deleted, and its cables with it.
+        self._stack.callback(_ip, "link", "del", outer)
+        _ip(*inside, "link", "set", inner, "master", _BRIDGE, "up")
+        _ip("addr", "add", f"{self._subnet}.1/24", "dev", outer)
+        _ip("link", "set", outer, "up")
+
     def _connect(self, pod: Pod, number: int) -> None:
         """A cable between the pod's network namespace and the bridge."""
-        outer, inner = f"{self._bridge}o{number}", f"{self._bridge}i{number}"
-        _ip("netns", "add", pod.namespace)
-        self._stack.callback(_ip, "netns", "del", pod.namespace)
-        _ip("link", "add", outer, "type", "veth", "peer", "name", inner)
-        _ip("link", "set", inner, "netns", pod.namespace)
-        _ip("link", "set", outer, "master", self._bridge, "up")
-        inside = ("-n", pod.namespace)
-        _ip(*inside, "addr", "add", f"{pod.address}/24", "dev", inner)
-        _ip(*inside, "link", "set", inner, "up")
-        _ip(*inside, "link", "set", "lo", "up")
+        outer, inner = f"pod{number}", "eth0"
+        self._namespace(pod.namespace)
+        of_bridge, of_pod = ("-n", self._network), ("-n", pod.namespace)
+        veth = ("type", "veth", "peer", "name", inner, "netns", pod.namespace)
+        _ip(*of_bridge, "link", "add", outer, *veth)
+        _ip(*of_bridge, "link", "set", outer, "master", _BRIDGE, "up")
+        _ip(*of_pod, "addr", "add", f"{pod.address}/24", "dev", inner)
+        _ip(*of_pod, "link", "set", inner, "up")
+        _ip(*of_pod, "link", "set", "lo", "up")
+
+    def _namespace(self, name: str) -> None:
+        """A network namespace until the cluster's end."""
+        _ip("netns", "add", name)
+        self._stack.callback(_ip, "netns", "del", name)
 
     def _write_hosts(self) -> None:
         """Names for all pods, in place of the cluster's DNS."""
