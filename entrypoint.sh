@@ -11,11 +11,11 @@ export VLLM_NO_USAGE_STATS="${VLLM_NO_USAGE_STATS:-1}"
 
 # The processes of the server keep their counters here. Files of an earlier start are removed.
 if [ -n "${PROMETHEUS_MULTIPROC_DIR:-}" ]; then
-    mkdir -p "$PROMETHEUS_MULTIPROC_DIR"
+    mkdir -p "$PROMETHEUS_MULTIPROC_DIR" 2>/dev/null || true
     rm -f "$PROMETHEUS_MULTIPROC_DIR"/*.db
-else
-    PROMETHEUS_MULTIPROC_DIR="$(mktemp -d "${TMPDIR:-/tmp}/kserve-lmcache-metrics.XXXXXX")"
-    export PROMETHEUS_MULTIPROC_DIR
+# The server itself says why a directory cannot be used, and what to do.
+elif directory="$(mktemp -d "${TMPDIR:-/tmp}/kserve-lmcache-metrics.XXXXXX" 2>/dev/null)"; then
+    export PROMETHEUS_MULTIPROC_DIR="$directory"
 fi
 
 exec "${PYTHON:-python3}" -m kserve_lmcache "$@"

@@ -2,6 +2,7 @@
 
 KServeLMCacheError             base; ``exit_code`` is the exit code of the process
 ├── UsageError                 a flag or a variable of the process is unknown or cannot be used
+├── DirectoryError             a directory that the server writes to cannot be used; lists all
 ├── ConfigurationError         the configuration of LMCache has problems; lists all of them
 ├── IdentityError              a file of the model is missing, damaged or unreadable
 ├── UnsupportedModelError      the KV cache of the model cannot be offloaded; lists all reasons
@@ -48,16 +49,29 @@ class Problem:
         return redact_urls(f"{self.source}: {self.message}. {self.fix}")
 
 
-class ConfigurationError(KServeLMCacheError):
-    """The configuration of LMCache has problems. ``problems`` has all of them."""
+class _ProblemsError(KServeLMCacheError):
+    """Lists all problems of a ``place``, such as the configuration."""
 
-    exit_code = 2
+    place = ""
 
     def __init__(self, problems: Sequence[Problem]) -> None:
         self.problems = tuple(problems)
         count = len(self.problems)
-        heading = f"{count} problem{'s' if count != 1 else ''} in the LMCache configuration:"
+        heading = f"{count} problem{'s' if count != 1 else ''} {self.place}:"
         super().__init__("\n".join([heading, *(f"  - {problem}" for problem in self.problems)]))
+
+
+class ConfigurationError(_ProblemsError):
+    """The configuration of LMCache has problems. ``problems`` has all of them."""
+
+    exit_code = 2
+    place = "in the LMCache configuration"
+
+
+class DirectoryError(_ProblemsError):
+    """The server cannot use a directory that it writes to. ``problems`` has all of them."""
+
+    place = "with the directories that the server writes to"
 
 
 class IdentityError(KServeLMCacheError):

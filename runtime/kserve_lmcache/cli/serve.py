@@ -12,9 +12,10 @@ from kserve.logging import KSERVE_LOG_CONFIG, configure_logging
 from kserve_lmcache import logs
 from kserve_lmcache.cli.arguments import parse_arguments
 from kserve_lmcache.compat.vllm import configure_logging as configure_vllms_logging
+from kserve_lmcache.config import directories
 from kserve_lmcache.config.configuration import Configuration
 from kserve_lmcache.doctor import at_start
-from kserve_lmcache.engine.arguments import resolve_engine_arguments
+from kserve_lmcache.engine.arguments import compiles, resolve_engine_arguments
 from kserve_lmcache.engine.plan import plan_offload, resolve_configuration
 from kserve_lmcache.metrics import start_up_timing
 from kserve_lmcache.server.http import access_log
@@ -38,6 +39,7 @@ def run(argv: Sequence[str], levels: logs.LibraryLevels) -> None:
     args = parse_arguments(argv)
     configuration = resolve_configuration(args, os.environ)
     _configure_logging(args, configuration, levels)
+    directories.check(directories.of_server(os.environ, compiles(args)))
     resolve_engine_arguments(args, os.environ)
     with listen(args) as responder:
         offload, engine_config = plan_offload(args, configuration, os.environ)

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import errno
 from pathlib import Path
 
 from kserve_lmcache.config.configuration import Configuration
+from kserve_lmcache.config.directories import Directory, Fault, fault_of
 from kserve_lmcache.config.engine_shape import EngineShape
 from kserve_lmcache.config.remote_tier import GIB, default_queue_gib
-from kserve_lmcache.config.resources import nearest_existing, write_error
 from kserve_lmcache.config.stores import Disk
 from kserve_lmcache.config.tier_limits import TierLimits
 from kserve_lmcache.errors import Problem
@@ -17,8 +16,6 @@ from kserve_lmcache.errors import Problem
 _LOAD = 5.0
 # Seconds. A busy disk sometimes delays a write for seconds, and no request waits for a write.
 _WRITE = 10.0
-# A full disk is no problem: new chunks replace the oldest ones.
-_DISK_FULL = (errno.ENOSPC, errno.EDQUOT)
 
 
 def disk_of(configuration: Configuration) -> Disk | None:
@@ -29,16 +26,23 @@ def disk_of(configuration: Configuration) -> Disk | None:
     return Disk(tuple(directories.split(",")), int(size * GIB))
 
 
+def directory(path: str) -> Directory:
+    """Returns the description of a directory of the tier."""
+    return Directory("the disk tier", Path(path))
+
+
 def complete(configuration: Configuration, shape: EngineShape | None) -> None:
     """Checks that the directories can be written and that a chunk fits into one of them."""
     disk = disk_of(configuration)
     if disk is None:
         return
-    for directory in disk.directories:
-        error = write_error(nearest_existing(Path(directory)))
-        if error is not None and error.errno not in _DISK_FULL:
+    for path in disk.directories:
+        found = fault_of(directory(path))
+        # A full disk is no problem: new chunks replace the oldest ones.
+        if found is not None and found.fault is not Fault.FULL:
+            reason = f": {found.reason}" if found.reason else ""
             problem = Problem(
-                f"local_disk {directory} cannot be written: {error.strerror}",
+                f"local_disk {path} {found.fault}{reason}",
                 configuration.source("local_disk"),
                 "Mount a volume there that this user may write (fsGroup, no readOnly), or leave "
                 "local_disk out.",

@@ -11,6 +11,7 @@ import sys
 import tempfile
 from collections.abc import Mapping
 
+from kserve_lmcache.config import directories
 from kserve_lmcache.errors import UsageError
 from kserve_lmcache.identity.namespace import DEFAULT_HASH_SEED
 
@@ -21,7 +22,7 @@ DEFAULTS: Mapping[str, str] = {
     "DO_NOT_TRACK": "1",
     "VLLM_NO_USAGE_STATS": "1",
 }
-METRICS_DIRECTORY = "PROMETHEUS_MULTIPROC_DIR"
+METRICS_DIRECTORY = directories.METRICS_VARIABLE
 METRICS_DIRECTORY_PREFIX = "kserve-lmcache-metrics."
 
 _REEXECUTED = "_KSERVE_LMCACHE_REEXECUTED"
@@ -52,7 +53,9 @@ def ensure() -> None:
 
     Raises:
         UsageError: the hash seed is random, or the second start lacks a variable too.
+        DirectoryError: there is no room for temporary files or for metrics.
     """
+    directories.check(directories.at_process_start(os.environ))
     additions = missing(os.environ)
     if "PYTHONHASHSEED" not in additions:
         check_hash_seed(os.environ)

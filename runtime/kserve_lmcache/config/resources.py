@@ -6,6 +6,7 @@ Limits come from cgroup v2 (https://docs.kernel.org/admin-guide/cgroup-v2.html: 
 
 from __future__ import annotations
 
+import mmap
 import os
 import resource
 import tempfile
@@ -62,6 +63,18 @@ def write_error(directory: Path) -> OSError | None:
         with tempfile.TemporaryFile(dir=directory) as file:
             file.write(os.urandom(16))
             file.flush()
+    except OSError as error:
+        return error
+    return None
+
+
+def execute_error(directory: Path) -> OSError | None:
+    """Map a file of the directory as code, as a loader does. Returns the error, or None."""
+    try:
+        with tempfile.TemporaryFile(dir=directory) as file:
+            file.write(bytes(mmap.PAGESIZE))
+            file.flush()
+            mmap.mmap(file.fileno(), mmap.PAGESIZE, prot=mmap.PROT_READ | mmap.PROT_EXEC).close()
     except OSError as error:
         return error
     return None

@@ -11,6 +11,7 @@ from kserve_lmcache.doctor.check import Status, in_thread
 from kserve_lmcache.doctor.context import Context, context_of
 from kserve_lmcache.doctor.report import log_line
 from kserve_lmcache.doctor.run import examine
+from kserve_lmcache.engine.arguments import compiles
 from kserve_lmcache.server.announcement import replica_of
 
 if TYPE_CHECKING:
@@ -37,6 +38,7 @@ def context_at_start(args: Namespace, offload: OffloadPlan) -> Context | None:
         model=args.model,
         revision=args.revision,
         replica=replica_of(args, offload),
+        compiles=compiles(args),
     )
 
 

@@ -11,8 +11,9 @@ import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from kserve_lmcache.config import environment
-from kserve_lmcache.config.resources import memory_limit, nearest_existing, why_unwritable
+from kserve_lmcache.config import directories, disk_tier, environment
+from kserve_lmcache.config.directories import SHARED_MEMORY
+from kserve_lmcache.config.resources import memory_limit, nearest_existing
 from kserve_lmcache.doctor.check import Check, Finding, failure, ok, size, skipped, warning
 from kserve_lmcache.doctor.context import Context
 from kserve_lmcache.errors import UsageError
@@ -29,7 +30,6 @@ _PACKAGES = {
 # The tier's largest share of the memory. The weights on a CPU, vLLM's processes and the page cache
 # of the model need the rest.
 _LARGEST_SHARE = 0.7
-_SHARED_MEMORY = "dev/shm"
 # The default of container engines; vLLM's workers just start with it.
 _LEAST_SHARED_MEMORY = 64 * 2**20
 
@@ -102,19 +102,28 @@ def memory(context: Context) -> Finding:
 
 def shared_memory(context: Context) -> Finding:
     """A worker that finds no room in shared memory dies of SIGBUS, without a message."""
-    directory = context.root / _SHARED_MEMORY
+    directory = context.root / SHARED_MEMORY
     fix = "Mount an emptyDir with medium: Memory on /dev/shm (docker run --shm-size=1g)."
     try:
         state = os.statvfs(directory)
     except OSError as error:
-        return warning(f"/{_SHARED_MEMORY}: {error.strerror}", fix)
+        return warning(f"/{SHARED_MEMORY}: {error.strerror}", fix)
     total, free = state.f_blocks * state.f_frsize, state.f_bavail * state.f_frsize
-    evidence = f"/{_SHARED_MEMORY} has {size(free)} free of {size(total)}"
+    evidence = f"/{SHARED_MEMORY} has {size(free)} free of {size(total)}"
     if total < _LEAST_SHARED_MEMORY or free < _LEAST_SHARED_MEMORY / 2:
         return warning(f"{evidence}; the processes of vLLM and LMCache talk through it", fix)
-    if not os.access(directory, os.W_OK):
-        return warning(f"{evidence}, and this user cannot write there", fix)
     return ok(evidence)
+
+
+def server_directories(context: Context) -> Iterator[Finding]:
+    """The caches, the temporary files, the metrics and shared memory need usable directories."""
+    needed = directories.of_server(context.environ, context.compiles, context.root)
+    found = directories.examine(needed)
+    if not found:
+        places = dict.fromkeys(str(nearest_existing(each.path)) for each in needed)
+        yield ok(f"{', '.join(places)} can be used")
+    for each in found:
+        yield failure(each.message, each.fix)
 
 
 def local_disk(context: Context) -> Iterator[Finding]:
@@ -127,12 +136,14 @@ def local_disk(context: Context) -> Iterator[Finding]:
 
 
 def _disk(directory: Path, max_bytes: int) -> Finding:
+    found = directories.fault_of(disk_tier.directory(str(directory)))
     place = nearest_existing(directory)
-    if not place.is_dir():
-        return failure(f"{place} is no directory", "Name another one in local_disk.")
-    if reason := why_unwritable(place):
+    # A full disk is judged below: new chunks replace the oldest ones.
+    if found is not None and found.fault is not directories.Fault.FULL:
         fix = "Mount a volume there that this user may write (fsGroup, no readOnly), with room."
-        return failure(f"{place} cannot be written: {reason}", fix)
+        if found.fault is directories.Fault.NO_DIRECTORY:
+            fix = "Name another one in local_disk."
+        return failure(f"{place} {found.fault}{found.reason and ': ' + found.reason}", fix)
     state = os.statvfs(place)
     held, free = _occupied(directory), state.f_bavail * state.f_frsize
     evidence = f"{directory} holds {size(held)} of {size(max_bytes)}; {size(free)} are free there"

@@ -17,6 +17,7 @@ CHECKS: tuple[Check[Context], ...] = (
     Check("hash seed", machine.hash_seed),
     Check("versions", machine.versions),
     Check("memory", machine.memory),
+    Check("directories", machine.server_directories),
     Check("shared memory", machine.shared_memory),
     Check("local disk", machine.local_disk),
     Check("accelerator", machine.accelerator),

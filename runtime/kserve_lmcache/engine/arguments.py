@@ -29,6 +29,14 @@ def device() -> str:
     return str(current_platform.device_type)
 
 
+def compiles(args: Namespace) -> bool:
+    """Whether the engine compiles code at its start; on a GPU Triton always does."""
+    mode = getattr(args.compilation_config, "mode", None)
+    level = getattr(args, "optimization_level", None)
+    off = args.enforce_eager or mode == 0 or (level == 0 and mode is None)
+    return device() != "cpu" or not off
+
+
 def resolve_engine_arguments(args: Namespace, environ: MutableMapping[str, str]) -> None:
     """Complete ``args`` and ``environ`` in place. Values that the user set stay.
 

@@ -112,6 +112,7 @@ def test_everything_is_examined_by_default() -> None:
         "hash seed",
         "versions",
         "memory",
+        "directories",
         "shared memory",
         "local disk",
         "accelerator",
