@@ -112,7 +112,9 @@ LABEL org.opencontainers.image.title="kserve-lmcache" \
       org.opencontainers.image.description="KServe predictor runtime: vLLM with KV-cache offloading by LMCache (${DEVICE})" \
       org.opencontainers.image.licenses="Apache-2.0" \
       org.opencontainers.image.version="${VERSION}"
-RUN useradd --create-home --uid 1000 kserve
+# A new volume on the second folder gets the folder's owner, and any user with group 0 may write there.
+RUN useradd --create-home --uid 1000 kserve \
+    && install -d -o 1000 -g 0 -m 0775 /var/cache/kserve-lmcache
 COPY --from=builder /opt/venv /opt/venv
 COPY --from=sbom /kserve-lmcache.cdx.json /usr/share/sbom/kserve-lmcache.cdx.json
 COPY --chmod=0755 entrypoint.sh /usr/local/bin/entrypoint.sh

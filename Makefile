@@ -4,6 +4,8 @@ VENV ?= .venv
 DEVICE ?= cpu
 PORT ?= 8080
 REMOTE_URL ?=
+# Keeps compiled code for the next start.
+COMPILE_CACHE ?= .cache/compiled
 ARGS ?=
 
 DEMO_MODEL := .models/SmolLM2-135M-Instruct
@@ -75,7 +77,9 @@ serve: $(DEMO_MODEL)/config.json
 $(DEMO_MODEL)/config.json: | install
 endif
 serve: install
-	@$(if $(REMOTE_URL),LMCACHE_REMOTE_URL='$(REMOTE_URL)') PYTHON=$(BIN)/python exec ./entrypoint.sh \
+	@$(if $(REMOTE_URL),LMCACHE_REMOTE_URL='$(REMOTE_URL)') \
+		KSERVE_LMCACHE_COMPILE_CACHE_DIR='$(COMPILE_CACHE)' \
+		PYTHON=$(BIN)/python exec ./entrypoint.sh \
 		--model_id='$(MODEL)' --model_name='$(MODEL_NAME)' --http_port=$(PORT) $(ARGS)
 
 lint: install-test docs

@@ -25,8 +25,7 @@ LINES = RUN.findall(PAGE)
 
 
 def _of_cpu() -> DockerRun:
-    (line,) = [parse(line) for line in LINES if "--gpus" not in line]
-    return line
+    return next(parse(line) for line in LINES if "--gpus" not in line)
 
 
 def test_every_line_is_understood_and_names_an_image_that_is_built() -> None:

@@ -31,7 +31,7 @@ STORES = ("redis", "redis-sentinel", "valkey", "lmcache-server", "mooncake")
 # What a component needs before it.
 NEEDS = {"tls": ["redis"], "tls-cert-manager": ["redis", "tls"]}
 # Everything that goes with any store.
-OTHERS = ("predictor-isolation", "monitoring", "autoscaling", "preflight")
+OTHERS = ("predictor-isolation", "monitoring", "autoscaling", "preflight", "compile-cache")
 ALTERNATIVES = {"autoscaling-hpa", "preflight-cpu"}  # to one of those above
 ANY_SERVICE = "two-replicas"
 

@@ -18,6 +18,7 @@ FULL = {
     "predictorIsolation": {"enabled": True},
     "monitoring": {"enabled": True},
 }
+KEPT = {"compileCache": {"enabled": True}}
 
 # Values, and the set of manifests that kustomize renders to the same objects.
 SAME: dict[str, dict[str, Any]] = {
@@ -31,9 +32,10 @@ SAME: dict[str, dict[str, Any]] = {
     "component tls": {"store": {"type": "redis", "tls": {"enabled": True}}},
     "component predictor-isolation": {"predictorIsolation": {"enabled": True}},
     "component monitoring": {"monitoring": {"enabled": True}},
+    "component compile-cache": KEPT,
     "overlay production": {"store": {"type": "redis", "tls": TLS}, **FULL},
-    "all with valkey": {"store": {"type": "valkey", "tls": TLS}, **FULL},
-    "all with mooncake": {"store": {"type": "mooncake"}, **FULL},
+    "all with valkey": {"store": {"type": "valkey", "tls": TLS}, **FULL, **KEPT},
+    "all with mooncake": {"store": {"type": "mooncake"}, **FULL, **KEPT},
 }
 each = pytest.mark.parametrize("name", SAME)
 
@@ -88,6 +90,7 @@ def test_every_value_reaches_an_object() -> None:
             "config": "chunk_size: 128",
         },
         "predictorIsolation": {"enabled": True, "callers": ["own-gateway"]},
+        "compileCache": {"enabled": True, "size": "19Gi", "storageClass": "nfs"},
     }
     text = str(helm.documents(values))
     for expected in (
@@ -98,6 +101,8 @@ def test_every_value_reaches_an_object() -> None:
         "registry.example/redis:1.2",
         "chunk_size: 128",
         "own-gateway",
+        "'storageClassName': 'nfs'",
+        "'storage': '19Gi'",
     ):
         assert expected in text
     assert helm.documents({"runtimes": {"enabled": False}}) == []
@@ -117,6 +122,7 @@ def test_every_value_reaches_an_object() -> None:
         {"store": {"image": "redis"}},
         {"store": {"type": "redis-sentinel", "tls": {"enabled": True}}},
         {"predictorIsolation": {"callers": []}},
+        {"compileCache": {"size": "5 GB"}},
     ],
     ids=str,
 )

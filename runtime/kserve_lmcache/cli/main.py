@@ -84,9 +84,10 @@ def _run(command: str, arguments: list[str]) -> int:
         levels.set(os.environ.get(logs.LEVEL_VARIABLE, ""))
     if command == "serve":
         logs.configure(os.environ)
+        given = dict(os.environ)
         from kserve_lmcache.cli import serve
 
-        serve.run(arguments, levels)
+        serve.run(arguments, levels, given)
         return 0
     if command == "demo-model":
         from kserve_lmcache.cli import demo_model

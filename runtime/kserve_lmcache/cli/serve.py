@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import atexit
 import logging
 import os
 from argparse import Namespace
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from pathlib import Path
 
 from kserve.logging import KSERVE_LOG_CONFIG, configure_logging
 
@@ -16,6 +18,7 @@ from kserve_lmcache.config import directories
 from kserve_lmcache.config.configuration import Configuration
 from kserve_lmcache.doctor import at_start
 from kserve_lmcache.engine.arguments import compiles, resolve_engine_arguments
+from kserve_lmcache.engine.compiled_code import Keeper
 from kserve_lmcache.engine.plan import plan_offload, resolve_configuration
 from kserve_lmcache.metrics import start_up_timing
 from kserve_lmcache.server.http import access_log
@@ -25,12 +28,13 @@ from kserve_lmcache.server.start_up_responder import listen
 logger = logging.getLogger(__name__)
 
 
-def run(argv: Sequence[str], levels: logs.LibraryLevels) -> None:
+def run(argv: Sequence[str], levels: logs.LibraryLevels, given: Mapping[str, str]) -> None:
     """Serve until a signal ends the server.
 
     Args:
         argv: the flags.
         levels: the levels of the libraries' loggers.
+        given: the environment before any library was imported.
 
     Raises:
         KServeLMCacheError: the flags or the configuration cannot be served.
@@ -39,14 +43,33 @@ def run(argv: Sequence[str], levels: logs.LibraryLevels) -> None:
     args = parse_arguments(argv)
     configuration = resolve_configuration(args, os.environ)
     _configure_logging(args, configuration, levels)
-    directories.check(directories.of_server(os.environ, compiles(args)))
     resolve_engine_arguments(args, os.environ)
+    keeper = _keeper(args, configuration, given)
+    directories.check(directories.of_server(os.environ, compiles(args)))
     with listen(args) as responder:
         offload, engine_config = plan_offload(args, configuration, os.environ)
         start_up_timing.reached(start_up_timing.PLANNED)
         if (context := at_start.context_at_start(args, offload)) is not None:
             at_start.log_findings(context, logger)
-        serve(args, offload, engine_config, responder, os.environ)
+        serve(args, offload, engine_config, responder, os.environ, keeper)
+
+
+def _keeper(
+    args: Namespace, configuration: Configuration, given: Mapping[str, str]
+) -> Keeper | None:
+    """Lets the engine compile into a directory that is kept, where the configuration names one."""
+    directory = configuration.get("compile_cache_dir")
+    if not directory:
+        return None
+    model = f"{args.model}@{args.revision or ''}"
+    try:
+        keeper = Keeper(Path(directory), model, args.model_name)
+        keeper.redirect(os.environ, given)
+    except OSError as error:
+        logger.warning("Compiled code is not kept: %s", error)
+        return None
+    atexit.register(keeper.close)
+    return keeper
 
 
 def _configure_logging(

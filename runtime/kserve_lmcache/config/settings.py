@@ -97,6 +97,13 @@ SETTINGS = (
         choices=("blocks", "lmcache"),
     ),
     Setting(
+        "compile_cache_dir",
+        str,
+        None,
+        "Directory that keeps the code that vLLM, torch and Triton compile, for the next start: a "
+        "volume that outlives the server and that nobody else may write.",
+    ),
+    Setting(
         "tenant_header",
         str,
         None,

@@ -9,6 +9,7 @@ import logging
 import os
 import signal
 import sys
+import threading
 from argparse import Namespace
 from collections.abc import Collection, MutableMapping
 from types import FrameType
@@ -21,6 +22,7 @@ from vllm.config import VllmConfig
 from kserve_lmcache.config.configuration import Configuration
 from kserve_lmcache.config.settings import parse_route_groups
 from kserve_lmcache.engine import process
+from kserve_lmcache.engine.compiled_code import Keeper
 from kserve_lmcache.engine.model import LMCacheModel
 from kserve_lmcache.engine.plan import OffloadPlan
 from kserve_lmcache.errors import EngineDiedError
@@ -54,6 +56,7 @@ class OffloadModelServer(model_server.ModelServer):  # type: ignore[misc]
         exit_on_engine_death: whether the server ends when the engine dies.
         responder: answers on the port until the engine has started.
         route_groups: the groups of routes that are on (setting ``enable_routes``).
+        keeper: keeps the compiled code once the server is ready.
         others: arguments of KServe's server.
     """
 
@@ -66,6 +69,7 @@ class OffloadModelServer(model_server.ModelServer):  # type: ignore[misc]
         exit_on_engine_death: bool,
         responder: StartUpResponder | None = None,
         route_groups: Collection[str] = (),
+        keeper: Keeper | None = None,
         **others: Any,
     ) -> None:
         super().__init__(registered_models=Repository(), **others)
@@ -76,6 +80,7 @@ class OffloadModelServer(model_server.ModelServer):  # type: ignore[misc]
         self.exit_on_engine_death = exit_on_engine_death
         self.responder = responder
         self.route_groups = route_groups
+        self.keeper = keeper
         self.monitor = Monitor(model)
         self.lifecycle = Lifecycle()
         self.dataplane = OffloadDataPlane(self.registered_models, self.lifecycle)
@@ -112,6 +117,9 @@ class OffloadModelServer(model_server.ModelServer):  # type: ignore[misc]
         logger.info("Start: %s", "; ".join(" ".join(row.split()) for row in times.splitlines()))
         logger.info("Ready. Try: %s", _curl(self.args))
         self.lifecycle.ready()
+        if self.keeper is not None:
+            # A daemon: a server that is asked to end does not wait for a slow volume.
+            threading.Thread(target=self.keeper.save, name="compiled-code", daemon=True).start()
         async with self.model.vllm_app.router.lifespan_context(self.model.vllm_app):
             await self._run(rest, stop)
 
@@ -218,6 +226,7 @@ def serve(
     engine_config: VllmConfig,
     responder: StartUpResponder,
     environ: MutableMapping[str, str],
+    keeper: Keeper | None = None,
 ) -> None:
     """Serve until SIGTERM or SIGINT, after which active requests may finish.
 
@@ -227,6 +236,7 @@ def serve(
         engine_config: vLLM's configuration.
         responder: answers on the port until the engine has started.
         environ: the environment of this process, which the engine's processes inherit.
+        keeper: keeps the compiled code once the server is ready.
 
     Raises:
         KServeLMCacheError: the engine or offloading could not start.
@@ -237,7 +247,7 @@ def serve(
     model = LMCacheModel(
         args, offload, engine_config, functools.partial(vllm_app.build, args, groups)
     )
-    server = _create_server(args, model, offload.configuration, responder, groups)
+    server = _create_server(args, model, offload.configuration, responder, groups, keeper)
     announcement.keep_announced(
         offload.remote,
         announcement.replica_of(args, offload),
@@ -260,6 +270,7 @@ def _create_server(
     configuration: Configuration,
     responder: StartUpResponder,
     groups: Collection[str],
+    keeper: Keeper | None,
 ) -> OffloadModelServer:
     return OffloadModelServer(
         args,
@@ -269,6 +280,7 @@ def _create_server(
         exit_on_engine_death=configuration.get("exit_on_engine_death"),
         responder=responder,
         route_groups=groups,
+        keeper=keeper,
         http_port=args.http_port,
         grpc_port=args.kserve_grpc_port,
         max_threads=args.max_threads,

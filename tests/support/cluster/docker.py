@@ -37,6 +37,8 @@ def parse(line: str) -> DockerRun:
     parser.add_argument("--read-only", action="store_true")
     parser.add_argument("--tmpfs", action="append", default=[])
     parser.add_argument("--memory")
+    parser.add_argument("-v", dest="volumes", action="append", default=[])
+    parser.add_argument("-e", dest="environment", action="append", default=[])
     parser.add_argument("-p", dest="port", required=True)
     parser.add_argument("image")
     parser.add_argument("args", nargs=argparse.REMAINDER)
@@ -46,10 +48,17 @@ def parse(line: str) -> DockerRun:
     assert all(each.endswith(":exec") for each in options.tmpfs), line
     folders = [each.removesuffix(":exec") for each in options.tmpfs]
     volumes = [f"tmpfs-{number}" for number, _ in enumerate(folders)]
+    for each in options.volumes:
+        name, folder = each.split(":")
+        volumes.append(name)
+        folders.append(folder)
     server = {
         "name": "server",
         "args": options.args,
-        "env": [],
+        "env": [
+            dict(zip(("name", "value"), each.split("=", 1), strict=True))
+            for each in options.environment
+        ],
         "securityContext": {
             "runAsUser": images.user(),
             "readOnlyRootFilesystem": options.read_only,
