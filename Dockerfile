@@ -128,4 +128,7 @@ ENV PATH=/opt/venv/bin:${PATH} \
 WORKDIR /home/kserve
 USER 1000
 EXPOSE 8080
+# For the port and the protocol of the default. Kubernetes has probes of its own.
+HEALTHCHECK --interval=10s --timeout=6s --start-period=15m --retries=3 \
+    CMD ["python3", "-c", "import http.client as h; c = h.HTTPConnection('localhost', 8080, timeout=5); c.request('GET', '/v2/health/ready'); exit(c.getresponse().status != 200)"]
 ENTRYPOINT ["/usr/local/bin/entrypoint.sh"]
