@@ -1,4 +1,4 @@
-# syntax=docker/dockerfile:1
+# Needs BuildKit, which is in Docker since 18.09, and no frontend from a registry.
 #
 # docker build -t kserve-lmcache:0.1.0-gpu .
 # docker build -t kserve-lmcache:0.1.0-cpu --build-arg DEVICE=cpu .
@@ -14,20 +14,29 @@ ARG DEVICE=gpu
 ARG BASE_IMAGE=python:3.12-slim-bookworm
 ARG KSERVE_IMAGE=kserve/huggingfaceserver:v0.21.0-gpu
 
+# Where packages come from, as pip's variables say it: PIP_FIND_LINKS, PIP_EXTRA_INDEX_URL, PIP_CERT. They
+# are build arguments, and no layer of the image holds them.
+
 #################### our package, as a wheel ####################
 FROM ${BASE_IMAGE} AS package
 ARG PIP_VERSION=25.3
+ARG PIP_FIND_LINKS
+ARG PIP_EXTRA_INDEX_URL
+ARG PIP_CERT
+# For images whose virtual environment has no pip of its own.
+RUN --mount=type=cache,target=/root/.cache/pip pip install --no-deps --target /pip "pip==${PIP_VERSION}"
 WORKDIR /src
 COPY pyproject.toml README.md LICENSE ./
 COPY runtime/ runtime/
-RUN pip wheel --no-cache-dir --no-deps --wheel-dir /dist . \
-    # For images whose virtual environment has no pip of its own.
-    && pip install --no-cache-dir --no-deps --target /pip "pip==${PIP_VERSION}"
+RUN --mount=type=cache,target=/root/.cache/pip pip wheel --no-deps --wheel-dir /dist .
 
 #################### its dependencies ####################
 FROM ${BASE_IMAGE} AS builder
 ARG DEVICE
 ARG TORCH_CPU_VERSION=2.13.0+cpu
+ARG PIP_FIND_LINKS
+ARG PIP_EXTRA_INDEX_URL
+ARG PIP_CERT
 # Some locked packages have no wheel for every platform.
 # Debian serves only the newest build of a version, so that a pin would break with every update.
 # hadolint ignore=DL3008
@@ -38,27 +47,34 @@ RUN python3 -m venv /opt/venv
 ENV PATH=/opt/venv/bin:${PATH}
 # The CPU build of torch is on PyTorch's own index alone, so it cannot stand in the lock; the
 # GPU build does.
-RUN if [ "${DEVICE}" = cpu ]; then \
-        pip install --no-cache-dir --no-deps \
+RUN --mount=type=cache,target=/root/.cache/pip \
+    if [ "${DEVICE}" = cpu ]; then \
+        pip install --no-deps \
             --index-url https://download.pytorch.org/whl/cpu "torch==${TORCH_CPU_VERSION}"; \
     fi
 COPY requirements/ /requirements/
-RUN pip install --no-cache-dir --no-deps --require-hashes -r "/requirements/${DEVICE}.txt"
+RUN --mount=type=cache,target=/root/.cache/pip \
+    pip install --no-deps --require-hashes -r "/requirements/${DEVICE}.txt"
 # For stores whose client is a package of its own: mooncake-transfer-engine==…, infinistore==….
 # Whoever names them names their versions.
 ARG EXTRA_PACKAGES=""
 # hadolint ignore=DL3013
-RUN if [ -n "${EXTRA_PACKAGES}" ]; then \
+RUN --mount=type=cache,target=/root/.cache/pip \
+    if [ -n "${EXTRA_PACKAGES}" ]; then \
         # shellcheck disable=SC2086 # a list of words
-        pip install --no-cache-dir --no-deps ${EXTRA_PACKAGES}; \
+        pip install --no-deps ${EXTRA_PACKAGES}; \
     fi
-RUN --mount=type=bind,from=package,source=/dist,target=/dist \
-    pip install --no-cache-dir --no-deps /dist/*.whl
 
 #################### the list of what is in it ####################
 FROM builder AS sbom
-RUN python3 -m venv /opt/sbom \
-    && /opt/sbom/bin/pip install --no-cache-dir --no-deps --require-hashes -r /requirements/sbom.txt \
+ARG PIP_FIND_LINKS
+ARG PIP_EXTRA_INDEX_URL
+ARG PIP_CERT
+RUN --mount=type=cache,target=/root/.cache/pip \
+    python3 -m venv /opt/sbom \
+    && /opt/sbom/bin/pip install --no-deps --require-hashes -r /requirements/sbom.txt
+RUN --mount=type=bind,from=package,source=/dist,target=/dist \
+    pip install --no-cache-dir --no-deps /dist/*.whl \
     && /opt/sbom/bin/cyclonedx-py environment --output-reproducible \
         --output-file /kserve-lmcache.cdx.json /opt/venv/bin/python3
 
@@ -114,8 +130,11 @@ LABEL org.opencontainers.image.title="kserve-lmcache" \
       org.opencontainers.image.version="${VERSION}"
 # A new volume on the second folder gets the folder's owner, and any user with group 0 may write there.
 RUN useradd --create-home --uid 1000 kserve \
-    && install -d -o 1000 -g 0 -m 0775 /var/cache/kserve-lmcache
+    && install -d -o 1000 -g 0 -m 2775 /var/cache/kserve-lmcache
 COPY --from=builder /opt/venv /opt/venv
+# What changes with every version of ours comes last: a new version is a pull of some megabytes.
+RUN --mount=type=bind,from=package,source=/dist,target=/dist \
+    /opt/venv/bin/pip install --no-cache-dir --no-deps /dist/*.whl
 COPY --from=sbom /kserve-lmcache.cdx.json /usr/share/sbom/kserve-lmcache.cdx.json
 COPY --chmod=0755 entrypoint.sh /usr/local/bin/entrypoint.sh
 # Services on several nodes start by this one (servingruntime/base/multinode).

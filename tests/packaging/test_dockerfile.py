@@ -87,13 +87,34 @@ def test_the_runtime_brings_what_many_nodes_start_by() -> None:
 
 def test_the_list_of_components_is_made_of_what_is_copied() -> None:
     assert _stage("sbom").base == "builder"
-    (command,) = (a for name, a in _stage("sbom").instructions if name == "RUN")
+    command = _stage("sbom").last("RUN")
+    assert command
     assert command.endswith("/opt/venv/bin/python3")
     copied = {a.split()[0]: a.split()[1] for _, a in _from_stages("runtime")}
     assert copied == {
         "--from=builder": "/opt/venv",
         "--from=sbom": "/kserve-lmcache.cdx.json",
     }
+
+
+def test_our_package_comes_after_its_dependencies_in_a_layer_of_its_own() -> None:
+    """A new version of ours is then a small pull."""
+    instructions = _stage("runtime").instructions
+    copied = instructions.index(("COPY", "--from=builder /opt/venv /opt/venv"))
+    (installed,) = (n for n, (_, a) in enumerate(instructions) if a.endswith("/dist/*.whl"))
+    assert copied < installed
+    assert "package" not in {a.partition("from=")[2][:7] for _, a in _stage("builder").instructions}
+
+
+def test_no_frontend_is_fetched_from_a_registry() -> None:
+    assert "# syntax=" not in DOCKERFILE.read_text()
+
+
+def test_where_packages_come_from_is_in_no_stage_of_the_image() -> None:
+    for stage in ("runtime", "system-cpu", "system-gpu"):
+        assert not [a for _, a in _stage(stage).instructions if a.startswith("PIP_")]
+    with_sources = {s.name for s in _stages() if ("ARG", "PIP_FIND_LINKS") in s.instructions}
+    assert with_sources == {"package", "builder", "sbom"}
 
 
 def test_the_packages_of_the_cpu_image_are_within_its_budget() -> None:

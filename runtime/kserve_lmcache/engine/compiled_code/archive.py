@@ -44,7 +44,7 @@ def write(path: Path, directory: Path, names: Iterable[str]) -> int:
         OSError: the archive cannot be written, or a file has vanished: others may refer to it. An
             older archive stays.
     """
-    path.parent.mkdir(0o770, parents=True, exist_ok=True)
+    _create(path.parent)
     _remove_abandoned(path.parent)
     number, temporary = tempfile.mkstemp(prefix=TEMPORARY, dir=path.parent)
     try:
@@ -59,7 +59,6 @@ def write(path: Path, directory: Path, names: Iterable[str]) -> int:
             file.seek(len(MAGIC))
             file.write(digest)
             file.flush()
-            # Replicas may run as other users of the volume's group.
             os.fchmod(file.fileno(), 0o640)
             os.fsync(file.fileno())
         Path(temporary).replace(path)
@@ -98,6 +97,15 @@ def read(path: Path, directory: Path) -> list[str]:
                 return tar.getnames()
         except tarfile.TarError as error:
             raise DamagedArchiveError(str(error)) from error
+
+
+def _create(directory: Path) -> None:
+    """Creates a directory. Replicas may run as other users of the volume's group."""
+    if not directory.is_dir():
+        _create(directory.parent)
+        with contextlib.suppress(FileExistsError):
+            directory.mkdir()
+            directory.chmod(directory.stat().st_mode | 0o070)
 
 
 def _digest_of_rest(file: IO[bytes]) -> bytes:
