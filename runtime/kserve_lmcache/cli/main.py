@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from kserve_lmcache import __version__, logs
-from kserve_lmcache.config import environment
+from kserve_lmcache.config import environment, resources
 from kserve_lmcache.errors import KServeLMCacheError
 
 # The file from which Kubernetes takes the reason of a container's end.
@@ -80,6 +80,7 @@ def _run(command: str, arguments: list[str]) -> int:
     levels = logs.LibraryLevels(os.environ)
     if command == "serve":
         environment.ensure()
+        resources.check_memory()
     if command in ("serve", "config"):  # these two import vLLM
         levels.set(os.environ.get(logs.LEVEL_VARIABLE, ""))
     if command == "serve":

@@ -14,8 +14,12 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+from kserve_lmcache.errors import UsageError
+
 # Without a limit, cgroup v1 reports the largest page-aligned integer.
 _V1_UNLIMITED = 1 << 60
+# Bytes. Three processes import vLLM, and take some 3 GiB together.
+LEAST_MEMORY = 2.5 * 2**30
 
 
 @dataclass(frozen=True)
@@ -42,6 +46,21 @@ def memory_limit(root: Path = Path("/")) -> Limit:
             if text and text.isdigit() and int(text) < _V1_UNLIMITED:
                 limits.append(Limit(int(text), f"the container's limit ({name})"))
     return min(limits, key=lambda limit: limit.value)
+
+
+def check_memory(root: Path = Path("/")) -> None:
+    """Refuses a limit under which the kernel kills vLLM's processes before a model is loaded.
+
+    Raises:
+        UsageError: the limit is too low.
+    """
+    limit = memory_limit(root)
+    if limit.value < LEAST_MEMORY:
+        raise UsageError(
+            f"{limit.value / 2**30:.1f} GiB of memory ({limit.source}) cannot hold vLLM's "
+            f"processes: they take at least {LEAST_MEMORY / 2**30:g} GiB without a model. Raise "
+            "the limit (docker run --memory, resources.limits.memory)."
+        )
 
 
 def cpu_cores(root: Path = Path("/")) -> tuple[list[int], str]:

@@ -7,7 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from kserve_lmcache.config.resources import Limit, cpu_cores, memory_limit
+from kserve_lmcache.config.resources import Limit, check_memory, cpu_cores, memory_limit
+from kserve_lmcache.errors import UsageError
 from tests.support.limits import limited
 
 GIB = 2**30
@@ -59,6 +60,24 @@ def test_no_limit_is_the_machine(root: Path) -> None:
     path.write_text("9223372036854771712")
     (root / "proc/self/cgroup").write_text("5:memory:/\n")
     assert memory_limit(root) == Limit(64 * GIB, "the machine's memory")
+
+
+def test_a_limit_that_cannot_hold_vllms_processes_is_refused(root: Path) -> None:
+    cgroup(root, "0::/pod", pod__memory_dot_max=str(2 * GIB))
+    with pytest.raises(
+        UsageError, match=r"2\.0 GiB of memory \(the container's limit \(memory\.max"
+    ):
+        check_memory(root)
+    cgroup(root, "0::/pod", pod__memory_dot_max=str(3 * GIB))
+    check_memory(root)
+
+
+def test_the_server_says_so_before_it_imports_anything() -> None:
+    with limited(512 * 2**20) as prefix:
+        command = [*prefix, sys.executable, "-m", "kserve_lmcache", "--model_id=none"]
+        result = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert result.returncode == 2
+    assert "0.5 GiB of memory (the container's limit" in result.stderr
 
 
 def test_cores_without_a_quota_are_the_affinity(root: Path) -> None:
