@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.support.containers import Engine, Images, build, running_engine
 from tests.support.models import first_layers
 from tests.support.server import MODEL, Server, engine_environment, running
 from tests.support.stores import Store, redis_server
@@ -48,3 +49,17 @@ def logs(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def redis_store(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Store]:
     with redis_server(tmp_path_factory.mktemp("redis")) as store:
         yield store
+
+
+@pytest.fixture(scope="session")
+def engine(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Engine]:
+    """A container engine: the one that answers, else one of the tests' own."""
+    with running_engine(tmp_path_factory.mktemp("engine")) as engine:
+        yield engine
+
+
+@pytest.fixture(scope="session")
+def container_images(engine: Engine, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Images]:
+    """The image of the Dockerfile, built once."""
+    with build(engine, tmp_path_factory.mktemp("images")) as images:
+        yield images
