@@ -28,6 +28,7 @@ class Context:
     remote: Remote | None = None
     local_cpu_bytes: float = 0.0  # of the local CPU tier, all workers together
     disk: Disk | None = None
+    compile_cache: Path | None = None  # that keeps compiled code
     chunk_bytes: int = _DEFAULT_CHUNK_BYTES  # of one chunk of the KV cache
     model: str | None = None  # directory, file or hub id
     revision: str | None = None  # of the hub id
@@ -64,6 +65,7 @@ def context_of(
     return Context(
         local_cpu_bytes=configuration.get("max_local_cpu_size") * 2**30 * workers,
         disk=disk_of(configuration),
+        compile_cache=Path(kept) if (kept := configuration.get("compile_cache_dir")) else None,
         chunk_bytes=token_bytes * configuration.get("chunk_size") or _DEFAULT_CHUNK_BYTES,
         model_fingerprint=configuration.get("model_fingerprint"),
         **fields,

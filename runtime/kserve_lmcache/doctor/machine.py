@@ -126,6 +126,17 @@ def server_directories(context: Context) -> Iterator[Finding]:
         yield failure(each.message, each.fix)
 
 
+def compile_cache(context: Context) -> Finding:
+    """A directory that cannot keep compiled code costs time at every start, nothing more."""
+    if context.compile_cache is None:
+        return skipped("no compile_cache_dir is configured")
+    kept = directories.Directory("compiled code", context.compile_cache, least_free=64 * 2**20)
+    if (found := directories.fault_of(kept)) is not None:
+        return warning(found.message, f"{found.fix} Every start compiles again.")
+    free = shutil.disk_usage(nearest_existing(context.compile_cache)).free
+    return ok(f"{context.compile_cache} has {size(free)} free")
+
+
 def local_disk(context: Context) -> Iterator[Finding]:
     """Every directory of the disk tier must be writable, and have the room that it may take."""
     if context.disk is None:

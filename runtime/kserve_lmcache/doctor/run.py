@@ -19,6 +19,7 @@ CHECKS: tuple[Check[Context], ...] = (
     Check("memory", machine.memory),
     Check("directories", machine.server_directories),
     Check("shared memory", machine.shared_memory),
+    Check("compile cache", machine.compile_cache),
     Check("local disk", machine.local_disk),
     Check("accelerator", machine.accelerator),
     Check("model", model_files.model),

@@ -156,6 +156,18 @@ def test_no_shared_memory(tmp_path: Path) -> None:
     assert finding.evidence == f"{SHARED}: No such file or directory"
 
 
+def test_compiled_code_is_kept_where_it_can_be_written(tmp_path: Path) -> None:
+    finding = machine.compile_cache(Context())
+    assert finding.status is Status.SKIPPED
+    finding = machine.compile_cache(Context(compile_cache=tmp_path / "new"))
+    assert finding.status is Status.OK
+    assert finding.evidence.startswith(f"{tmp_path / 'new'} has ")
+    finding = machine.compile_cache(Context(compile_cache=Path("/proc/self/kept")))
+    assert finding.status is Status.WARNING
+    assert finding.evidence.startswith("/proc/self cannot be written: ")
+    assert finding.fix.endswith("Every start compiles again.")
+
+
 def torch_is(monkeypatch: pytest.MonkeyPatch, version: str, cuda: int = 0) -> None:
     monkeypatch.setattr(machine, "installed", lambda distributions: version)
     monkeypatch.setattr(machine, "_cuda_major", lambda: cuda)

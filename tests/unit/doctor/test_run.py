@@ -114,6 +114,7 @@ def test_everything_is_examined_by_default() -> None:
         "memory",
         "directories",
         "shared memory",
+        "compile cache",
         "local disk",
         "accelerator",
         "model",
