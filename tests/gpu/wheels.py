@@ -298,8 +298,9 @@ def install(wheels: Path, environment: Path) -> str:
         if EDITABLE:
             _pip(environment, *EDITABLE)
     # On all cores; pip would compile on one.
-    compile_all = [environment / "bin" / "python", "-m", "compileall", "-q", "-j0"]
-    subprocess.run([*compile_all, *environment.glob("lib/python*/site-packages")], check=False)
+    packages = [str(path) for path in environment.glob("lib/python*/site-packages")]
+    python = str(environment / "bin" / "python")
+    subprocess.run([python, "-m", "compileall", "-q", "-j0", *packages], check=False)
     stamp.write_text(digest)
     return f"{len(names)} wheels were installed into {environment}"
 
@@ -314,8 +315,9 @@ def _pip(environment: Path, *options: str) -> None:
     command = [sys.executable, "-m", "pip", f"--python={environment / 'bin' / 'python'}"]
     command += ["--disable-pip-version-check", "install", "--quiet", "--no-index", "--no-deps"]
     command += ["--no-compile", "--no-cache-dir", *options]
-    # The machine's own configuration may name an index, or constraints.
-    subprocess.run(command, env={**os.environ, "PIP_CONFIG_FILE": os.devnull}, check=True)
+    # The machine's own configuration of pip may name an index, or constraints.
+    kept = {name: value for name, value in os.environ.items() if not name.startswith("PIP_")}
+    subprocess.run(command, env={**kept, "PIP_CONFIG_FILE": os.devnull}, check=True)
 
 
 def main(argv: Sequence[str] | None = None) -> int:

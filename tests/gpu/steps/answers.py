@@ -81,6 +81,7 @@ def compare(name: str, loaded: Answer, own: Answer, computed: Answer) -> dict[st
     return {
         "prompt": name,
         "tokens loaded": loaded.cached,
+        "tokens of vLLM's own cache": own.cached,
         "as from vLLM's own cache": loaded.tokens == own.tokens,
         "largest difference of a logprob": max(deviations) if loaded.tokens == own.tokens else None,
         "as computed": "yes" if loaded.tokens == computed.tokens else _turned(loaded, computed),
@@ -104,6 +105,8 @@ def check(rows: list[dict[str, Any]]) -> None:
     for row in rows:
         if row["tokens loaded"] != KNOWN:
             raise StepError(f"{row['prompt']}: {row['tokens loaded']} tokens came from a cache")
+        if row["tokens of vLLM's own cache"] != KNOWN:  # the shapes are not equal
+            raise StepError(f"{row['prompt']}: vLLM's own cache has not {KNOWN} tokens of it")
         if not row["as from vLLM's own cache"]:
             raise StepError(f"{row['prompt']}: a hit has other tokens than vLLM's own cache")
         if row["as computed"] not in ("yes", "a tie"):

@@ -7,7 +7,7 @@ from benchmarks.side_by_side import load
 from tests.gpu.plan import CPU
 from tests.gpu.steps.context import Context
 from tests.gpu.steps.replicas import servers
-from tests.gpu.steps.ttft import bench
+from tests.gpu.steps.ttft import bench, conclude
 
 _FIGURES = ("median_ttft_ms", "median_tpot_ms", "request_throughput", "completed", "failed")
 
@@ -18,8 +18,11 @@ def run(context: Context) -> None:
     options += [] if small else ["--pause=0.3"]
     found = bench(context, options, servers(context.work))
     context.tables["Figures of vllm bench serve, medians of the turns"] = [
-        {"server": row["endpoint"], "phase": row["phase"], **{key: row[key] for key in _FIGURES}}
+        {
+            "server": row["endpoint"],
+            "phase": row["phase"],
+            **{key: row.get(key) for key in _FIGURES},
+        }
         for row in found["load"]
     ]
-    context.tables["Ratios, with 95 % intervals"] = found["ratios"]
-    context.tables["Errors"] = found["errors"]
+    conclude(context, found)

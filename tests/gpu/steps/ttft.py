@@ -6,7 +6,7 @@ import json
 from typing import Any
 
 from tests.gpu.plan import CPU
-from tests.gpu.steps.context import Context
+from tests.gpu.steps.context import Context, StepError
 from tests.gpu.steps.replicas import servers
 
 _LENGTHS = {True: ("512", "1024"), False: ("1024", "2048", "4096", "8064")}
@@ -19,7 +19,7 @@ def run(context: Context) -> None:
     options += ["--lengths", *_LENGTHS[small]]
     found = bench(context, options, place)
     context.tables["Median time to first token, ms"] = found["by_length"]
-    context.tables["Ratios, with 95 % intervals"] = found["ratios"]
+    conclude(context, found)
 
 
 def bench(context: Context, options: list[str], place: dict[str, Any]) -> dict[str, Any]:
@@ -28,3 +28,15 @@ def bench(context: Context, options: list[str], place: dict[str, Any]) -> dict[s
     command += [*options, "--compare", f"off={place['off']}"]
     text = context.python(*command, f"ours={place['first']},{place['second']}")
     return dict(json.loads(text))
+
+
+def conclude(context: Context, found: dict[str, Any]) -> None:
+    """Report the ratios, and the requests that failed.
+
+    Raises:
+        StepError: one did.
+    """
+    context.tables["Ratios, with 95 % intervals"] = found["ratios"]
+    context.tables["Errors"] = found["errors"]
+    if found["errors"]:
+        raise StepError(f"{sum(each['count'] for each in found['errors'])} requests failed")

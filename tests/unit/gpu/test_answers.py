@@ -44,6 +44,7 @@ def test_equal_answers_pass() -> None:
     ("loaded", "own", "computed", "problem"),
     [
         (answer("abc", 768), SAME, answer("abc"), "1: 768 tokens came from a cache"),
+        (SAME, answer("abc", 1008), answer("abc"), "own cache has not 1024 tokens"),
         (answer("abd", KNOWN), SAME, answer("abd"), "other tokens than vLLM's own cache"),
         (SAME, SAME, answer("axc"), "not what was computed: no, at token 1"),
         (answer("abc", KNOWN, 0.1), SAME, answer("axc", 0, 5.0), "no, at token 1"),
