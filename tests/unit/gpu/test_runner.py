@@ -17,7 +17,14 @@ from tests.gpu.processes import StepProcess
 from tests.gpu.runner import FAILED, LEFT_OUT, PASSED, Result, Runner
 
 ROOT = Path(__file__).parents[3]
-WRITE = "import json, sys, time; say = lambda **v: open(sys.argv[1], 'w').write(json.dumps(v));"
+# Steps write their report at once.
+WRITE = """
+import json, os, sys, time
+def say(**found):
+    with open(sys.argv[1] + ".new", "w") as file:
+        json.dump(found, file)
+    os.rename(sys.argv[1] + ".new", sys.argv[1])
+"""
 
 
 def step(name: str, budget: float = 20.0, least: float = 0.0, **values: object) -> Step:
@@ -79,10 +86,10 @@ def test_a_step_that_takes_too_long_fails_and_its_processes_end(tmp_path: Path) 
     )
     bench = Bench(tmp_path, {"long": child, "next": "say(facts={})"})
     began = time.monotonic()
-    found = bench.run(step("long", budget=1.5), step("next"))
-    assert time.monotonic() - began < 15
+    found = bench.run(step("long", budget=4.0), step("next"))
+    assert time.monotonic() - began < 25
     assert (found["long"].status, found["next"].status) == (FAILED, PASSED)
-    assert found["long"].reason == "it took longer than 2 s"
+    assert found["long"].reason == "it took longer than 4 s"
     assert found["long"].found == {"facts": {"a": 1}}
     assert alive(bench, "long") == []
 
@@ -93,7 +100,7 @@ def test_the_time_of_the_whole_cuts_a_step_and_leaves_out_the_rest(tmp_path: Pat
     found = bench.run(step("long"), step("never", least=1.0), seconds=1.0)
     assert time.monotonic() - began < 15
     assert [each.status for each in found.values()] == [LEFT_OUT, LEFT_OUT]
-    assert found["long"].reason == "the time of the whole ended after 1 s"
+    assert found["long"].reason.startswith("the time of the whole ended after ")
     assert found["never"].reason == "0 s were left, and it needs 1 s"
     assert "never" not in bench.processes
 
@@ -143,15 +150,13 @@ def test_servers_end_with_the_last_step_of_all(tmp_path: Path) -> None:
 
 
 def test_steps_that_are_marked_so_run_together(tmp_path: Path) -> None:
-    code = "time.sleep(1.5); say(facts={})"
+    code = "began = time.time(); time.sleep(2); say(facts={'from': began, 'to': time.time()})"
     steps = [step(name, together=name != "alone") for name in ("alone", "a", "b", "c")]
-    began = time.monotonic()
-    found = Bench(tmp_path, dict.fromkeys([each.name for each in steps], code)).run(
-        *steps, at_once=3
-    )
-    taken = time.monotonic() - began
-    assert {each.status for each in found.values()} == {PASSED}
-    assert 3.0 <= taken < 5.5
+    bench = Bench(tmp_path, dict.fromkeys([each.name for each in steps], code))
+    found = bench.run(*steps, at_once=3)
+    alone, *others = (each.found["facts"] for each in found.values())
+    assert alone["to"] <= min(each["from"] for each in others)
+    assert max(each["from"] for each in others) < min(each["to"] for each in others)
 
 
 def test_an_interrupt_ends_what_runs(tmp_path: Path) -> None:
@@ -160,7 +165,7 @@ def test_an_interrupt_ends_what_runs(tmp_path: Path) -> None:
         "import os, signal, sys, threading; from pathlib import Path;"
         "from tests.gpu.processes import StepProcess; from tests.gpu.runner import Runner;"
         "from tests.gpu.plan import Step; here = Path(sys.argv[1]);"
-        "start = lambda step, file: StepProcess(step.name, ['sleep', '100'],"
+        "start = lambda step, file: StepProcess(step.name, ['sleep', '98.7'],"
         " here / 'log', os.environ, here);"
         "threading.Timer(1, lambda: os.kill(os.getpid(), signal.SIGINT)).start();"
         "Runner(start, here, 60).run([Step('a', '', '', 50, 0, together=True)])"
@@ -177,4 +182,4 @@ def test_an_interrupt_ends_what_runs(tmp_path: Path) -> None:
     assert time.monotonic() - began < 20
     for path in Path("/proc").glob("[0-9]*/cmdline"):
         with suppress(OSError):
-            assert path.read_bytes() != b"sleep\x00100\x00"
+            assert path.read_bytes() != b"sleep\x0098.7\x00"
