@@ -326,7 +326,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     for name in ("list", "pack"):
         command = commands.add_parser(name)
         command.add_argument("--installed", type=Path, help="output of pip freeze on the machine")
-        command.add_argument("--without", nargs="*", default=[], help="patterns of names")
+        # One argument, which a shell does not take for names of files.
+        command.add_argument("--without", default="", metavar="PATTERN,…", help="of names")
         if name == "pack":
             command.add_argument("--output", type=Path, required=True)
     command = commands.add_parser("install")
@@ -338,7 +339,8 @@ def main(argv: Sequence[str] | None = None) -> int:
             print(install(args.wheels, args.environment))
             return 0
         installed = args.installed.read_text() if args.installed else ""
-        entries = wanted(read_lock(LOCK.read_text()), installed, args.without)
+        locked = read_lock(LOCK.read_text())
+        entries = wanted(locked, installed, list(filter(None, args.without.split(","))))
         print(f"# {len(entries)} wheels for CPython {PYTHON}, Linux, x86-64, from {LOCK.name}")
         if args.command == "list":
             print("".join(each.line() for each in entries), end="")
@@ -346,8 +348,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         args.output.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=args.output) as directory:
             download(entries, Path(directory))
-            left_out = bool(args.installed or args.without)
-            without = [str(args.installed), *args.without] if left_out else []
+            kept = {each.name for each in entries}
+            without = [each.name for each in locked if each.name not in kept]
             loads = write_loads(Path(directory), args.output, without)
         for number, load in enumerate(loads, start=1):
             size = sum(part.size for part in load)

@@ -87,6 +87,35 @@ def test_what_the_machine_has_in_this_version_is_left_out() -> None:
     assert wanted(lock, without=["nvidia-*"]) == [lock[0], lock[2]]
 
 
+def test_packing_leaves_out_what_it_is_told_to(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    lock = tmp_path / "lock.txt"
+    lock.write_text("".join(Locked(name, "1", ("0" * 64,)).line() for name in "abcd"))
+    monkeypatch.setattr(wheels, "LOCK", lock)
+    asked: list[str] = []
+
+    def download(entries: list[Locked], directory: Path) -> None:
+        for each in entries:
+            asked.append(each.name)
+            (directory / f"{each.name}-1.whl").write_bytes(b"content")
+
+    monkeypatch.setattr(wheels, "download", download)
+    there = tmp_path / "there.txt"
+    there.write_text("b==1\nc==2\n")
+    output = tmp_path / "output"
+    options = [f"--output={output}", f"--installed={there}", "--without=d*,e"]
+    assert wheels.main(["pack", *options]) == 0
+    assert asked == ["a", "c"]
+    assert json.loads((output / "load-01" / wheels.MANIFEST).read_text())["without"] == ["b", "d"]
+    assert capsys.readouterr().out.splitlines() == [
+        f"# 2 wheels for CPython {wheels.PYTHON}, Linux, x86-64, from lock.txt",
+        "load-01          14 bytes  a-1.whl c-1.whl",
+    ]
+    assert wheels.main(["list", "--without=*"]) == 0
+    assert "# 0 wheels" in capsys.readouterr().out
+
+
 def test_no_part_and_no_load_is_too_large(packed: tuple[Path, dict[str, bytes]]) -> None:
     output, _ = packed
     sizes = [path.stat().st_size for path in files(output)]
