@@ -23,7 +23,7 @@ from kserve_lmcache.doctor.machine import connector_check
 from kserve_lmcache.doctor.report import as_json, exit_code, table
 from kserve_lmcache.doctor.run import CHECKS, examine
 from kserve_lmcache.identity.namespace import hashing_of
-from kserve_lmcache.redaction import redact_urls
+from kserve_lmcache.redaction import redact_text
 from kserve_lmcache.server.announcement import Replica
 
 _TIMEOUT = 10.0  # seconds
@@ -98,11 +98,11 @@ def build_parser() -> argparse.ArgumentParser:
 def _judge(configuration: Configuration) -> list[Finding]:
     if configuration.problems:
         return [
-            failure(redact_urls(f"{problem.source}: {problem.message}"), problem.fix)
+            failure(redact_text(f"{problem.source}: {problem.message}"), problem.fix)
             for problem in configuration.problems
         ]
     count = len(configuration.lmcache_values())
-    notes = "".join(f"; {redact_urls(note)}" for note in configuration.notes)
+    notes = "".join(f"; {redact_text(note)}" for note in configuration.notes)
     return [ok(f"{count} keys of LMCache are set or defaulted{notes}")]
 
 

@@ -227,6 +227,28 @@ SETTINGS = (
         variable="LMCACHE_REMOTE_PASSWORD_FILE",
     ),
     Setting(
+        "remote_sentinel_username",
+        str,
+        None,
+        "User of the sentinels (Redis ACL), where they have one of their own.",
+        variable="LMCACHE_REMOTE_SENTINEL_USERNAME",
+    ),
+    Setting(
+        "remote_sentinel_password",
+        str,
+        None,
+        "Password of the sentinels. They are asked without a password by default.",
+        variable="LMCACHE_REMOTE_SENTINEL_PASSWORD",
+        secret=True,
+    ),
+    Setting(
+        "remote_sentinel_password_file",
+        str,
+        None,
+        "File with the password of the sentinels, for a mounted Secret.",
+        variable="LMCACHE_REMOTE_SENTINEL_PASSWORD_FILE",
+    ),
+    Setting(
         "remote_ca_file",
         str,
         None,

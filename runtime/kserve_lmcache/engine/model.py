@@ -16,6 +16,7 @@ from vllm.v1.engine.async_llm import AsyncLLM
 
 from kserve_lmcache.compat.vllm import init_app_state
 from kserve_lmcache.config import engine_file
+from kserve_lmcache.config.configuration import show
 from kserve_lmcache.engine.base_model import choose_base
 from kserve_lmcache.engine.client import TenantAsyncLLM
 from kserve_lmcache.engine.errors import RefusedError
@@ -24,7 +25,6 @@ from kserve_lmcache.errors import KServeLMCacheError
 from kserve_lmcache.metrics import start_up_timing
 from kserve_lmcache.metrics.snapshots import RECEIVED, Snapshots, read_files, workers
 from kserve_lmcache.metrics.totals import Totals, add_up
-from kserve_lmcache.redaction import redact
 
 logger = logging.getLogger(__name__)
 
@@ -189,7 +189,7 @@ class LMCacheModel(_Base):  # type: ignore[misc, valid-type]
         """
         configuration = self.offload.configuration
         values = (
-            f"{name} = {redact(used[name] if told.get(name) == asked else asked, name)} "
+            f"{name} = {show(name, used[name] if told.get(name) == asked else asked)} "
             f"({configuration.source(name)})"
             for name, asked in configuration.lmcache_values().items()
         )

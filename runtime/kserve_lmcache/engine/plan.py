@@ -16,7 +16,7 @@ from vllm.config import KVTransferConfig, VllmConfig
 
 from kserve_lmcache import redaction
 from kserve_lmcache.config import disk_tier, engine_file, local_tier, remote_tier
-from kserve_lmcache.config.configuration import Configuration
+from kserve_lmcache.config.configuration import Configuration, show
 from kserve_lmcache.config.credentials import remote_of
 from kserve_lmcache.config.engine_shape import EngineShape
 from kserve_lmcache.config.flags import flags_of
@@ -253,7 +253,7 @@ def _written_engine_file(configuration: Configuration, remote: Remote | None) ->
     disk = disk_tier.disk_of(configuration)
     disk_and_limits = None if disk is None else (disk, disk_tier.limits_of(configuration))
     engine_file.write(configuration.lmcache_values(), remote, path, limits, disk_and_limits)
-    redaction.redact_logs(redaction.secrets_in(engine_file.read(path)))
+    redaction.redact_logs(engine_file.secrets_in(path))
     return path
 
 
@@ -268,8 +268,7 @@ def differing_values(path: Path, used: Mapping[str, Any]) -> list[str]:
         A sentence for each value.
     """
     return [
-        f"{name} is {redaction.redact(used.get(name), name)!r} where "
-        f"{redaction.redact(value, name)!r} was asked for"
+        f"{name} is {show(name, used.get(name))!r} where {show(name, value)!r} was asked for"
         for name, value in engine_file.read(path).items()
         if used.get(name) != value
     ]

@@ -136,8 +136,7 @@ FILES = {
     },
     # The remote store
     "remote_url: redis://redis:port": (
-        "1: remote_url is 'redis://redis:port', which is no URL (Port could not be cast to integer "
-        "value as 'port'). Write SCHEME://HOST:PORT."
+        "1: remote_url names a port that is no number up to 65535 (redis://…). Correct the port."
     ),
     "remote_url: redis-sentinel://redis:26379/main\nremote_connector: lmcache": (
         "1: remote_url is 'redis-sentinel://redis:26379/main', which LMCache's own connector "
@@ -160,7 +159,18 @@ FILES = {
 # Keys that work on an accelerator alone.
 NOT_ON_CPU = ("use_layerwise", "save_unfull_chunk", "enable_blending", "use_gds")
 TLS_FILES = ("remote_ca_file", "remote_cert_file", "remote_key_file")
-CREDENTIALS = ("remote_username", "remote_password", "remote_password_file", *TLS_FILES)
+SENTINELS = (
+    "remote_sentinel_username",
+    "remote_sentinel_password",
+    "remote_sentinel_password_file",
+)
+CREDENTIALS = (
+    "remote_username",
+    "remote_password",
+    "remote_password_file",
+    *SENTINELS,
+    *TLS_FILES,
+)
 
 
 @pytest.mark.parametrize("file", FILES)
@@ -194,11 +204,15 @@ def test_credentials_need_a_store_that_takes_them(tmp_path: Path, name: str) -> 
     assert credential(tmp_path, name, "remote_url: lm://server:8080") == [
         f"is for Redis and Valkey, but remote_url names another store. Remove {name}."
     ]
+    without_sentinels = [f"is for sentinels, but remote_url names none. Remove {name}."]
     without_tls = [
         "is for TLS, but remote_url has a scheme without TLS. Use rediss:// or valkeys://."
     ]
-    assert credential(tmp_path, name, REDIS) == (without_tls if name in TLS_FILES else [])
-    assert credential(tmp_path, name, TLS) == []
+    assert credential(tmp_path, name, REDIS) == (
+        without_tls if name in TLS_FILES else without_sentinels if name in SENTINELS else []
+    )
+    assert credential(tmp_path, name, TLS) == (without_sentinels if name in SENTINELS else [])
+    assert credential(tmp_path, name, "remote_url: rediss-sentinel://a/main") == []
 
 
 def test_every_row_of_the_table_has_a_test(tmp_path: Path) -> None:
@@ -222,7 +236,7 @@ def test_an_unknown_scheme_lists_the_known_schemes(tmp_path: Path) -> None:
     (problem,) = problems(tmp_path, "remote_url: redi://:hunter2@redis:6379")
     start, _, schemes = problem.rstrip(".").partition(" Use one of ")
     assert start == (
-        "/lmcache.yaml:1: remote_url is 'redi://:***@redis:6379', a scheme that LMCache does not "
+        "/lmcache.yaml:1: remote_url is 'redi://…', a scheme that LMCache does not "
         "know: LMCache would turn all tiers off."
     )
     assert {"audit://", "lm://", "redis://", "s3://", "valkeys://"} <= set(schemes.split(", "))
