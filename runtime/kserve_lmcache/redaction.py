@@ -115,7 +115,8 @@ def hide(text: str, secrets: Iterable[str] = (), in_quotes: bool = False) -> str
 
 def _pattern(secrets: Iterable[str], in_quotes: bool = False) -> re.Pattern[str] | None:
     """A pattern of all forms of the secrets; ``None`` when there is nothing to search for."""
-    forms, words = set(), set()
+    forms: set[str] = set()
+    words: set[str] = set()
     for secret in secrets:
         several = {secret, repr(secret)[1:-1], quote(secret), quote(secret, safe="")}
         (forms if _is_distinctive(secret) else words).update(several)

@@ -12,6 +12,7 @@ from pathlib import Path
 from kserve_lmcache import __version__, logs
 from kserve_lmcache.config import environment
 from kserve_lmcache.errors import KServeLMCacheError
+from kserve_lmcache.redaction import redact_text
 
 # The file from which Kubernetes takes the reason of a container's end.
 TERMINATION_LOG = "TERMINATION_LOG"
@@ -45,9 +46,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         return _run(command, arguments)
     except KServeLMCacheError as error:
-        print(f"kserve-lmcache: error: {error}", file=sys.stderr, flush=True)
+        reason = redact_text(str(error))  # it may quote a library that quotes a flag
+        print(f"kserve-lmcache: error: {reason}", file=sys.stderr, flush=True)
         if command == "serve":
-            _write_termination_message(str(error))
+            _write_termination_message(reason)
         return error.exit_code
 
 

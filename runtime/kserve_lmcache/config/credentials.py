@@ -36,8 +36,9 @@ def remote_of(configuration: Configuration) -> Remote | None:
         configuration.add_problem(
             "remote_url",
             "names a user without a password",
-            "Set LMCACHE_REMOTE_PASSWORD. If it is the password, write it behind a colon: :…@HOST.",
+            "Set LMCACHE_REMOTE_PASSWORD. If it is the password, write a colon before it.",
         )
+        username = None  # perhaps the password
     for name in ("remote_ca_file", "remote_cert_file", "remote_key_file"):
         _read(configuration, name)
     if not parsed.scheme:
@@ -100,7 +101,8 @@ def _password_in_file(configuration: Configuration, name: str) -> str | None:
     try:
         password = password_of(content)
     except UnicodeDecodeError:
-        password = "\udc80"  # no UTF-8: the fault below
+        configuration.add_problem(name, *store_url.NOT_TEXT)
+        return None
     if fault := store_url.fault_of_password(password):
         configuration.add_problem(name, *fault)
         return None

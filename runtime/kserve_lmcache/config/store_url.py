@@ -69,8 +69,9 @@ _BAD_PERCENT = re.compile(r"%(?![0-9A-Fa-f]{2})")
 _OPTION_NAME = re.compile(r"[a-z][a-z_]*", re.IGNORECASE)
 _LARGEST_DATABASE = 2**31 - 1
 
-_PASSWORD = "Give the password by LMCACHE_REMOTE_PASSWORD or remote_password_file"
-_ENCODE = f"{_PASSWORD}, or write / ? # @ % in the password as %2F %3F %23 %40 %25."
+NOT_TEXT: Fault = ("is not UTF-8", "Write the password as text.")
+_ELSEWHERE = "Give the password by LMCACHE_REMOTE_PASSWORD or remote_password_file"
+_ENCODE = f"{_ELSEWHERE}, or write / ? # @ % in the password as %2F %3F %23 %40 %25."
 # Options of redis-py's URLs, and the setting that does the same.
 _SETTINGS = {
     "ssl_ca_certs": "Use remote_ca_file.",
@@ -82,7 +83,7 @@ _SETTINGS = {
     "ssl_check_hostname": "Host names are always verified: use a name of the certificate.",
     "ssl": "Use rediss:// or valkeys://.",
     "username": "Use LMCACHE_REMOTE_USERNAME.",
-    "password": f"{_PASSWORD}.",
+    "password": f"{_ELSEWHERE}.",
     "socket_timeout": "Use the settings remote_…_timeout.",
     "socket_connect_timeout": "Use remote_connect_timeout.",
     "timeout": "Use the settings remote_…_timeout.",
@@ -160,8 +161,8 @@ def parse(url: str) -> StoreURL:
         raise StoreURLError(*faults)
     authority, tail = _split_authority(rest)
     credentials, at, servers = authority.rpartition("@")
-    faults, values = [], {"scheme": scheme, "bare": f"{scheme}://{servers}{tail}"}
-    form = FORMS.get(scheme)
+    faults: list[Fault] = []
+    bare, form = f"{scheme}://{servers}{tail}", FORMS.get(scheme)
     username = password = None
     if at:
         if form is not None and form.credentials:
@@ -169,7 +170,7 @@ def parse(url: str) -> StoreURL:
             username = unquote(user) or None
             password = unquote(secret) or None
             if colon and not secret:
-                faults.append(("has an empty password", f"{_PASSWORD}, or remove the colon."))
+                faults.append(("has an empty password", f"{_ELSEWHERE}, or remove the colon."))
             elif password and (fault := fault_of_password(password, secret[0] in "'\"")):
                 faults.append((f"has a password that {fault[0]}", fault[1]))
         else:
@@ -184,12 +185,14 @@ def parse(url: str) -> StoreURL:
     if form is None:
         if faults:
             raise StoreURLError(*faults)
-        return StoreURL(path=unquote(path), options=options, **values)
+        return StoreURL(scheme, bare, path=unquote(path), options=options)
     addresses = tuple(_addresses(servers, form, scheme, faults))
     service, database = _path(path, options, form, scheme, faults)
     if faults:
         raise StoreURLError(*faults)
     return StoreURL(
+        scheme=scheme,
+        bare=bare,
         username=username,
         password=password,
         addresses=addresses,
@@ -197,7 +200,6 @@ def parse(url: str) -> StoreURL:
         service=service,
         database=database,
         options=options,
-        **values,
     )
 
 
@@ -227,7 +229,7 @@ def fault_of_password(password: str, quotes: bool = True) -> Fault | None:
     try:
         password.encode("utf-8")
     except UnicodeEncodeError:  # Python reads other bytes of a variable as surrogates
-        return "is not UTF-8", "Write the password as text."
+        return NOT_TEXT
     if any(ord(character) < 32 or ord(character) == 127 for character in password):
         return (
             "has a line break or another control character",
@@ -248,7 +250,7 @@ def _faults_of_characters(scheme: str, rest: str) -> Iterator[Fault]:
     if any(character.isspace() or not character.isprintable() for character in rest):
         yield "has a blank, a line break or a control character", "Remove it."
     elif scheme in FORMS and scheme != "fs" and not _CHARACTERS.fullmatch(rest.replace("#", "")):
-        yield "has a character that a URL must not have", f"Write it as %XX. {_PASSWORD}."
+        yield "has a character that a URL must not have", f"Write it as %XX. {_ELSEWHERE}."
     authority, tail = _split_authority(rest)
     if "#" in rest:
         yield "has a #", _ENCODE

@@ -23,6 +23,7 @@ TLS_SCHEMES = ("rediss", "valkeys", "rediss-sentinel")
 SENTINEL_SCHEMES = ("redis-sentinel", "rediss-sentinel")
 LARGEST_FILE = 2**20  # bytes, the limit of a Kubernetes Secret
 
+
 def read_password(path: str) -> str:
     """Reads the current password from a password file.
 

@@ -7,7 +7,7 @@ import ssl
 import time
 from typing import Any
 
-from kserve_lmcache.config.stores import Address
+from kserve_lmcache.config.store_url import Address
 from kserve_lmcache.doctor.check import Finding, failure, ok, reason_of, warning
 from kserve_lmcache.doctor.connection import CheckedStore, show
 from kserve_lmcache.tiers.redis.client import tls_context

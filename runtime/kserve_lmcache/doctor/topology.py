@@ -9,7 +9,7 @@ from typing import Any
 import redis
 from redis.exceptions import NoPermissionError
 
-from kserve_lmcache.config.stores import Address
+from kserve_lmcache.config.store_url import Address
 from kserve_lmcache.doctor.check import Finding, failure, ok, reason_of, warning
 from kserve_lmcache.doctor.connection import CheckedStore, show
 from kserve_lmcache.doctor.redis_server import NEEDS_INFO

@@ -37,8 +37,8 @@ def mark_server(environ: MutableMapping[str, str], engine_file: Path | None) -> 
     _load_always(environ)
     # As `vllm serve` does: this process has threads, which a fork does not copy.
     environ.setdefault("VLLM_WORKER_MULTIPROC_METHOD", "spawn")
-    # vLLM loads plugins once. A process that is forked all the same has the modules of this one, and
-    # does not load the plugin again.
+    # vLLM loads plugins once. A process that is forked all the same has the modules of this one,
+    # and does not load the plugin again.
     multiprocessing.util.register_after_fork(prepare, lambda function: function())
     if engine_file is not None:
         environ[ENGINE_FILE] = str(engine_file)

@@ -13,7 +13,8 @@ from redis.exceptions import RedisClusterException
 from redis.retry import Retry
 from redis.sentinel import Sentinel
 
-from kserve_lmcache.config.stores import Address, Remote, read_password
+from kserve_lmcache.config.store_url import Address
+from kserve_lmcache.config.stores import Remote, read_password
 
 # All keys begin with the prefix, so that an ACL can name them and an operator recognizes them.
 KEY_PREFIX = "kserve-lmcache:"
