@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from kserve_lmcache import __version__, logs
+from kserve_lmcache.compat.kserve import import_without_flags
 from kserve_lmcache.config import environment
 from kserve_lmcache.errors import KServeLMCacheError
 from kserve_lmcache.redaction import redact_text
@@ -82,10 +83,13 @@ def _run(command: str, arguments: list[str]) -> int:
     levels = logs.LibraryLevels(os.environ)
     if command == "serve":
         environment.ensure()
-    if command in ("serve", "config"):  # these two import vLLM
+    if command in ("serve", "config", "doctor"):  # these import vLLM
         levels.set(os.environ.get(logs.LEVEL_VARIABLE, ""))
     if command == "serve":
         logs.configure(os.environ)
+    if command in ("serve", "config", "doctor"):
+        import_without_flags()
+    if command == "serve":
         from kserve_lmcache.cli import serve
 
         serve.run(arguments, levels)

@@ -11,6 +11,7 @@ from kserve.logging import KSERVE_LOG_CONFIG, configure_logging
 
 from kserve_lmcache import logs
 from kserve_lmcache.cli.arguments import parse_arguments
+from kserve_lmcache.compat.kserve import use_arguments
 from kserve_lmcache.compat.vllm import configure_logging as configure_vllms_logging
 from kserve_lmcache.config.configuration import Configuration
 from kserve_lmcache.doctor import at_start
@@ -36,6 +37,7 @@ def run(argv: Sequence[str], levels: logs.LibraryLevels) -> None:
     """
     start_up_timing.reached(start_up_timing.IMPORTED)
     args = parse_arguments(argv)
+    use_arguments(args)
     configuration = resolve_configuration(args, os.environ)
     _configure_logging(args, configuration, levels)
     resolve_engine_arguments(args, os.environ)

@@ -157,8 +157,8 @@ def parse(url: str) -> StoreURL:
         fix = "Write SCHEME://HOST:PORT, for example redis://HOST:6379."
         raise StoreURLError(("does not begin with a scheme and ://", fix))
     rest = url.partition("://")[2]
-    if faults := list(_faults_of_characters(scheme, rest)):
-        raise StoreURLError(*faults)
+    if doubts := list(_faults_of_characters(scheme, rest)):
+        raise StoreURLError(*doubts)
     authority, tail = _split_authority(rest)
     credentials, at, servers = authority.rpartition("@")
     faults: list[Fault] = []

@@ -18,6 +18,7 @@ from kserve_lmcache.errors import KServeLMCacheError, UsageError
 
 logger = logging.getLogger(__name__)
 
+_DEFAULT_NAME = "model"  # KServe's
 _THREADS = "VLLM_CPU_OMP_THREADS_BIND"
 _KV_CACHE_GIB = "VLLM_CPU_KVCACHE_SPACE"
 _KV_CACHE_SHARE = 0.25
@@ -38,10 +39,10 @@ def resolve_engine_arguments(args: Namespace, environ: MutableMapping[str, str])
     args.model = _model(args)
     if args.model_revision is not None:
         args.revision = args.model_revision
-    if args.served_model_name is None:
-        args.served_model_name = [args.model_name]
-    else:
-        args.model_name = args.served_model_name[0]
+    # The model has the names of both flags, KServe's and vLLM's.
+    names = [name for name in (args.model_name, *(args.served_model_name or ())) if name]
+    args.served_model_name = list(dict.fromkeys(names)) or [_DEFAULT_NAME]
+    args.model_name = args.served_model_name[0]
     if args.port is not None:
         args.http_port = args.port
     if args.disable_log_requests:

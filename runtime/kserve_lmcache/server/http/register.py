@@ -57,7 +57,7 @@ def register_before_kserves(
     # A name may contain slashes, as the id of a model on the hub does.
     listing.add_api_route("/v1/models/{name:path}", names.one, methods=["GET"])
     app.include_router(listing)
-    register_openai_endpoints(app, OpenAIDataPlane(repository))
+    register_openai_endpoints(app, _OneModel(repository, model.model_name))
 
 
 def register_after_kserves(app: FastAPI, vllm_app: FastAPI, groups: Collection[str]) -> None:
@@ -70,6 +70,22 @@ def register_after_kserves(app: FastAPI, vllm_app: FastAPI, groups: Collection[s
         or routes.is_wanted(route, routes.KSERVE, groups)
     ]
     app.router.routes.append(Mount(PREFIX, app=vllm_app, name="openai"))
+
+
+class _OneModel(OpenAIDataPlane):  # type: ignore[misc]
+    """KServe's data plane for requests that name no model, as vLLM's own server answers them."""
+
+    def __init__(self, repository: ModelRepository, name: str) -> None:
+        super().__init__(repository)
+        self._name = name
+
+    async def get_model(self, name: str | None) -> Any:
+        """The model of this name. None stands for the only one."""
+        return await super().get_model(name or self._name)
+
+    async def model_ready(self, model_name: str | None, *others: Any) -> Any:
+        """Whether the model of this name is ready. None stands for the only one."""
+        return await super().model_ready(model_name or self._name, *others)
 
 
 class _TensorRoutes:
