@@ -8,7 +8,7 @@ import logging
 import shutil
 import tempfile
 from argparse import Namespace
-from collections.abc import Mapping, MutableMapping
+from collections.abc import Iterator, Mapping, MutableMapping
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +24,7 @@ from kserve_lmcache.config.resolve import resolve
 from kserve_lmcache.config.resources import memory_limit
 from kserve_lmcache.config.settings import VARIABLE_PREFIX
 from kserve_lmcache.config.stores import Remote
-from kserve_lmcache.engine.arguments import create_engine_config, device
+from kserve_lmcache.engine.arguments import create_engine_config, device, resolve_engine_arguments
 from kserve_lmcache.engine.shape import shape_of
 from kserve_lmcache.engine.supported_models import check_supported
 from kserve_lmcache.errors import (
@@ -32,17 +32,18 @@ from kserve_lmcache.errors import (
     IdentityError,
     KServeLMCacheError,
     OffloadUnavailableError,
+    Problem,
     UnsupportedModelError,
 )
-from kserve_lmcache.identity.engine import EngineIdentity, identify
+from kserve_lmcache.identity.engine import EngineIdentity, check_load_format, identify
 from kserve_lmcache.identity.namespace import NAMESPACE, hashing_of
 
 logger = logging.getLogger(__name__)
 
 CONNECTOR = "KServeLMCacheConnector"
 CONNECTOR_MODULE = "kserve_lmcache.connector"
-# The name in KServe's guide, which people have in their manifests.
-_STOCK_CONNECTOR = "LMCacheConnectorV1"
+# LMCache's connectors in a worker. The first is in KServe's guide, and both are in manifests.
+_STOCK_CONNECTORS = ("LMCacheConnectorV1", "LMCacheConnectorV1Dynamic")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -102,7 +103,7 @@ def plan_offload(
         reason = f"{configuration.source('offload')} is off"
         return _disabled(args, configuration, reason), create_engine_config(args)
     wanted = args.kv_transfer_config
-    if wanted is not None and wanted.kv_connector != _STOCK_CONNECTOR:
+    if wanted is not None and wanted.kv_connector not in _STOCK_CONNECTORS:
         # The user asks for another connector (NIXL, multi-process LMCache, …).
         reason = f"--kv-transfer-config asks for {wanted.kv_connector}"
         logger.warning("KV-cache offloading is not managed by this server: %s", reason)
@@ -145,7 +146,69 @@ def resolve_configuration(args: Namespace, environ: Mapping[str, str]) -> Config
 
     :func:`complete` adds the values that depend on the machine and the engine.
     """
-    return resolve(flags_of(args), environ, device())
+    configuration = resolve(flags_of(args), environ, device())
+    if configuration.get("offload"):
+        configuration.problems += _contradictions(args)
+    return configuration
+
+
+def _contradictions(args: Namespace) -> Iterator[Problem]:
+    """Flags of vLLM that would take the place of this server's offloading."""
+    if getattr(args, "kv_offloading_size", None) is not None:
+        yield Problem(
+            "turns vLLM's own offloading on, in the place of this server's",
+            "--kv-offloading-size",
+            "Use --lmcache max_local_cpu_size=SIZE, or --offload=off.",
+        )
+    wanted = args.kv_transfer_config
+    if wanted is not None and wanted.kv_connector == "LMCacheConnector":
+        yield Problem(
+            "names LMCacheConnector, which vLLM has no longer",
+            "--kv-transfer-config",
+            "Leave the flag out: offloading needs none.",
+        )
+
+
+def examine(
+    args: Namespace,
+    configuration: Configuration,
+    environ: Mapping[str, str],
+    model_is_here: bool = True,
+) -> tuple[EngineShape | None, Remote | None]:
+    """Everything of :func:`plan_offload` that needs no download and loads no weights.
+
+    The problems are added to the configuration.
+
+    Args:
+        args: the server's arguments; changed in place.
+        configuration: as resolved from its sources.
+        environ: the environment.
+        model_is_here: whether the model may be read. A model of the hub needs the network.
+
+    Returns:
+        The sizes of the engine's KV cache, if there are offloading and a model; and the remote
+        store, if there is one.
+
+    Raises:
+        IdentityError, UnsupportedModelError: this model's KV cache cannot be offloaded.
+        KServeLMCacheError: vLLM refuses the engine's arguments.
+    """
+    shape = None
+    if model_is_here and configuration.get("offload") and has_model(args):
+        resolve_engine_arguments(args, dict(environ))
+        engine_config = _engine_config(args, configuration)
+        check_supported(engine_config)
+        if configuration.get("model_fingerprint") != "private":
+            check_load_format(engine_config)
+        shape = shape_of(engine_config)
+    return shape, complete(configuration, shape)
+
+
+def has_model(args: Namespace) -> bool:
+    """Whether the flags name a model, or one is mounted."""
+    mounted = Path(args.model_dir)
+    is_mounted = mounted.is_dir() and any(mounted.iterdir())
+    return bool(args.model_id or args.model_tag or args.model or is_mounted)
 
 
 def complete(configuration: Configuration, shape: EngineShape | None) -> Remote | None:
