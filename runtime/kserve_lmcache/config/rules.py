@@ -7,6 +7,7 @@ runs on. Most rules are rows of :data:`TABLE`. A rule that needs more is a funct
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any, NamedTuple
@@ -18,6 +19,7 @@ from kserve_lmcache.config.configuration import Configuration, show
 from kserve_lmcache.config.settings import ROUTE_GROUPS, SETTINGS, parse_route_groups
 from kserve_lmcache.config.store_url import StoreURLError
 from kserve_lmcache.config.stores import REDIS_SCHEMES, SENTINEL_SCHEMES, TLS_SCHEMES
+from kserve_lmcache.config.tier_plugins import DISK_PLUGIN, REMOTE_PLUGIN
 from kserve_lmcache.config.values import is_size
 from kserve_lmcache.errors import Problem
 from kserve_lmcache.redaction import redact_text
@@ -128,6 +130,26 @@ def _not_for_disk(option: str) -> Rule:
     )
 
 
+def _locations(context: Context) -> set[str]:
+    """LMCache's names of the tiers that exist: its own, and the plugins of the tiers of ours."""
+    stock = context["remote_connector"] == "lmcache"
+    remote = "RemoteBackend" if stock else f"RemoteBackend-{REMOTE_PLUGIN.name}"
+    tiers = {
+        "LocalCPUBackend": context["local_cpu"],
+        f"RemoteBackend-{DISK_PLUGIN.name}": context["local_disk"],
+        remote: context["remote_url"],
+        "PDBackend": context["enable_pd"],
+        "P2PBackend": context["enable_p2p"],
+        "GdsBackend": context["gds_path"],
+        "MaruBackend": context["maru_path"],
+        **{f"RemoteBackend-{name}": True for name in context["remote_storage_plugins"] or ()},
+        **{name: True for name in context["storage_plugins"] or ()},
+    }
+    return {name for name, exists in tiers.items() if exists}
+
+
+# ~, $VARIABLE and ${VARIABLE} of a shell, and $(VARIABLE) of Kubernetes.
+_UNEXPANDED = re.compile(r"^\s*(file://)?~|\$")
 _TLS_FILES = ("remote_ca_file", "remote_cert_file", "remote_key_file")
 _OF_SENTINELS = (
     "remote_sentinel_username",
@@ -211,6 +233,23 @@ TABLE: tuple[Rule, ...] = (
         "local_disk_path_sharding",
         lambda c: c["local_disk"] and c["local_disk_path_sharding"] != "by_gpu",
         "is {value!r}, but the disk tier knows by_gpu alone",
+    ),
+    Rule(
+        "local_disk",
+        lambda c: any(_UNEXPANDED.search(part) for part in (c["local_disk"] or "").split(",")),
+        "is {value!r}: nothing expands ~ or a variable there, so a directory of that name would "
+        "be made",
+        "Write the whole path, for example /cache.",
+    ),
+    Rule(
+        "store_location",
+        lambda c: c["store_location"] and c["store_location"] not in _locations(c),
+        "is {value!r}, which is no tier of this configuration: nothing would be stored",
+    ),
+    Rule(
+        "retrieve_locations",
+        lambda c: not set(c["retrieve_locations"] or ()) <= _locations(c),
+        "is {value!r}, and not every one is a tier of this configuration",
     ),
     *(_not_for_disk(option) for option in ("use_odirect", "disk_io_threads")),
     *(_redis_only(key) for key in _CREDENTIALS),

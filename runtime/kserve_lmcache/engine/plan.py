@@ -44,6 +44,7 @@ CONNECTOR = "KServeLMCacheConnector"
 CONNECTOR_MODULE = "kserve_lmcache.connector"
 # LMCache's connectors in a worker. The first is in KServe's guide, and both are in manifests.
 _STOCK_CONNECTORS = ("LMCacheConnectorV1", "LMCacheConnectorV1Dynamic")
+_REMOVED_CONNECTOR = "LMCacheConnector"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -103,6 +104,8 @@ def plan_offload(
         reason = f"{configuration.source('offload')} is off"
         return _disabled(args, configuration, reason), create_engine_config(args)
     wanted = args.kv_transfer_config
+    if wanted is not None and wanted.kv_connector == _REMOVED_CONNECTOR:
+        configuration.raise_problems()
     if wanted is not None and wanted.kv_connector not in _STOCK_CONNECTORS:
         # The user asks for another connector (NIXL, multi-process LMCache, …).
         reason = f"--kv-transfer-config asks for {wanted.kv_connector}"
@@ -161,9 +164,9 @@ def _contradictions(args: Namespace) -> Iterator[Problem]:
             "Use --lmcache max_local_cpu_size=SIZE, or --offload=off.",
         )
     wanted = args.kv_transfer_config
-    if wanted is not None and wanted.kv_connector == "LMCacheConnector":
+    if wanted is not None and wanted.kv_connector == _REMOVED_CONNECTOR:
         yield Problem(
-            "names LMCacheConnector, which vLLM has no longer",
+            f"names {_REMOVED_CONNECTOR}, which vLLM has no longer",
             "--kv-transfer-config",
             "Leave the flag out: offloading needs none.",
         )

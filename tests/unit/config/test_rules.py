@@ -142,6 +142,23 @@ FILES = {
         "1: remote_url is 'redis-sentinel://redis:26379/main', which LMCache's own connector "
         "cannot use. Remove remote_connector, or use redis:// or rediss://."
     ),
+    # Taken, and then not done
+    "local_disk: file://~/kv\nmax_local_disk_size: 5": (
+        "1: local_disk is '~/kv': nothing expands ~ or a variable there, so a directory of that "
+        "name would be made. Write the whole path, for example /cache."
+    ),
+    "local_disk: /a,$HOME/kv\nmax_local_disk_size: 5": (
+        "1: local_disk is '/a,$HOME/kv': nothing expands ~ or a variable there, so a directory of "
+        "that name would be made. Write the whole path, for example /cache."
+    ),
+    f"{REDIS}store_location: RemoteBackend": (
+        "2: store_location is 'RemoteBackend', which is no tier of this configuration: nothing "
+        "would be stored. Remove store_location."
+    ),
+    f"{REDIS}retrieve_locations: LocalCPUBackend,RemoteBackend": (
+        "2: retrieve_locations is ['LocalCPUBackend', 'RemoteBackend'], and not every one is a "
+        "tier of this configuration. Remove retrieve_locations."
+    ),
     # LMCache's own check
     "enable_controller: true": (
         "1: LMCache refuses the configuration: controller_pull_url is required when "

@@ -36,6 +36,10 @@ def planned(*argv: str, **environ: str) -> tuple[Namespace, OffloadPlan, dict[st
     [
         (),
         ('--kv-transfer-config={"kv_connector":"LMCacheConnectorV1","kv_role":"kv_both"}',),
+        (
+            '--kv-transfer-config={"kv_connector":"LMCacheConnectorV1Dynamic","kv_role":"kv_both",'
+            '"kv_connector_module_path":"lmcache.integration.vllm.lmcache_connector_v1"}',
+        ),
     ],
 )
 def test_nothing_and_the_guides_json_give_our_connector(argv: tuple[str, ...]) -> None:
