@@ -19,6 +19,10 @@ from kserve_lmcache.tiers.guard.store import CallKind, Entry, StoreError, StoreF
 from kserve_lmcache.tiers.redis import client as redis_client
 from kserve_lmcache.tiers.redis.client import KEY_PREFIX
 
+# Every command that the tier sends, and that a user of an ACL must be allowed; a cluster's client
+# asks for the layout as well. A refused CLIENT SETNAME does no harm.
+COMMANDS = ("ping", "set", "strlen", "get", "expire", "unlink")
+CLUSTER_COMMANDS = ("cluster|slots", "cluster|shards", "readonly", "command")
 _CLIENT_NAME = "kserve-lmcache"
 _READ_SIZE = 256 * 1024  # bytes read from a socket at a time
 _MAX_COPIED = 6000  # bytes; a longer argument is sent without being copied first
