@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from kserve_lmcache.cli import arguments, bench, config, demo_model, doctor
+from kserve_lmcache.cli.kserve_flags import KSERVE_FLAGS
 from kserve_lmcache.cli.main import COMMANDS
 from kserve_lmcache.config import keys
 from kserve_lmcache.config.environment import DEFAULTS as ENVIRONMENT
@@ -80,6 +81,12 @@ names cannot be set.
 Every [setting](settings.md) but the password has a flag. `--lmcache KEY=VALUE …` sets keys of
 LMCache. The table has the flags of KServe's Hugging Face server.
 """
+_KSERVE_FLAGS = """\
+# Flags of KServe's servers
+
+Every flag of KServe's model server and of KServe's Hugging Face server is honoured, or the server
+refuses to start and says what to use instead. [Command line](command-line.md) has the other flags.
+"""
 _HUGGING_FACE, _OFFLOADING = "KServe Hugging Face server", "KV-cache offloading"
 _OWN_FLAGS = "The flags of the [settings](settings.md) and `--lmcache` work here too.\n"
 
@@ -91,6 +98,7 @@ def pages() -> dict[str, str]:
         "metrics.md": [_METRICS, _metrics()],
         "routes.md": [_ROUTES, _routes()],
         "command-line.md": _command_line(),
+        "kserve-flags.md": [_KSERVE_FLAGS, _kserve_flags()],
     }
     return {name: "\n".join([_HEAD, *texts]).rstrip() + "\n" for name, texts in parts.items()}
 
@@ -179,6 +187,17 @@ def _routes() -> str:
         names = "<br>".join(f"`{name}`" for name in row.routes)
         rows.append((names, row.source, row.when, "; ".join(notes)))
     return _table(("Route", "From", "Is", "Notes"), rows)
+
+
+def _kserve_flags() -> str:
+    rows = []
+    for name, decision in KSERVE_FLAGS.items():
+        here = "honoured"
+        if decision.instead:
+            allowed = ", ".join(f"`{value}`" for value in decision.allowed)
+            here = f"refused, but {allowed}" if allowed else "refused"
+        rows.append((f"`--{name}`", here, decision.instead or decision.note))
+    return _table(("Flag", "Here", "Notes, or what to use instead"), rows)
 
 
 def _command_line() -> Iterator[str]:

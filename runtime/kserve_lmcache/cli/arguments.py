@@ -16,6 +16,7 @@ from typing import NoReturn
 
 from vllm.utils.argparse_utils import FlexibleArgumentParser
 
+from kserve_lmcache.cli.kserve_flags import REFUSED
 from kserve_lmcache.compat.kserve import argument_parser as kserve_argument_parser
 from kserve_lmcache.compat.vllm import make_arg_parser
 from kserve_lmcache.config.flags import add_setting_flags
@@ -51,25 +52,6 @@ _ENCODER_FLAGS = (
     "return_probabilities",
     "return_raw_logits",
 )
-_OF_A_TRANSFORMER = "Leave it out: a transformer calls a predictor, and this server is one."
-_OF_THE_OTHER_BACKEND = "Leave it out: only the backend huggingface of KServe's own server has it."
-# Flags of KServe's servers that have no effect here, by their attribute, and what to do instead.
-KSERVE_FLAGS_WITHOUT_EFFECT = {
-    **dict.fromkeys(
-        (
-            "predictor_host",
-            "protocol",
-            "predictor_protocol",
-            "predictor_use_ssl",
-            "predictor_request_timeout_seconds",
-            "predictor_request_retries",
-            "enable_predictor_health_check",
-        ),
-        _OF_A_TRANSFORMER,
-    ),
-    "task": "Leave it out: vLLM finds the task from the model. --runner and --convert choose it.",
-    **dict.fromkeys(("tensor_input_names", *_ENCODER_FLAGS), _OF_THE_OTHER_BACKEND),
-}
 # An item of a list of arguments that holds a flag and its value, with a blank between them.
 _FLAG_AND_BLANK = re.compile(r"\s*(--?[A-Za-z][\w.-]*)\s+(.*)|\s+(--?[A-Za-z].*)", re.DOTALL)
 
@@ -108,6 +90,7 @@ def build_parser() -> argparse.ArgumentParser:
         model_name=None,
         tensor_parallel_size=None,
         port=None,
+        http_port=None,
         gpu_memory_utilization=None,
         enable_prompt_tokens_details=True,
         # A progress bar is for a terminal; in a log each of its steps is a line.
@@ -246,7 +229,7 @@ def _flags_without_effect(parser: argparse.ArgumentParser, args: Namespace) -> l
     ]
     refused += [
         f"--{name} has no effect here. {fix.rstrip('.')}"
-        for name, fix in KSERVE_FLAGS_WITHOUT_EFFECT.items()
+        for name, fix in REFUSED.items()
         if getattr(args, name, None) != parser.get_default(name)
     ]
     if args.backend == "huggingface":

@@ -19,6 +19,7 @@ from kserve_lmcache.errors import KServeLMCacheError, UsageError
 logger = logging.getLogger(__name__)
 
 _DEFAULT_NAME = "model"  # KServe's
+_TLS_PORT, _PORT = 8443, 8080  # KServe's
 _THREADS = "VLLM_CPU_OMP_THREADS_BIND"
 _KV_CACHE_GIB = "VLLM_CPU_KVCACHE_SPACE"
 _KV_CACHE_SHARE = 0.25
@@ -43,8 +44,9 @@ def resolve_engine_arguments(args: Namespace, environ: MutableMapping[str, str])
     names = [name for name in (args.model_name, *(args.served_model_name or ())) if name]
     args.served_model_name = list(dict.fromkeys(names)) or [_DEFAULT_NAME]
     args.model_name = args.served_model_name[0]
-    if args.port is not None:
-        args.http_port = args.port
+    args.http_port = args.port or args.http_port
+    if args.http_port is None:
+        args.http_port = _TLS_PORT if args.ssl_certfile and args.ssl_keyfile else _PORT
     if args.disable_log_requests:
         args.enable_log_requests = False
     if args.tensor_parallel_size is None:

@@ -69,6 +69,7 @@ class OffloadModelServer(model_server.ModelServer):  # type: ignore[misc]
         **others: Any,
     ) -> None:
         super().__init__(registered_models=Repository(), **others)
+        self.http_port = args.http_port  # KServe replaces 8080 by 8443 when there are certificates
         self.args = args
         self.model = model
         self.limits = limits

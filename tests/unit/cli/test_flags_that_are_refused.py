@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
+import argparse
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 
-from kserve_lmcache.cli.arguments import (
-    KSERVE_FLAGS_WITHOUT_EFFECT,
-    build_parser,
-    parse_arguments,
-)
+from kserve_lmcache.cli import arguments
+from kserve_lmcache.cli.arguments import build_parser, parse_arguments
+from kserve_lmcache.cli.kserve_flags import KSERVE_FLAGS, REFUSED
+from kserve_lmcache.compat.kserve import argument_parser as kserve_argument_parser
 from kserve_lmcache.engine.arguments import resolve_engine_arguments
 from kserve_lmcache.errors import UsageError
 from tests.support.server import engine_environment
@@ -65,7 +65,25 @@ def test_a_word_without_its_flag(argv: list[str], message: str) -> None:
     assert "hunter2" not in str(error.value)
 
 
-@pytest.mark.parametrize("name", KSERVE_FLAGS_WITHOUT_EFFECT)
+def test_every_flag_of_kserves_servers_has_a_decision() -> None:
+    hugging_face = argparse.ArgumentParser(add_help=False)
+    arguments._add_hugging_face_flags(hugging_face)
+    actions = [*kserve_argument_parser()._actions, *hugging_face._actions]
+    flags = [action.option_strings[0].removeprefix("--").replace("-", "_") for action in actions]
+    assert list(KSERVE_FLAGS) == flags
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [(name, value) for name, decision in KSERVE_FLAGS.items() for value in decision.allowed],
+)
+def test_the_allowed_values_of_a_flag_that_is_refused_otherwise(name: str, value: object) -> None:
+    parse_arguments([f"--{name}={value}"])
+    with pytest.raises(UsageError):
+        parse_arguments([f"--{name}={'huggingface' if name == 'backend' else 2}"])
+
+
+@pytest.mark.parametrize("name", REFUSED)
 def test_a_flag_of_kserves_without_effect_is_refused(name: str) -> None:
     (action,) = (a for a in build_parser()._actions if f"--{name}" in a.option_strings)
     value = list(action.choices)[-1] if action.choices else "1"
@@ -88,6 +106,23 @@ def test_the_model_has_the_names_of_both_flags(argv: list[str], names: list[str]
     args = parse_arguments(["--model_id=a", *argv])
     resolve_engine_arguments(args, {})
     assert (args.model_name, args.served_model_name) == (names[0], names)
+
+
+@pytest.mark.parametrize(
+    ("argv", "port"),
+    [
+        ([], 8080),
+        (["--http_port=8080"], 8080),
+        (["--http_port=9000", "--port=9001"], 9001),
+        (["--ssl_certfile=a", "--ssl_keyfile=b"], 8443),
+        (["--ssl_certfile=a", "--ssl_keyfile=b", "--http_port=8080"], 8080),
+        (["--ssl_certfile=a", "--ssl_keyfile=b", "--port=8080"], 8080),
+    ],
+)
+def test_the_port_is_the_one_that_was_given(argv: list[str], port: int) -> None:
+    args = parse_arguments(["--model_id=a", *argv])
+    resolve_engine_arguments(args, {})
+    assert args.http_port == port
 
 
 def run_serve(directory: Path, *argv: str) -> subprocess.CompletedProcess[str]:

@@ -9,6 +9,7 @@ from collections.abc import Callable, Collection
 from typing import Any
 
 from fastapi import APIRouter, FastAPI, Request
+from fastapi.openapi.docs import get_swagger_ui_html
 from fastapi.responses import JSONResponse, Response
 from kserve.errors import ModelNotFound
 from kserve.model_repository import ModelRepository
@@ -29,7 +30,11 @@ TENSORS_UNSUPPORTED = (
 
 
 def register_before_kserves(
-    app: FastAPI, repository: ModelRepository, model: Any, status: Callable[[], dict[str, Any]]
+    app: FastAPI,
+    repository: ModelRepository,
+    model: Any,
+    status: Callable[[], dict[str, Any]],
+    docs: bool = False,
 ) -> None:
     """Add the routes that replace routes of KServe's.
 
@@ -39,6 +44,7 @@ def register_before_kserves(
         model: the one model; its ``openai_serving_models`` lists its names, its ``totals`` are the
             values of this package's metrics.
         status: returns what ``GET /offload`` shows.
+        docs: whether the page of all routes is served (``--enable_docs_url``).
     """
     router = APIRouter(include_in_schema=False)
     router.add_api_route("/metrics", MetricsEndpoint(model.totals).answer, methods=["GET"])
@@ -49,6 +55,8 @@ def register_before_kserves(
         "/v2/models/{model_name}/versions/{model_version}/infer",
     ):
         router.add_api_route(path, _TensorRoutes(repository).answer, methods=["POST"])
+    if docs:
+        router.add_api_route("/docs", _page_of_routes, methods=["GET"])
     app.include_router(router)
     status_routes.register(app, status)
     listing = APIRouter(prefix=PREFIX, tags=["OpenAI"])
@@ -70,6 +78,10 @@ def register_after_kserves(app: FastAPI, vllm_app: FastAPI, groups: Collection[s
         or routes.is_wanted(route, routes.KSERVE, groups)
     ]
     app.router.routes.append(Mount(PREFIX, app=vllm_app, name="openai"))
+
+
+async def _page_of_routes() -> Response:
+    return get_swagger_ui_html(openapi_url="/openapi.json", title="KServe ModelServer")
 
 
 class _OneModel(OpenAIDataPlane):  # type: ignore[misc]
