@@ -69,7 +69,8 @@ class OffloadModelServer(model_server.ModelServer):  # type: ignore[misc]
         **others: Any,
     ) -> None:
         super().__init__(registered_models=Repository(), **others)
-        self.http_port = args.http_port  # KServe replaces 8080 by 8443 when there are certificates
+        # KServe replaces 8080 by 8443 when there are certificates, also where 8080 was given.
+        self.http_port = others.get("http_port", self.http_port)
         self.args = args
         self.model = model
         self.limits = limits
