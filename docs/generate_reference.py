@@ -190,13 +190,17 @@ def _routes() -> str:
 
 
 def _kserve_flags() -> str:
+    actions = arguments.build_parser()._option_string_actions
+    # The spelling of the flag that KServe has: with underscores, where there are both.
+    spelling = {name: f"--{name}" for name in KSERVE_FLAGS if f"--{name}" in actions}
+    spelling.update({n: f"--{n.replace('_', '-')}" for n in KSERVE_FLAGS if n not in spelling})
     rows = []
     for name, decision in KSERVE_FLAGS.items():
         here = "honoured"
         if decision.instead:
             allowed = ", ".join(f"`{value}`" for value in decision.allowed)
             here = f"refused, but {allowed}" if allowed else "refused"
-        rows.append((f"`--{name}`", here, decision.instead or decision.note))
+        rows.append((f"`{spelling[name]}`", here, decision.instead or decision.note))
     return _table(("Flag", "Here", "Notes, or what to use instead"), rows)
 
 
