@@ -70,7 +70,8 @@ class OffloadModelServer(model_server.ModelServer):  # type: ignore[misc]
     ) -> None:
         super().__init__(registered_models=Repository(), **others)
         # KServe replaces 8080 by 8443 when there are certificates, also where 8080 was given.
-        self.http_port = others.get("http_port", self.http_port)
+        if "http_port" in others:
+            self.http_port = others["http_port"]
         self.args = args
         self.model = model
         self.limits = limits
