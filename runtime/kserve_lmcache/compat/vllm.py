@@ -155,6 +155,20 @@ def refused_variables(environ: Mapping[str, str]) -> dict[str, str]:
     return reasons
 
 
+def loads_adapters() -> bool:
+    """Whether vLLM may load adapters while it serves, by its routes and by its resolvers."""
+    import vllm.envs
+
+    return bool(vllm.envs.VLLM_ALLOW_RUNTIME_LORA_UPDATING)
+
+
+def skips_model_names() -> bool:
+    """Whether vLLM takes any name for one of its model."""
+    import vllm.envs
+
+    return bool(vllm.envs.VLLM_SKIP_MODEL_NAME_VALIDATION)
+
+
 def register_parsers(kind: str, plugin: str | None) -> list[str]:
     """The names of the parsers of a kind, after those of a plugin were registered.
 

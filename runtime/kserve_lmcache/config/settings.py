@@ -6,6 +6,7 @@ YAML file, its variable, its default.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -26,9 +27,23 @@ ROUTE_GROUPS = (
 )
 
 
+# vLLM's variable that turns a group on, as the setting does.
+_GROUP_VARIABLES = {"VLLM_ALLOW_RUNTIME_LORA_UPDATING": "lora"}
+
+
 def parse_route_groups(text: str | None) -> tuple[str, ...]:
     """The groups of a comma-separated list."""
     return tuple(filter(None, (part.strip() for part in (text or "").split(","))))
+
+
+def route_groups(text: str | None, environ: Mapping[str, str]) -> tuple[str, ...]:
+    """The groups that are on: those of the setting ``enable_routes``, and those of variables."""
+    of_variables = (
+        group
+        for name, group in _GROUP_VARIABLES.items()
+        if environ.get(name, "").strip().lower() in ("1", "true")
+    )
+    return tuple(dict.fromkeys((*parse_route_groups(text), *of_variables)))
 
 
 @dataclass(frozen=True)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 from argparse import Namespace
 from collections.abc import Callable, Mapping
+from http import HTTPStatus
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ from vllm.config import VllmConfig
 from vllm.usage.usage_lib import UsageContext
 from vllm.v1.engine.async_llm import AsyncLLM
 
+from kserve_lmcache.compat import vllm
 from kserve_lmcache.compat.vllm import init_app_state
 from kserve_lmcache.config import engine_file
 from kserve_lmcache.config.configuration import show
@@ -101,6 +103,21 @@ class LMCacheModel(_Base):  # type: ignore[misc, valid-type]
     ) -> Any:
         """``/v1/rerank``."""
         return _response(await super().create_rerank(request, raw_request, context))
+
+    async def find_adapter(self, name: str) -> None:
+        """Let vLLM's resolvers look for an adapter of this name, where they may load adapters.
+
+        An adapter that is found is in ``openai_serving_models.lora_requests`` then.
+
+        Raises:
+            RefusedError: the adapter was found and cannot be loaded.
+        """
+        if not vllm.loads_adapters():
+            return
+        found = await self.openai_serving_models.resolve_lora(name)
+        error = getattr(found, "error", None)
+        if error is not None and int(error.code) != HTTPStatus.NOT_FOUND:
+            raise RefusedError(int(error.code), error.message, error.type, "model")
 
     def snapshots(self) -> Snapshots:
         """The newest snapshots of the engine's processes; reads their files."""

@@ -22,6 +22,17 @@ _READERS = {
     "fastsafetensors": "fastsafetensors",
     "tensorizer": "tensorizer",
 }
+# Variables of vLLM's own HTTP server, which does not run here, and what to do instead.
+_WITHOUT_EFFECT = {
+    "VLLM_SERVER_DEV_MODE": "unset it, and turn on the groups of routes that you need by "
+    "--enable-routes, for example --enable-routes=reset-cache,sleep",
+    "VLLM_KEEP_ALIVE_ON_ENGINE_DEATH": "unset it, and set --exit-on-engine-death=false",
+    "VLLM_HTTP_TIMEOUT_KEEP_ALIVE": "unset it, and set --timeout_keep_alive",
+    "VLLM_DEBUG_LOG_API_SERVER_RESPONSE": "unset it; it would log the answers of some routes alone",
+    "VLLM_USE_RUST_FRONTEND": "unset it: KServe's server answers here",
+    "VLLM_RUST_FRONTEND_PATH": "unset it: KServe's server answers here",
+}
+_OFF = ("", "0", "false")
 
 
 def check_arguments(args: Namespace, environ: Mapping[str, str]) -> None:
@@ -85,6 +96,12 @@ def _variables(args: Namespace, environ: Mapping[str, str]) -> Iterator[str]:
         yield f"vLLM cannot read {name}: {reason}; {fix}"
 
 
+def _variables_without_effect(args: Namespace, environ: Mapping[str, str]) -> Iterator[str]:
+    for name, fix in _WITHOUT_EFFECT.items():
+        if environ.get(name, "").strip().lower() not in _OFF:
+            yield f"{name} has no effect here: {fix}"
+
+
 def _load_format(args: Namespace, environ: Mapping[str, str]) -> Iterator[str]:
     package = _READERS.get(str(args.load_format))
     if package and importlib.util.find_spec(package) is None:
@@ -92,4 +109,11 @@ def _load_format(args: Namespace, environ: Mapping[str, str]) -> Iterator[str]:
 
 
 _Check = Callable[[Namespace, Mapping[str, str]], Iterator[str]]
-_CHECKS: tuple[_Check, ...] = (_files, _vllms_own_check, _parsers, _variables, _load_format)
+_CHECKS: tuple[_Check, ...] = (
+    _files,
+    _vllms_own_check,
+    _parsers,
+    _variables,
+    _variables_without_effect,
+    _load_format,
+)

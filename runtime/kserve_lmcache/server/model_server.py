@@ -19,7 +19,7 @@ from kserve.protocol.grpc.server import GRPCServer
 from vllm.config import VllmConfig
 
 from kserve_lmcache.config.configuration import Configuration
-from kserve_lmcache.config.settings import parse_route_groups
+from kserve_lmcache.config.settings import route_groups
 from kserve_lmcache.engine import process
 from kserve_lmcache.engine.model import LMCacheModel
 from kserve_lmcache.engine.plan import OffloadPlan
@@ -235,7 +235,7 @@ def serve(
         KServeLMCacheError: the engine or offloading could not start.
     """
     process.mark_server(environ, offload.engine_file)
-    groups = parse_route_groups(offload.configuration.get("enable_routes"))
+    groups = route_groups(offload.configuration.get("enable_routes"), environ)
     environ.update(routes.switches(groups))
     model = LMCacheModel(
         args, offload, engine_config, functools.partial(vllm_app.build, args, groups)

@@ -54,6 +54,24 @@ def test_arguments_that_vllm_or_the_machine_would_refuse_later(
     assert message in refusal(*argv)
 
 
+@pytest.mark.parametrize(
+    ("name", "value", "fix"),
+    [
+        ("VLLM_SERVER_DEV_MODE", "1", "--enable-routes=reset-cache,sleep"),
+        ("VLLM_KEEP_ALIVE_ON_ENGINE_DEATH", "True", "--exit-on-engine-death=false"),
+        ("VLLM_HTTP_TIMEOUT_KEEP_ALIVE", "20", "--timeout_keep_alive"),
+        ("VLLM_DEBUG_LOG_API_SERVER_RESPONSE", "true", "unset it"),
+        ("VLLM_USE_RUST_FRONTEND", "1", "unset it"),
+    ],
+)
+def test_variables_of_vllms_own_http_server(name: str, value: str, fix: str) -> None:
+    text = refusal(**{name: value})
+    assert text.startswith(f"{name} has no effect here: ")
+    assert fix in text
+    for off in ("", "0", "False"):
+        check_arguments(parse_arguments(["--model_id=a"]), {name: off})
+
+
 def test_every_mistake_comes_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("VLLM_PORT", "tcp://10.0.0.1:8000")
     text = refusal("--chat-template=/a", "--reasoning-parser=b", VLLM_PORT="tcp://10.0.0.1:8000")

@@ -17,6 +17,7 @@ from kserve.protocol.rest.openai.dataplane import OpenAIDataPlane
 from kserve.protocol.rest.openai.endpoints import register_openai_endpoints
 from starlette.routing import Mount
 
+from kserve_lmcache.compat import vllm
 from kserve_lmcache.server.http import routes
 from kserve_lmcache.server.http.error_responses import PREFIX
 from kserve_lmcache.server.http.metrics_endpoint import MetricsEndpoint
@@ -42,7 +43,7 @@ def register_before_kserves(
         app: KServe's application.
         repository: the models by their names. KServe's OpenAI routes use a copy of it.
         model: the one model; its ``openai_serving_models`` lists its names, its ``totals`` are the
-            values of this package's metrics.
+            values of this package's metrics, and its ``find_adapter`` asks vLLM's resolvers.
         status: returns what ``GET /offload`` shows.
         docs: whether the page of all routes is served (``--enable_docs_url``).
     """
@@ -65,7 +66,7 @@ def register_before_kserves(
     # A name may contain slashes, as the id of a model on the hub does.
     listing.add_api_route("/v1/models/{name:path}", names.one, methods=["GET"])
     app.include_router(listing)
-    register_openai_endpoints(app, _OneModel(repository, model.model_name))
+    register_openai_endpoints(app, _OneModel(repository, model))
 
 
 def register_after_kserves(app: FastAPI, vllm_app: FastAPI, groups: Collection[str]) -> None:
@@ -85,19 +86,34 @@ async def _page_of_routes() -> Response:
 
 
 class _OneModel(OpenAIDataPlane):  # type: ignore[misc]
-    """KServe's data plane for requests that name no model, as vLLM's own server answers them."""
+    """KServe's data plane, in which a name means what it means to vLLM's own server.
 
-    def __init__(self, repository: ModelRepository, name: str) -> None:
+    A request without a name is for the only model. ``VLLM_SKIP_MODEL_NAME_VALIDATION`` makes any
+    name one of the only model, and ``VLLM_ALLOW_RUNTIME_LORA_UPDATING`` lets vLLM's resolvers look
+    for an adapter of an unknown name.
+    """
+
+    def __init__(self, repository: ModelRepository, model: Any) -> None:
         super().__init__(repository)
-        self._name = name
+        self._model = model
 
     async def get_model(self, name: str | None) -> Any:
-        """The model of this name. None stands for the only one."""
-        return await super().get_model(name or self._name)
+        """The model of this name."""
+        return await super().get_model(self._meant(name))
 
     async def model_ready(self, model_name: str | None, *others: Any) -> Any:
-        """Whether the model of this name is ready. None stands for the only one."""
-        return await super().model_ready(model_name or self._name, *others)
+        """Whether the model of this name is ready. KServe's routes ask this first."""
+        name = self._meant(model_name)
+        if self.model_registry.get_model(name) is None:
+            await self._model.find_adapter(name)
+        return await super().model_ready(name, *others)
+
+    def _meant(self, name: str | None) -> str:
+        only: str = self._model.model_name
+        if not name:
+            return only
+        is_known = self.model_registry.get_model(name) is not None
+        return name if is_known or not vllm.skips_model_names() else only
 
 
 class _TensorRoutes:
