@@ -44,8 +44,9 @@ documentation](https://docs.lmcache.ai/api_reference/configurations.html) has th
 _ENVIRONMENT = """\
 ## Environment of the process
 
-The entry point sets these variables before Python starts, unless they are set. It also makes
-`PROMETHEUS_MULTIPROC_DIR`, an empty directory for the metrics of vLLM and LMCache.
+The entry point sets these variables before Python starts, unless they are set.
+`PROMETHEUS_MULTIPROC_DIR` names the directory in which every server makes a directory of its own,
+for the metrics of vLLM and LMCache. The default is the directory for temporary files (`TMPDIR`).
 """
 _METRICS = """\
 # Metrics

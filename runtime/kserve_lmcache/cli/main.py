@@ -11,7 +11,7 @@ from pathlib import Path
 
 from kserve_lmcache import __version__, logs
 from kserve_lmcache.compat.kserve import import_without_flags
-from kserve_lmcache.config import environment
+from kserve_lmcache.config import environment, metrics_directory
 from kserve_lmcache.errors import KServeLMCacheError
 from kserve_lmcache.redaction import redact_text
 
@@ -83,6 +83,13 @@ def _run(command: str, arguments: list[str]) -> int:
     levels = logs.LibraryLevels(os.environ)
     if command == "serve":
         environment.ensure()
+    # Before anything imports prometheus_client.
+    if command in ("serve", "doctor"):  # the doctor may load LMCache, which needs a directory
+        if command == "doctor":
+            metrics_directory.leave(os.environ)
+        metrics_directory.make(os.environ)
+    else:
+        metrics_directory.leave(os.environ)
     if command in ("serve", "config", "doctor"):  # these import vLLM
         levels.set(os.environ.get(logs.LEVEL_VARIABLE, ""))
     if command == "serve":
