@@ -31,6 +31,7 @@ name                                   what differs between versions
 
 from __future__ import annotations
 
+import contextlib
 import importlib
 import inspect
 from argparse import Namespace
@@ -153,6 +154,32 @@ def refused_variables(environ: Mapping[str, str]) -> dict[str, str]:
         except Exception as error:
             reasons[name] = str(error)
     return reasons
+
+
+def connector_class(config: Any) -> Any:
+    """The class of the KV connector that a ``KVTransferConfig`` names.
+
+    Raises:
+        Exception: vLLM knows no such connector, or cannot import it.
+    """
+    from vllm.distributed.kv_transfer.kv_connector.factory import KVConnectorFactory
+
+    return KVConnectorFactory.get_connector_class(config)
+
+
+def exit_codes(client: Any) -> dict[str, int]:
+    """The exit codes of the engine's processes that have ended, by name, as far as vLLM has them.
+
+    Args:
+        client: vLLM's client of the engine.
+    """
+    resources = getattr(getattr(client, "engine_core", None), "resources", None)
+    processes = getattr(getattr(resources, "engine_manager", None), "processes", ())
+    codes = {}
+    for each in processes:
+        with contextlib.suppress(ValueError):  # closed
+            codes[each.name] = each.exitcode
+    return {name: code for name, code in codes.items() if code is not None}
 
 
 def loads_adapters() -> bool:

@@ -6,6 +6,7 @@ import logging
 from argparse import Namespace
 from collections.abc import MutableMapping
 from pathlib import Path
+from typing import Any
 
 import torch
 from vllm.config import VllmConfig
@@ -73,7 +74,19 @@ def create_engine_config(args: Namespace) -> VllmConfig:
         )
     except Exception as error:
         logger.debug("vLLM's own error", exc_info=True)
-        raise KServeLMCacheError(f"vLLM refuses the engine's arguments: {error}") from error
+        raise KServeLMCacheError(
+            f"vLLM refuses the engine's arguments: {_reason(error)}. "
+            "Correct the flag, or serve another model."
+        ) from error
+
+
+def _reason(error: Exception) -> str:
+    """What vLLM says, without pydantic's text around it, which repeats the values."""
+    mistakes: Any = getattr(error, "errors", None)
+    if not callable(mistakes):
+        return str(error).rstrip(".")
+    said = (str(each["msg"]).removeprefix("Value error, ") for each in mistakes())
+    return "; ".join(said).rstrip(".")
 
 
 def _model(args: Namespace) -> str:

@@ -22,6 +22,7 @@ from kserve_lmcache.config.configuration import show
 from kserve_lmcache.engine.base_model import choose_base
 from kserve_lmcache.engine.client import TenantAsyncLLM
 from kserve_lmcache.engine.errors import RefusedError
+from kserve_lmcache.engine.failures import NO_CAUSE, NOBODY, Failures
 from kserve_lmcache.engine.plan import OffloadPlan, differing_values, disabled_plan
 from kserve_lmcache.errors import KServeLMCacheError
 from kserve_lmcache.metrics import start_up_timing
@@ -41,6 +42,7 @@ class LMCacheModel(_Base):  # type: ignore[misc, valid-type]
         offload: the plan of offloading.
         engine_config: vLLM's configuration.
         build_app: makes vLLM's application from the engine's tasks and its model configuration.
+        failures: the errors of the engine's processes.
     """
 
     def __init__(
@@ -49,6 +51,7 @@ class LMCacheModel(_Base):  # type: ignore[misc, valid-type]
         offload: OffloadPlan,
         engine_config: VllmConfig,
         build_app: Callable[[Any, Any], FastAPI],
+        failures: Failures = NOBODY,
     ) -> None:
         super().__init__(args.model_name, args)
         # KServe does not start without a model that is ``ready``. healthy() is the real state.
@@ -58,6 +61,7 @@ class LMCacheModel(_Base):  # type: ignore[misc, valid-type]
         self.started = False
         self.vllm_app: Any = None
         self._build_app = build_app
+        self._failures = failures
         logger.debug("Model base class %s: %s", _Base.__module__, BASE_REASON)
 
     async def start_engine(self) -> None:
@@ -73,6 +77,7 @@ class LMCacheModel(_Base):  # type: ignore[misc, valid-type]
             self.engine_client.shutdown()
             self.engine_client = None
             RECEIVED.clear()
+            self._failures.forget()
             self.offload, self.engine_config = disabled_plan(self.args, self.offload, failure)
             self.engine_client = self._create_engine()
         start_up_timing.reached(start_up_timing.ENGINE)
@@ -139,6 +144,10 @@ class LMCacheModel(_Base):  # type: ignore[misc, valid-type]
         """Whether the engine's processes run."""
         return self.started and not self.engine_client.errored
 
+    def cause_of_death(self) -> str:
+        """Why the engine died, and what to do; empty when it is not known."""
+        return self._failures.cause(exit_codes=vllm.exit_codes(self.engine_client))
+
     def off_reason(self) -> str | None:
         """The reason why offloading is off; ``None`` while the engine starts."""
         return self.offload.reason if self.started else None
@@ -176,8 +185,8 @@ class LMCacheModel(_Base):  # type: ignore[misc, valid-type]
                 disable_log_stats=self.args.disable_log_stats,
             )
         except Exception as error:
-            logger.exception("vLLM's engine did not start")
-            raise KServeLMCacheError(f"vLLM's engine did not start: {error}") from error
+            cause = self._failures.cause(str(error)) or NO_CAUSE
+            raise KServeLMCacheError(f"vLLM's engine did not start: {cause}") from error
 
     def _offload_failure(self, path: Path) -> str:
         """The reason why offloading fails in a process of the engine; empty when it works."""

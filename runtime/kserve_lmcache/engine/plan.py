@@ -98,15 +98,16 @@ def plan_offload(
         KServeLMCacheError: vLLM refuses the engine's arguments.
     """
     _raise_problems_of_own_variables(configuration)
-    if not configuration.get("offload"):
+    wanted = args.kv_transfer_config
+    is_ours = wanted is None or wanted.kv_connector in (*_STOCK_CONNECTORS, _REMOVED_CONNECTOR)
+    if is_ours and not configuration.get("offload"):
         for problem in configuration.problems:
             logger.warning("Ignored, because offloading is off: %s", problem)
         reason = f"{configuration.source('offload')} is off"
         return _disabled(args, configuration, reason), create_engine_config(args)
-    wanted = args.kv_transfer_config
     if wanted is not None and wanted.kv_connector == _REMOVED_CONNECTOR:
         configuration.raise_problems()
-    if wanted is not None and wanted.kv_connector not in _STOCK_CONNECTORS:
+    if not is_ours:
         # The user asks for another connector (NIXL, multi-process LMCache, …).
         reason = f"--kv-transfer-config asks for {wanted.kv_connector}"
         logger.warning("KV-cache offloading is not managed by this server: %s", reason)

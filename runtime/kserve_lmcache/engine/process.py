@@ -16,6 +16,7 @@ from collections.abc import MutableMapping
 from pathlib import Path
 
 from kserve_lmcache import logs, redaction
+from kserve_lmcache.engine import failures
 from kserve_lmcache.metrics import start_up_timing
 
 _PLUGIN = "kserve_lmcache"  # the name of the entry point
@@ -58,17 +59,19 @@ def _load_always(environ: MutableMapping[str, str]) -> None:
 
 
 def prepare() -> None:
-    """End this process with the server, write our log records, and keep secrets out of all logs."""
+    """End this process with the server, and write its logs and errors as the server does."""
     if SERVER not in os.environ or multiprocessing.parent_process() is None:
         return
     start_up_timing.reached(start_up_timing.IMPORTED)
     _follow_parent()
     logs.configure(os.environ)
     logs.leave_out_repetitions(os.environ)
+    failures.hide_tracebacks(os.environ)
     if path := os.environ.get(ENGINE_FILE):
         from kserve_lmcache.config import engine_file
 
         redaction.redact_logs(engine_file.secrets_in(Path(path)))
+    failures.report_errors(os.environ)  # without secrets, so after them
 
 
 def _follow_parent() -> None:

@@ -7,6 +7,7 @@ vLLM alone knows is asked of vLLM: its parsers, its templates, its variables.
 from __future__ import annotations
 
 import importlib.util
+import re
 from argparse import Namespace
 from collections.abc import Callable, Iterator, Mapping
 from difflib import get_close_matches
@@ -32,6 +33,9 @@ _WITHOUT_EFFECT = {
     "VLLM_USE_RUST_FRONTEND": "unset it: KServe's server answers here",
     "VLLM_RUST_FRONTEND_PATH": "unset it: KServe's server answers here",
 }
+_ROUTE_PREFIX = "KSERVE_OPENAI_ROUTE_PREFIX"
+_GOOD_PREFIX = re.compile(r"(/?[\w.~-]+(/[\w.~-]+)*)?", re.ASCII)
+_REPLACED = ("", "V1", "V1Dynamic")  # LMCacheConnector, LMCacheConnectorV1, …
 _OFF = ("", "0", "false")
 
 
@@ -88,6 +92,30 @@ def _vllms_own_check(args: Namespace, environ: Mapping[str, str]) -> Iterator[st
         yield f"vLLM refuses the arguments: {str(error).removeprefix('Error: ')}"
 
 
+def _connector(args: Namespace, environ: Mapping[str, str]) -> Iterator[str]:
+    wanted = args.kv_transfer_config
+    # Those of LMCache are replaced by this server's, or refused with the configuration.
+    if wanted is None or (wanted.kv_connector or "").removeprefix("LMCacheConnector") in _REPLACED:
+        return
+    try:
+        vllm.connector_class(wanted)
+    except Exception as error:
+        yield (
+            f"--kv-transfer-config names {wanted.kv_connector}, which vLLM cannot load "
+            f"({' '.join(str(error).split())}): leave the flag out, since this server offloads by "
+            "LMCache without it, or install what the connector needs"
+        )
+
+
+def _route_prefix(args: Namespace, environ: Mapping[str, str]) -> Iterator[str]:
+    prefix = environ.get(_ROUTE_PREFIX, "")
+    if not _GOOD_PREFIX.fullmatch(prefix):
+        parts = (part for part in prefix.split("/") if _GOOD_PREFIX.fullmatch(part) and part)
+        better = "/".join(("", *parts))
+        fix = f"write {better}" if better else f"set {_ROUTE_PREFIX}= for no prefix"
+        yield f"{_ROUTE_PREFIX}={prefix!r} is no prefix of a path: {fix}"
+
+
 def _variables(args: Namespace, environ: Mapping[str, str]) -> Iterator[str]:
     for name, reason in vllm.refused_variables(environ).items():
         fix = f"unset {name}"
@@ -113,6 +141,8 @@ _CHECKS: tuple[_Check, ...] = (
     _files,
     _vllms_own_check,
     _parsers,
+    _connector,
+    _route_prefix,
     _variables,
     _variables_without_effect,
     _load_format,

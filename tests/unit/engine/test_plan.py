@@ -74,9 +74,11 @@ def test_what_the_user_put_into_the_json_stays() -> None:
     assert offload.configuration.get("chunk_size") == 128
 
 
-def test_another_connector_is_left_alone() -> None:
+@pytest.mark.parametrize("more", [(), ("--offload=off",)])
+def test_another_connector_is_left_alone(more: tuple[str, ...]) -> None:
     args, offload, environ = planned(
         '--kv-transfer-config={"kv_connector":"NixlConnector","kv_role":"kv_both"}',
+        *more,
         LMCACHE_CHUNK_SIZE="64",
     )
     assert args.kv_transfer_config.kv_connector == "NixlConnector"

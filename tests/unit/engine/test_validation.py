@@ -45,6 +45,10 @@ def refusal(*argv: str, **environ: str) -> str:
         (["--ssl_certfile=/nonexistent", "--ssl_keyfile=/dev/null"], "/nonexistent is no file"),
         (["--ssl_keyfile=/etc/hostname"], "--ssl_keyfile has no effect without --ssl_certfile"),
         (["--log_config_file=/nonexistent"], "--log_config_file=/nonexistent is no file"),
+        (
+            ['--kv-transfer-config={"kv_connector":"Nothing","kv_role":"kv_both"}'],
+            "--kv-transfer-config names Nothing, which vLLM cannot load",
+        ),
         (["--load-format=tensorizer"], "needs the Python package tensorizer: install it"),
     ],
 )
@@ -52,6 +56,29 @@ def test_arguments_that_vllm_or_the_machine_would_refuse_later(
     argv: list[str], message: str
 ) -> None:
     assert message in refusal(*argv)
+
+
+@pytest.mark.parametrize(
+    ("prefix", "fix"),
+    [
+        ("/openai/", "write /openai"),
+        ("openai/", "write /openai"),
+        ("/", "set KSERVE_OPENAI_ROUTE_PREFIX= for no prefix"),
+        ("//a//b", "write /a/b"),
+        ("/a?b", "set KSERVE_OPENAI_ROUTE_PREFIX= for no prefix"),
+        ("/{model}/v", "write /v"),
+        ("/a b", "set KSERVE_OPENAI_ROUTE_PREFIX= for no prefix"),
+        ("http://h/openai", "write /h/openai"),
+    ],
+)
+def test_a_prefix_that_is_none(prefix: str, fix: str) -> None:
+    text = refusal(KSERVE_OPENAI_ROUTE_PREFIX=prefix)
+    assert text == f"KSERVE_OPENAI_ROUTE_PREFIX={prefix!r} is no prefix of a path: {fix}"
+
+
+@pytest.mark.parametrize("prefix", ["", "/openai", "inner/deep", "/a.b/c~d_e-f"])
+def test_a_prefix(prefix: str) -> None:
+    check_arguments(parse_arguments(["--model_id=a"]), {"KSERVE_OPENAI_ROUTE_PREFIX": prefix})
 
 
 @pytest.mark.parametrize(
