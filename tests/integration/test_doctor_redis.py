@@ -117,9 +117,8 @@ def test_a_password_where_none_is_wanted(plain: Store) -> None:
 
 def test_users_of_an_acl(healthy: Store) -> None:
     with healthy.client() as client:
-        client.execute_command(
-            "ACL SETUSER cache on >cache-password-9e ~* +ping +get +set +strlen +expire +unlink"
-        )
+        rights = "+ping +getrange +set +strlen +expire +unlink"
+        client.execute_command(f"ACL SETUSER cache on >cache-password-9e ~* {rights}")
         client.execute_command("ACL SETUSER other on >cache-password-9e ~other:* +@all")
     remote = redis_remote(healthy, username="cache", password="cache-password-9e")
     findings = look_at(remote)
@@ -160,7 +159,7 @@ def test_a_user_without_one_of_the_tiers_commands(healthy: Store, missing: str) 
 
 
 def test_the_tier_sends_no_command_that_is_not_in_the_list(plain: Store) -> None:
-    store = RedisStore(redis_remote(plain), TierLimits(), "write")
+    store = RedisStore(redis_remote(plain), TierLimits(), "write", 100)
     with closing(store), plain.client() as client, client.monitor() as monitor:
         entry = Entry("key", b"header", b"payload")
         store.ping()

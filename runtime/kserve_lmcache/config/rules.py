@@ -212,6 +212,7 @@ TABLE: tuple[Rule, ...] = (
     # A key has no effect.
     _needs("local_disk", "max_local_disk_size"),
     _needs("max_local_disk_size", "local_disk"),
+    _needs("tenant_required", "tenant_header"),
     *(_needs(key, "remote_url") for key in _CREDENTIALS),
     _needs("remote_cert_file", "remote_key_file"),
     _needs("remote_key_file", "remote_cert_file"),
@@ -279,6 +280,7 @@ _POSITIVE_SIZE = Range(
 _RANGES: dict[str, Range] = {
     **dict.fromkeys(("chunk_size", "blocking_timeout_secs", "lookup_timeout_ms"), _POSITIVE),
     **dict.fromkeys(("max_concurrent_requests", "request_timeout"), _POSITIVE),
+    "body_timeout": _POSITIVE,
     **dict.fromkeys(("drain_timeout", "remote_ttl"), _NOT_NEGATIVE),
     **dict.fromkeys(("remote_connect_timeout", "remote_lookup_timeout"), _TIMEOUT),
     **dict.fromkeys(("remote_load_timeout", "remote_write_timeout"), _TIMEOUT),

@@ -110,6 +110,13 @@ SETTINGS = (
         "share no cached KV.",
     ),
     Setting(
+        "tenant_required",
+        bool,
+        False,
+        "Answer 400 to a request for inference without the tenant header. Without this setting, "
+        "all such requests are of one tenant.",
+    ),
+    Setting(
         "enable_routes",
         str,
         None,
@@ -120,6 +127,13 @@ SETTINGS = (
         float,
         0.0625,
         "Largest body of a request, in GB (0.0625 is 64 MiB). A larger body is answered with 413.",
+    ),
+    Setting(
+        "body_timeout",
+        float,
+        60.0,
+        "Seconds that the body of a request may take to arrive. A slower body is answered with "
+        "408. A request takes no place of max_concurrent_requests before its body has arrived.",
     ),
     Setting(
         "max_concurrent_requests",

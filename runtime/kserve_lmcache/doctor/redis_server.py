@@ -184,12 +184,12 @@ def round_trip(store: CheckedStore) -> Finding:
     entry = Entry(key, encode_header(key, Layout("doctor", ()), payload), payload)
     amount = size(len(payload))
     limits = TierLimits(connect=timeout, write=timeout, ttl=_ROUND_TRIP_TTL)
-    with closing(RedisStore(store.remote, limits, "write")) as tier:
+    with closing(RedisStore(store.remote, limits, "write", entry.size)) as tier:
         calls: dict[str, Callable[[], Any]] = {
             "ping": tier.ping,  # the connection and the login are not measured
             "set": lambda: tier.write([entry]),
             "strlen": lambda: tier.sizes([key]),
-            "get": lambda: [*tier.read([key])],
+            "getrange": lambda: [*tier.read([key])],
             "expire": lambda: tier.keep([key]),
             "unlink": lambda: tier.delete([key]),
         }
@@ -207,7 +207,7 @@ def round_trip(store: CheckedStore) -> Finding:
             seconds[command] = time.perf_counter() - start
     if set(refused) - {"unlink"}:
         return _not_allowed(store, refused)
-    (value,) = answers["get"]
+    (value,) = answers["getrange"]
     if value is None:
         fix = "Raise maxmemory on the server: it evicts at once what it has just stored."
         return failure(f"a value of {amount} was gone when it was read back", fix)
@@ -218,7 +218,7 @@ def round_trip(store: CheckedStore) -> Finding:
     except CorruptValueError as error:
         fix = "Do not use this server, nor a proxy before it: it damages what it keeps."
         return failure(f"a value of {amount} came back changed: {error}", fix)
-    write, read = (entry.size / 1e6 / max(seconds[name], 1e-9) for name in ("set", "get"))
+    write, read = (entry.size / 1e6 / max(seconds[name], 1e-9) for name in ("set", "getrange"))
     evidence = f"{amount} written at {write:.0f} MB/s, read at {read:.0f} MB/s"
     if refused:
         fix = "Allow this user to delete: ACL SETUSER … +unlink."

@@ -6,6 +6,7 @@ import atexit
 import dataclasses
 import logging
 import shutil
+import ssl
 import tempfile
 from argparse import Namespace
 from collections.abc import Iterator, Mapping, MutableMapping
@@ -22,7 +23,7 @@ from kserve_lmcache.config.engine_shape import EngineShape
 from kserve_lmcache.config.flags import flags_of
 from kserve_lmcache.config.resolve import resolve
 from kserve_lmcache.config.resources import memory_limit
-from kserve_lmcache.config.settings import VARIABLE_PREFIX
+from kserve_lmcache.config.settings import SETTINGS, VARIABLE_PREFIX, route_groups
 from kserve_lmcache.config.stores import Remote
 from kserve_lmcache.engine.arguments import create_engine_config, device, resolve_engine_arguments
 from kserve_lmcache.engine.shape import shape_of
@@ -45,6 +46,17 @@ CONNECTOR_MODULE = "kserve_lmcache.connector"
 # LMCache's connectors in a worker. The first is in KServe's guide, and both are in manifests.
 _STOCK_CONNECTORS = ("LMCacheConnectorV1", "LMCacheConnectorV1Dynamic")
 _REMOVED_CONNECTOR = "LMCacheConnector"
+_GRPC = "--enable_grpc"
+# The start of the sources of settings that have nothing to do with LMCache.
+_OF_THE_SERVER = (
+    VARIABLE_PREFIX,
+    _GRPC,
+    *(
+        setting.flag
+        for setting in SETTINGS
+        if setting.environment_variable.startswith(VARIABLE_PREFIX)
+    ),
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -97,7 +109,7 @@ def plan_offload(
             offloading is required.
         KServeLMCacheError: vLLM refuses the engine's arguments.
     """
-    _raise_problems_of_own_variables(configuration)
+    _raise_problems_of_the_server(configuration)
     wanted = args.kv_transfer_config
     is_ours = wanted is None or wanted.kv_connector in (*_STOCK_CONNECTORS, _REMOVED_CONNECTOR)
     if is_ours and not configuration.get("offload"):
@@ -133,15 +145,16 @@ def plan_offload(
     return offload, engine_config
 
 
-def _raise_problems_of_own_variables(configuration: Configuration) -> None:
-    """Refuse mistakes in this package's own variables, with offloading and without.
+def _raise_problems_of_the_server(configuration: Configuration) -> None:
+    """Refuse mistakes in settings of the server itself, with offloading and without.
 
     Such a mistake may turn the separation of tenants off.
 
     Raises:
-        ConfigurationError: a variable of this package is unknown, or its value cannot be used.
+        ConfigurationError: a variable of this package is unknown, or the value of a variable or of
+            a flag cannot be used.
     """
-    if any(problem.source.startswith(VARIABLE_PREFIX) for problem in configuration.problems):
+    if any(problem.source.startswith(_OF_THE_SERVER) for problem in configuration.problems):
         configuration.raise_problems()
 
 
@@ -151,9 +164,29 @@ def resolve_configuration(args: Namespace, environ: Mapping[str, str]) -> Config
     :func:`complete` adds the values that depend on the machine and the engine.
     """
     configuration = resolve(flags_of(args), environ, device())
+    configuration.problems += _open_doors(args, configuration, environ)
     if configuration.get("offload"):
         configuration.problems += _contradictions(args)
     return configuration
+
+
+def _open_doors(
+    args: Namespace, configuration: Configuration, environ: Mapping[str, str]
+) -> Iterator[Problem]:
+    """A port that lets anybody do what another port lets only the holder of a key do."""
+    groups = route_groups(configuration.get("enable_routes"), environ)
+    if not args.enable_grpc or "repository" not in groups:
+        return
+    guards = {
+        "API keys": bool(args.api_key or environ.get("VLLM_API_KEY")),
+        "certificates of clients": args.ssl_cert_reqs == ssl.CERT_REQUIRED,
+    }
+    if asked := " and ".join(name for name, is_asked in guards.items() if is_asked):
+        yield Problem(
+            f"opens a port that asks for no {asked}, by which anybody could unload the model",
+            _GRPC,
+            "Leave --enable_grpc out, or the group repository of --enable-routes.",
+        )
 
 
 def _contradictions(args: Namespace) -> Iterator[Problem]:

@@ -48,6 +48,11 @@ FILES = {
     f"{REDIS}remote_load_timeout: 600": (
         f"2: remote_load_timeout is 600.0, but {TIMEOUT}. Correct remote_load_timeout."
     ),
+    "tenant_required: true": (
+        "1: tenant_required has no effect without tenant_header. "
+        "Set tenant_header, or remove tenant_required."
+    ),
+    "body_timeout: 0": "1: body_timeout is 0.0, but must be greater than 0. Correct body_timeout.",
     # Choices
     "enable_routes: sleep,walk": (
         f"1: enable_routes has 'walk', which is none of {GROUPS}. Remove walk."

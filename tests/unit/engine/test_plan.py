@@ -236,3 +236,33 @@ def test_workers_share_the_cores() -> None:
     shares = environ["VLLM_CPU_OMP_THREADS_BIND"].split("|")
     assert len(shares) == 3
     assert all(shares)
+
+
+@pytest.mark.parametrize("offload", ["on", "off"])
+@pytest.mark.parametrize(
+    ("argv", "environ", "asked"),
+    [
+        (["--api-key=k"], {}, "API keys"),
+        ([], {"VLLM_API_KEY": "k"}, "API keys"),
+        (["--ssl-cert-reqs=2"], {}, "certificates of clients"),
+    ],
+)
+def test_grpc_opens_no_door_beside_the_one_with_a_key(
+    offload: str, argv: list[str], environ: dict[str, str], asked: str
+) -> None:
+    flags = ["--enable_grpc=true", "--enable-routes=repository", f"--offload={offload}", *argv]
+    with pytest.raises(ConfigurationError, match=f"asks for no {asked}"):
+        planned(*flags, **environ)
+    for left_out in ("--enable_grpc=true", "--enable-routes=repository", *argv):
+        planned(*(flag for flag in flags if flag != left_out))
+
+
+@pytest.mark.parametrize("offload", ["on", "off"])
+@pytest.mark.parametrize(
+    "flag", ["--body-timeout=0", "--enable-routes=nothing", "--tenant-required=true"]
+)
+def test_a_setting_of_the_server_is_refused_with_offloading_and_without(
+    offload: str, flag: str
+) -> None:
+    with pytest.raises(ConfigurationError, match=flag.split("=")[0]):
+        planned(flag, f"--offload={offload}")
