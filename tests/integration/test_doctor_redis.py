@@ -368,7 +368,7 @@ def test_a_url_that_cannot_be_used() -> None:
     (address,) = look_at(redis_remote("redis://host:six/0"))
     assert address.name == "remote address"
     assert address.status is Status.FAILURE
-    assert address.evidence == "remote_url names no number as the port of host"
+    assert address.evidence == "remote_url names a port that is no number up to 65535"
     assert address.fix == "Correct remote_url (the test)."
 
 

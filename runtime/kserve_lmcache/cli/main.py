@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from kserve_lmcache import __version__, logs
 from kserve_lmcache.compat.kserve import import_without_flags
 from kserve_lmcache.config import environment, metrics_directory
-from kserve_lmcache.errors import KServeLMCacheError
+from kserve_lmcache.errors import KServeLMCacheError, UsageError
 from kserve_lmcache.redaction import redact_text
 from kserve_lmcache.server.ending import end
 
@@ -68,6 +68,21 @@ def main(argv: Sequence[str] | None = None) -> int:
     return exit_code
 
 
+def _choose_metrics_directory(command: str) -> None:
+    """Keep this process's metrics apart from a server's, before prometheus_client is imported.
+
+    Raises:
+        UsageError: the directory of a server cannot be made.
+    """
+    if command == "serve":
+        metrics_directory.make(os.environ)
+        return
+    metrics_directory.leave(os.environ)
+    if command == "doctor":  # it may load LMCache, which makes a directory of its own otherwise
+        with contextlib.suppress(UsageError):
+            metrics_directory.make(os.environ)
+
+
 def _reason_of_exit(code: object) -> tuple[str, int]:
     """Why a library or a signal ended this process, and the exit code."""
     if isinstance(code, str):
@@ -107,13 +122,7 @@ def _run(command: str, arguments: list[str]) -> int:
     levels = logs.LibraryLevels(os.environ)
     if command == "serve":
         environment.ensure()
-    # Before anything imports prometheus_client.
-    if command in ("serve", "doctor"):  # the doctor may load LMCache, which needs a directory
-        if command == "doctor":
-            metrics_directory.leave(os.environ)
-        metrics_directory.make(os.environ)
-    else:
-        metrics_directory.leave(os.environ)
+    _choose_metrics_directory(command)
     if command in ("serve", "config", "doctor"):  # these import vLLM
         levels.set(os.environ.get(logs.LEVEL_VARIABLE, ""))
     if command == "serve":

@@ -23,6 +23,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from kserve_lmcache.config.metrics_directory import VARIABLE
 from kserve_lmcache.logs import LEVEL_VARIABLE
 from kserve_lmcache.redaction import redact_text
 
@@ -75,7 +76,8 @@ class Failures:
         Args:
             environ: the environment that they inherit.
         """
-        directory = Path(tempfile.mkdtemp(prefix="kserve-lmcache-failures-"))
+        # Beside the metrics, so that the next server removes it where this one is killed.
+        directory = Path(tempfile.mkdtemp(prefix="failures-", dir=environ.get(VARIABLE)))
         atexit.register(_remove, directory, os.getpid())
         environ[DIRECTORY] = str(directory)
         return cls(directory)

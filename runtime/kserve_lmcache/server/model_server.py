@@ -21,7 +21,7 @@ from vllm.config import VllmConfig
 from kserve_lmcache.config.configuration import Configuration
 from kserve_lmcache.config.settings import route_groups
 from kserve_lmcache.engine import process
-from kserve_lmcache.engine.failures import Failures, report_errors
+from kserve_lmcache.engine.failures import NO_CAUSE, Failures, report_errors
 from kserve_lmcache.engine.model import LMCacheModel
 from kserve_lmcache.engine.plan import OffloadPlan
 from kserve_lmcache.errors import EngineDiedError
@@ -97,8 +97,8 @@ class OffloadModelServer(model_server.ModelServer):  # type: ignore[misc]
         self._register_and_check_atleast_one_model_is_ready(models)
         asyncio.run(self._serve())
         if self.lifecycle.state is State.FAILED:
-            cause = self.model.cause_of_death()
-            raise EngineDiedError(f"{self.lifecycle.reason}{': ' if cause else ''}{cause}")
+            cause = self.model.cause_of_death() or NO_CAUSE
+            raise EngineDiedError(f"{self.lifecycle.reason}: {cause}")
 
     async def _serve(self) -> None:
         self.setup_event_loop()

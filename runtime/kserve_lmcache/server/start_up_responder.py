@@ -69,7 +69,10 @@ def listen(args: Namespace) -> Iterator[StartUpResponder]:
             (host, args.http_port), family=family, backlog=_BACKLOG, dualstack_ipv6=both
         )
     except OSError as error:
-        raise UsageError(f"port {args.http_port} of {host} cannot be opened: {error}") from error
+        raise UsageError(
+            f"port {args.http_port} of {host} cannot be opened: {error}. Choose another one by "
+            "--http_port and --host, or correct the files of the certificate."
+        ) from error
     responder = StartUpResponder(listener, context)
     try:
         yield responder
