@@ -369,7 +369,7 @@ def test_a_url_that_cannot_be_used() -> None:
     assert address.name == "remote address"
     assert address.status is Status.FAILURE
     assert address.evidence == "remote_url names a port that is no number up to 65535"
-    assert address.fix == "Correct remote_url (the test)."
+    assert address.fix == "Correct the port. remote_url is set by the test."
 
 
 def test_another_service_on_the_port() -> None:
