@@ -18,6 +18,8 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, MutableMappin
 from contextvars import ContextVar
 from datetime import UTC, datetime
 
+from kserve_lmcache.redaction import redact_logs
+
 FORMAT_VARIABLE = "KSERVE_LMCACHE_LOG_FORMAT"
 LEVEL_VARIABLE = "KSERVE_LMCACHE_LOG_LEVEL"
 # The ID of the active request.
@@ -95,6 +97,7 @@ def _loggers(name: str) -> Iterator[logging.Logger]:
 
 def configure(environ: Mapping[str, str]) -> None:
     """Write this package's records, at the level and in the format that the variables say."""
+    redact_logs()
     set_level(environ.get(LEVEL_VARIABLE, "info"))
     if environ.get(FORMAT_VARIABLE, "").strip().lower() == "json":
         use_json()
@@ -192,5 +195,11 @@ def use_json() -> None:
     logging.setLoggerClass(OneHandler)
     logging.root.handlers = [handler]
     for logger in logging.root.manager.loggerDict.values():
-        if isinstance(logger, logging.Logger) and logger.handlers:
+        # Also those that exist: vLLM gives its logger new handlers when an engine's process has
+        # read its configuration, and LMCache whenever a module of its own asks for its logger.
+        if type(logger) is logging.Logger:
+            logger.__class__ = OneHandler
+        elif isinstance(logger, logging.Logger) and logger.handlers:
             logger.handlers = [handler]
+    # A Python warning is a line of text otherwise.
+    logging.captureWarnings(True)

@@ -10,12 +10,13 @@ import argparse
 import json
 import re
 from argparse import Namespace
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from difflib import get_close_matches
 from typing import NoReturn
 
 from vllm.utils.argparse_utils import FlexibleArgumentParser
 
+from kserve_lmcache.cli.kserve_flags import REFUSED
 from kserve_lmcache.compat.kserve import argument_parser as kserve_argument_parser
 from kserve_lmcache.compat.vllm import make_arg_parser
 from kserve_lmcache.config.flags import add_setting_flags
@@ -51,6 +52,8 @@ _ENCODER_FLAGS = (
     "return_probabilities",
     "return_raw_logits",
 )
+# An item of a list of arguments that holds a flag and its value, with a blank between them.
+_FLAG_AND_BLANK = re.compile(r"\s*(--?[A-Za-z][\w.-]*)\s+(.*)|\s+(--?[A-Za-z].*)", re.DOTALL)
 
 
 def parse_arguments(argv: Sequence[str]) -> Namespace:
@@ -59,9 +62,11 @@ def parse_arguments(argv: Sequence[str]) -> Namespace:
     Raises:
         UsageError: an unknown flag, a bad value, or a flag that could not take effect.
     """
+    _refuse_blanks(argv)
     parser = build_parser()
     args: Namespace = parser.parse_args([_unquote(argument) for argument in argv])
-    _refuse_flags_without_effect(parser, args)
+    if problems := [*_stray_words(args), *_flags_without_effect(parser, args)]:
+        raise UsageError("; ".join(problems))
     return args
 
 
@@ -82,8 +87,10 @@ def build_parser() -> argparse.ArgumentParser:
     parser.set_defaults(
         # None marks a flag that the user did not give.
         model=None,
+        model_name=None,
         tensor_parallel_size=None,
         port=None,
+        http_port=None,
         gpu_memory_utilization=None,
         enable_prompt_tokens_details=True,
         # A progress bar is for a terminal; in a log each of its steps is a line.
@@ -179,18 +186,57 @@ def _add_kserves_flags_again(
         )
 
 
-def _refuse_flags_without_effect(parser: argparse.ArgumentParser, args: Namespace) -> None:
+def _refuse_blanks(argv: Sequence[str]) -> None:
+    """Refuse an item that holds a flag and a blank. Parsers take such an item for a word.
+
+    Raises:
+        UsageError: with every such item. Its value is not shown: it may be a secret.
+    """
+    found = [match for match in map(_FLAG_AND_BLANK.fullmatch, argv) if match]
+    if not found:
+        return
+    lines = []
+    for match in found:
+        flag, value = (match[1], match[2]) if match[1] else (match[3].split("=")[0].split()[0], "")
+        fix = f"{flag}=… or two items, {flag} and its value" if value else flag
+        lines.append(f"one argument holds {flag} and a blank; write {fix}")
+    raise UsageError("; ".join(lines))
+
+
+def _stray_words(args: Namespace) -> Iterator[str]:
+    """The model that is named twice, which is mostly a word without its flag."""
+    named = {
+        "--model_id": args.model_id,
+        "--model": args.model,
+        "the word without a flag": args.model_tag,
+    }
+    given = {where: name for where, name in named.items() if name is not None}
+    if "" in given.values():
+        yield "an argument is empty; remove it, or give the model a name"
+    elif len(set(given.values())) > 1:
+        word = ""
+        if args.model_tag is not None:
+            shown = args.model_tag.partition("=")[0]
+            word = f"; {shown!r} stands alone: write the flag that it belongs to, or remove it"
+        yield f"{' and '.join(given)} name different models{word}"
+
+
+def _flags_without_effect(parser: argparse.ArgumentParser, args: Namespace) -> list[str]:
     refused = [
         f"--{name.replace('_', '-')} has no effect on KServe's HTTP server, which serves here"
         for name in _HTTP_SERVER_FLAGS
+        if getattr(args, name, None) != parser.get_default(name)
+    ]
+    refused += [
+        f"--{name} has no effect here. {fix.rstrip('.')}"
+        for name, fix in REFUSED.items()
         if getattr(args, name, None) != parser.get_default(name)
     ]
     if args.backend == "huggingface":
         refused.append("--backend=huggingface has no KV cache to offload; use KServe's own runtime")
     if args.workers != 1:
         refused.append("--workers above 1 never serves: the engine cannot be shared by processes")
-    if refused:
-        raise UsageError("; ".join(refused))
+    return refused
 
 
 def _unquote(argument: str) -> str:

@@ -5,9 +5,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
-from argparse import Namespace
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 import yaml
@@ -15,11 +13,8 @@ import yaml
 from kserve_lmcache.cli.arguments import parse_arguments
 from kserve_lmcache.config import keys
 from kserve_lmcache.config.configuration import Configuration, Value
-from kserve_lmcache.config.engine_shape import EngineShape
-from kserve_lmcache.engine.arguments import create_engine_config, resolve_engine_arguments
-from kserve_lmcache.engine.plan import complete, resolve_configuration
-from kserve_lmcache.engine.shape import shape_of
-from kserve_lmcache.engine.supported_models import check_supported
+from kserve_lmcache.engine.plan import examine, resolve_configuration
+from kserve_lmcache.engine.validation import check_arguments
 from kserve_lmcache.errors import UsageError
 from kserve_lmcache.redaction import redact
 
@@ -30,13 +25,14 @@ def run(argv: Sequence[str]) -> str:
     Raises:
         ConfigurationError: the configuration has problems.
         UnsupportedModelError: the model cannot be offloaded.
-        UsageError: a flag is unknown, or ``--explain`` names no key.
+        IdentityError: the model is not loaded from its files.
+        UsageError: a flag is unknown or cannot be used, or ``--explain`` names no key.
     """
     own, rest = build_parser().parse_known_args(argv)
     args = parse_arguments(rest)
+    check_arguments(args, os.environ)
     configuration = resolve_configuration(args, os.environ)
-    shape = _shape(args) if configuration.get("offload") else None
-    complete(configuration, shape)
+    shape, _ = examine(args, configuration, os.environ)
     configuration.raise_problems()
     if shape:
         configuration.notes.append(
@@ -104,15 +100,3 @@ def explain(configuration: Configuration, name: str) -> str:
             f"  variable {key.variable}",
         ]
     )
-
-
-def _shape(args: Namespace) -> EngineShape | None:
-    """The sizes of the engine's KV cache; ``None`` when there is no model."""
-    mounted = Path(args.model_dir)
-    is_mounted = mounted.is_dir() and any(mounted.iterdir())
-    if not (args.model_id or args.model_tag or args.model or is_mounted):
-        return None
-    resolve_engine_arguments(args, dict(os.environ))
-    engine_config = create_engine_config(args)
-    check_supported(engine_config)
-    return shape_of(engine_config)

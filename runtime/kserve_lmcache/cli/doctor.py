@@ -6,26 +6,31 @@ import argparse
 import os
 import sys
 import time
+from argparse import Namespace
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
+from kserve_lmcache.cli.arguments import parse_arguments
 from kserve_lmcache.cli.parser import Parser
-from kserve_lmcache.config import local_tier, rules
 from kserve_lmcache.config.configuration import Configuration
-from kserve_lmcache.config.credentials import remote_of
-from kserve_lmcache.config.flags import add_setting_flags, flags_of
-from kserve_lmcache.config.resolve import resolve
-from kserve_lmcache.config.resources import memory_limit
+from kserve_lmcache.config.engine_shape import EngineShape
+from kserve_lmcache.config.stores import Remote
 from kserve_lmcache.doctor.check import Finding, failure, ok
 from kserve_lmcache.doctor.context import context_of
 from kserve_lmcache.doctor.machine import connector_check
 from kserve_lmcache.doctor.report import as_json, exit_code, table
-from kserve_lmcache.doctor.run import CHECKS, examine
+from kserve_lmcache.doctor.run import CHECKS
+from kserve_lmcache.doctor.run import examine as examine_machine
+from kserve_lmcache.engine.plan import complete, examine, resolve_configuration
+from kserve_lmcache.engine.validation import check_arguments
+from kserve_lmcache.errors import KServeLMCacheError
 from kserve_lmcache.identity.namespace import hashing_of
-from kserve_lmcache.redaction import redact_urls
+from kserve_lmcache.redaction import redact_text
 from kserve_lmcache.server.announcement import Replica
 
+_FIX_FLAGS = "Correct the flags or the variables: no server starts with them."
+_FIX_MODEL = "Serve another model, or this one with --offload=off."
 _TIMEOUT = 10.0  # seconds
 _ENGINE_TIMEOUT = 60.0
 
@@ -39,41 +44,63 @@ def run(argv: Sequence[str]) -> tuple[str, int]:
     Raises:
         UsageError: a flag is unknown, or its value is invalid.
     """
-    args = build_parser().parse_args(argv)
+    own, rest = build_parser().parse_known_args(argv)
+    args = parse_arguments(rest)
     start = time.monotonic()
-    device = "cuda" if Path("/proc/driver/nvidia/version").exists() else "cpu"
-    configuration = resolve(flags_of(args), os.environ, device, checks=rules.FAST)
-    configuration.values.setdefault(
-        "max_local_cpu_size", local_tier.default_size(memory_limit(), device, workers=1)
-    )
-    remote = remote_of(configuration)
+    configuration = resolve_configuration(args, os.environ)
+    refused, shape, remote = _examined(args, configuration)
     seconds = time.monotonic() - start
     findings = [
-        replace(finding, name="configuration", seconds=seconds) for finding in _judge(configuration)
+        replace(finding, name=finding.name or "configuration", seconds=seconds)
+        for finding in (*_judge(configuration), *refused)
     ]
     context = context_of(
         configuration,
+        shape,
         environ=os.environ,
         remote=remote,
-        model=args.model_id or (args.model_dir if Path(args.model_dir).is_dir() else None),
+        model=args.model_id
+        or args.model_tag
+        or args.model
+        or (args.model_dir if Path(args.model_dir).is_dir() else None),
         revision=args.model_revision,
         replica=None
         if configuration.problems
         else Replica(hashing_of(configuration.get, os.environ)),
     )
-    timeout = args.timeout or (_ENGINE_TIMEOUT if args.engine else _TIMEOUT)
+    timeout = own.timeout or (_ENGINE_TIMEOUT if own.engine else _TIMEOUT)
     # The process ends before the check does, so that the check can report it.
-    checks = (connector_check(0.9 * timeout), *CHECKS) if args.engine else CHECKS
-    findings += examine(context, checks, timeout)
-    text = as_json(findings) if args.json else table(findings, colour=_is_terminal())
+    checks = (connector_check(0.9 * timeout), *CHECKS) if own.engine else CHECKS
+    findings += examine_machine(context, checks, timeout)
+    text = as_json(findings) if own.json else table(findings, colour=_is_terminal())
     return text, exit_code(findings)
+
+
+def _examined(
+    args: Namespace, configuration: Configuration
+) -> tuple[list[Finding], EngineShape | None, Remote | None]:
+    """What a server would refuse beside the configuration; the engine's sizes, and the store."""
+    findings = []
+    try:
+        check_arguments(args, os.environ)
+    except KServeLMCacheError as error:
+        findings.append(failure(redact_text(str(error)), _FIX_FLAGS, name="arguments"))
+    try:
+        # A model of the hub is not asked for: it has a check of its own.
+        name = args.model_id or args.model_tag or args.model
+        shape, remote = examine(args, configuration, os.environ, not name or Path(name).exists())
+    except KServeLMCacheError as error:
+        findings.append(failure(redact_text(str(error)), _FIX_MODEL, name="model"))
+        return findings, None, complete(configuration, None)
+    return findings, shape, remote
 
 
 def build_parser() -> argparse.ArgumentParser:
     """The parser of this command's flags."""
     parser = Parser(
         prog="kserve-lmcache doctor",
-        description="Checks this machine, the model and the remote store, as a server needs them.",
+        description="Checks this machine, the model and the remote store, as a server needs them. "
+        "Takes every flag of serve as well.",
         allow_abbrev=False,
     )
     parser.add_argument("--json", action="store_true", help="print JSON instead of a table")
@@ -86,23 +113,17 @@ def build_parser() -> argparse.ArgumentParser:
         help="also load the connector in a process of its own, as the engine does. Importing vLLM "
         "takes seconds",
     )
-    parser.add_argument("--model_id", "--model-id", help="hub id or directory of the model")
-    parser.add_argument(
-        "--model_dir", "--model-dir", default="/mnt/models", help="directory without --model_id"
-    )
-    parser.add_argument("--model_revision", "--model-revision", help="revision of the hub id")
-    add_setting_flags(parser)
     return parser
 
 
 def _judge(configuration: Configuration) -> list[Finding]:
     if configuration.problems:
         return [
-            failure(redact_urls(f"{problem.source}: {problem.message}"), problem.fix)
+            failure(redact_text(f"{problem.source}: {problem.message}"), problem.fix)
             for problem in configuration.problems
         ]
     count = len(configuration.lmcache_values())
-    notes = "".join(f"; {redact_urls(note)}" for note in configuration.notes)
+    notes = "".join(f"; {redact_text(note)}" for note in configuration.notes)
     return [ok(f"{count} keys of LMCache are set or defaulted{notes}")]
 
 

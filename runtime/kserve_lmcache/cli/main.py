@@ -4,17 +4,22 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import logging
 import os
+import signal
 import sys
 from collections.abc import Sequence
-from pathlib import Path
 
 from kserve_lmcache import __version__, logs
-from kserve_lmcache.config import environment
-from kserve_lmcache.errors import KServeLMCacheError
+from kserve_lmcache.compat.kserve import import_without_flags
+from kserve_lmcache.config import environment, metrics_directory
+from kserve_lmcache.errors import KServeLMCacheError, UsageError
+from kserve_lmcache.redaction import redact_text
+from kserve_lmcache.server.ending import end
 
-# The file from which Kubernetes takes the reason of a container's end.
-TERMINATION_LOG = "TERMINATION_LOG"
+logger = logging.getLogger(__name__)
+
+_UNEXPECTED = "This is unexpected; KSERVE_LMCACHE_LOG_LEVEL=debug shows the traceback."
 # Each command with its line in the help. A command parses its own flags.
 COMMANDS = {
     "serve": "serve a model (the default command)",
@@ -45,10 +50,47 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         return _run(command, arguments)
     except KServeLMCacheError as error:
-        print(f"kserve-lmcache: error: {error}", file=sys.stderr, flush=True)
-        if command == "serve":
-            _write_termination_message(str(error))
-        return error.exit_code
+        reason, exit_code = str(error), error.exit_code
+        logger.debug("The cause of the end", exc_info=True)
+    except SystemExit as ended:
+        if command != "serve" or ended.code in (None, 0):
+            raise
+        reason, exit_code = _reason_of_exit(ended.code)
+    except KeyboardInterrupt:
+        reason, exit_code = "interrupted", 128 + signal.SIGINT
+    except Exception as error:
+        reason, exit_code = f"{type(error).__name__}: {error}. {_UNEXPECTED}", 1
+        logger.debug("The cause of the end", exc_info=True)
+    if command == "serve":
+        return end(reason, exit_code)
+    # It may quote a library that quotes a flag.
+    print(f"kserve-lmcache: error: {redact_text(reason)}", file=sys.stderr, flush=True)
+    return exit_code
+
+
+def _choose_metrics_directory(command: str) -> None:
+    """Keep this process's metrics apart from a server's, before prometheus_client is imported.
+
+    Raises:
+        UsageError: the directory of a server cannot be made.
+    """
+    if command == "serve":
+        metrics_directory.make(os.environ)
+        return
+    metrics_directory.leave(os.environ)
+    if command == "doctor":  # it may load LMCache, which makes a directory of its own otherwise
+        with contextlib.suppress(UsageError):
+            metrics_directory.make(os.environ)
+
+
+def _reason_of_exit(code: object) -> tuple[str, int]:
+    """Why a library or a signal ended this process, and the exit code."""
+    if isinstance(code, str):
+        return f"{code}. {_UNEXPECTED}", 1
+    number = code if isinstance(code, int) else 1
+    if number > 128:
+        return f"stopped by {signal.Signals(number - 128).name} during the start", number
+    return f"a library ended the process. {_UNEXPECTED}", number
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -80,10 +122,14 @@ def _run(command: str, arguments: list[str]) -> int:
     levels = logs.LibraryLevels(os.environ)
     if command == "serve":
         environment.ensure()
-    if command in ("serve", "config"):  # these two import vLLM
+    _choose_metrics_directory(command)
+    if command in ("serve", "config", "doctor"):  # these import vLLM
         levels.set(os.environ.get(logs.LEVEL_VARIABLE, ""))
     if command == "serve":
         logs.configure(os.environ)
+    if command in ("serve", "config", "doctor"):
+        import_without_flags()
+    if command == "serve":
         from kserve_lmcache.cli import serve
 
         serve.run(arguments, levels)
@@ -110,11 +156,3 @@ def _run(command: str, arguments: list[str]) -> int:
                 text, exit_code = doctor.run(arguments)
     print(text)
     return exit_code
-
-
-def _write_termination_message(reason: str) -> None:
-    """Write the reason where ``kubectl describe pod`` shows it, when this process is in a pod."""
-    path = Path(os.environ.get(TERMINATION_LOG, "/dev/termination-log"))
-    with contextlib.suppress(OSError):
-        if path.exists():
-            path.write_text(reason)

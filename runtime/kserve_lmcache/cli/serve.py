@@ -11,11 +11,13 @@ from kserve.logging import KSERVE_LOG_CONFIG, configure_logging
 
 from kserve_lmcache import logs
 from kserve_lmcache.cli.arguments import parse_arguments
+from kserve_lmcache.compat.kserve import use_arguments
 from kserve_lmcache.compat.vllm import configure_logging as configure_vllms_logging
 from kserve_lmcache.config.configuration import Configuration
 from kserve_lmcache.doctor import at_start
 from kserve_lmcache.engine.arguments import resolve_engine_arguments
 from kserve_lmcache.engine.plan import plan_offload, resolve_configuration
+from kserve_lmcache.engine.validation import check_arguments
 from kserve_lmcache.metrics import start_up_timing
 from kserve_lmcache.server.http import access_log
 from kserve_lmcache.server.model_server import serve
@@ -36,6 +38,8 @@ def run(argv: Sequence[str], levels: logs.LibraryLevels) -> None:
     """
     start_up_timing.reached(start_up_timing.IMPORTED)
     args = parse_arguments(argv)
+    use_arguments(args)
+    check_arguments(args, os.environ)
     configuration = resolve_configuration(args, os.environ)
     _configure_logging(args, configuration, levels)
     resolve_engine_arguments(args, os.environ)

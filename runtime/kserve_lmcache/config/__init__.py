@@ -22,6 +22,7 @@ What the result means on this machine:
 ``stores``         a remote store and a disk, as values
 ``tier_limits``    deadlines and memory of one tier, as values
 ``environment``    variables that must be set before Python starts
+``metrics_directory``  the directory for the metrics of vLLM and LMCache in one server
 
 What the engine's processes read:
 

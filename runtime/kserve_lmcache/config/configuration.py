@@ -5,9 +5,16 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any
 
-from kserve_lmcache.config import keys
+from kserve_lmcache.config import keys, store_url
 from kserve_lmcache.errors import ConfigurationError, Problem
 from kserve_lmcache.redaction import redact
+
+
+def show(name: str, value: Any) -> Any:
+    """A copy of the value of a key without its secrets."""
+    if name == "remote_url" and isinstance(value, str) and value:
+        return store_url.shown(value)
+    return redact(value, name)
 
 
 @dataclass(frozen=True)
@@ -54,7 +61,7 @@ class Configuration:
         """All values without their secrets. LMCache's keys come first."""
         names = sorted(self.values, key=lambda name: keys.table()[name].is_setting)
         return {
-            name: Value(redact(self.values[name].value, name), self.values[name].source)
+            name: Value(show(name, self.values[name].value), self.values[name].source)
             for name in names
         }
 

@@ -9,7 +9,8 @@ from typing import Any
 
 import redis
 
-from kserve_lmcache.config.stores import Address, RedisLocation, Remote
+from kserve_lmcache.config.store_url import Address
+from kserve_lmcache.config.stores import RedisLocation, Remote
 from kserve_lmcache.doctor.check import Finding, failure, ok, reason_of, warning, within
 from kserve_lmcache.doctor.context import Context
 from kserve_lmcache.tiers.redis import client as redis_client

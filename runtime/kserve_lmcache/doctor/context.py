@@ -6,14 +6,13 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
-from urllib.parse import quote
 
 from kserve_lmcache.config.configuration import Configuration
 from kserve_lmcache.config.disk_tier import disk_of
 from kserve_lmcache.config.engine_shape import EngineShape
 from kserve_lmcache.config.stores import Disk, Remote
 from kserve_lmcache.doctor.check import one_line
-from kserve_lmcache.redaction import REDACTED, redact_urls
+from kserve_lmcache.redaction import hide
 from kserve_lmcache.server.announcement import Replica
 
 # About the chunk of a model of a billion parameters.
@@ -26,6 +25,7 @@ class Context:
 
     environ: Mapping[str, str] = field(default_factory=dict, repr=False)  # may hold passwords
     remote: Remote | None = None
+    remote_is_refused: bool = False  # remote_url is set, and cannot be used
     local_cpu_bytes: float = 0.0  # of the local CPU tier, all workers together
     disk: Disk | None = None
     chunk_bytes: int = _DEFAULT_CHUNK_BYTES  # of one chunk of the KV cache
@@ -41,12 +41,8 @@ class Context:
 
         Servers repeat unknown commands, which may be AUTH and its arguments.
         """
-        words = str(text)
-        password = self.remote.password if self.remote is not None else None
-        if password:
-            for form in {password, repr(password)[1:-1], quote(password), quote(password, safe="")}:
-                words = words.replace(form, REDACTED)
-        return one_line(redact_urls(words))
+        secrets = self.remote.secrets if self.remote is not None else ()
+        return one_line(hide(str(text), secrets, in_quotes=True))
 
 
 def context_of(
@@ -60,7 +56,9 @@ def context_of(
         fields: the fields that the configuration does not have.
     """
     workers, token_bytes = (shape.workers, shape.kv_bytes_per_token) if shape else (1, 0)
+    is_refused = bool(configuration.get("remote_url")) and fields.get("remote") is None
     return Context(
+        remote_is_refused=is_refused,
         local_cpu_bytes=configuration.get("max_local_cpu_size") * 2**30 * workers,
         disk=disk_of(configuration),
         chunk_bytes=token_bytes * configuration.get("chunk_size") or _DEFAULT_CHUNK_BYTES,

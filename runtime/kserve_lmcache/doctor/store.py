@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Collection, Iterator
 from contextlib import closing
 from dataclasses import replace
-from urllib.parse import urlsplit
 
-from kserve_lmcache.config import stores
+from kserve_lmcache.config import store_url, stores
+from kserve_lmcache.config.store_url import StoreURLError
 from kserve_lmcache.config.stores import REDIS_SCHEMES, RedisLocation, Remote
 from kserve_lmcache.doctor import connection, other_stores, redis_server, replicas, tls, topology
 from kserve_lmcache.doctor.check import Check, Finding, failure, in_order, skipped
@@ -33,7 +33,7 @@ CHECKS: tuple[tuple[Collection[str], Check[CheckedStore]], ...] = (
     (_NETWORK, Check("remote connection", connection.connect, ("remote name",))),
     (("lm",), Check("remote server", other_stores.lookup, _CONNECTED)),
     (stores.TLS_SCHEMES, Check("remote TLS", tls.encryption, _CONNECTED)),
-    (("redis-sentinel",), Check("remote sentinel", topology.sentinel, _CONNECTED)),
+    (stores.SENTINEL_SCHEMES, Check("remote sentinel", topology.sentinel, _CONNECTED)),
     (REDIS_SCHEMES, Check("remote login", redis_server.login, _OPEN)),
     (REDIS_SCHEMES, Check("remote server", redis_server.server, ("remote login",))),
     (REDIS_SCHEMES, Check("remote topology", topology.topology, ("remote server",))),
@@ -51,6 +51,9 @@ CHECKS: tuple[tuple[Collection[str], Check[CheckedStore]], ...] = (
 def store(context: Context) -> Iterator[Finding]:
     """Runs the checks of the store's scheme."""
     remote = context.remote
+    if remote is None and context.remote_is_refused:
+        yield skipped("needs a remote_url without mistakes")
+        return
     if remote is None:
         yield skipped("no remote store is configured: replicas share nothing")
         return
@@ -69,16 +72,11 @@ def store(context: Context) -> Iterator[Finding]:
 
 def _location(remote: Remote, context: Context) -> RedisLocation | Finding:
     """Returns the servers of the URL, or why the URL cannot be read."""
-    problem, fix = "remote_url is no URL:", "Correct"
     try:
-        scheme = remote.scheme
-        problem = "remote_url"
-        if remote.speaks_redis:
-            return remote.redis_location()
-        if scheme not in _WITH_A_SERVER:
-            return RedisLocation()
-        fix = f"Write {scheme}://HOST:PORT in"
-        return RedisLocation(stores.parse_addresses(urlsplit(remote.url).netloc))
-    except ValueError as error:
-        evidence = f"{problem} {context.quote(error)}"
-        return failure(evidence, f"{fix} remote_url ({remote.source}).")
+        url = store_url.parse(remote.url)
+    except StoreURLError as error:
+        fixes = " ".join(dict.fromkeys(fix for _, fix in error.faults))
+        return failure(
+            f"remote_url {context.quote(error)}", f"{fixes} remote_url is set by {remote.source}."
+        )
+    return remote.redis_location() if remote.speaks_redis else RedisLocation(url.addresses)

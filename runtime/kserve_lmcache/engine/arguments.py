@@ -6,6 +6,7 @@ import logging
 from argparse import Namespace
 from collections.abc import MutableMapping
 from pathlib import Path
+from typing import Any
 
 import torch
 from vllm.config import VllmConfig
@@ -18,6 +19,8 @@ from kserve_lmcache.errors import KServeLMCacheError, UsageError
 
 logger = logging.getLogger(__name__)
 
+_DEFAULT_NAME = "model"  # KServe's
+_TLS_PORT, _PORT = 8443, 8080  # KServe's
 _THREADS = "VLLM_CPU_OMP_THREADS_BIND"
 _KV_CACHE_GIB = "VLLM_CPU_KVCACHE_SPACE"
 _KV_CACHE_SHARE = 0.25
@@ -38,12 +41,13 @@ def resolve_engine_arguments(args: Namespace, environ: MutableMapping[str, str])
     args.model = _model(args)
     if args.model_revision is not None:
         args.revision = args.model_revision
-    if args.served_model_name is None:
-        args.served_model_name = [args.model_name]
-    else:
-        args.model_name = args.served_model_name[0]
-    if args.port is not None:
-        args.http_port = args.port
+    # The model has the names of both flags, KServe's and vLLM's.
+    names = [name for name in (args.model_name, *(args.served_model_name or ())) if name]
+    args.served_model_name = list(dict.fromkeys(names)) or [_DEFAULT_NAME]
+    args.model_name = args.served_model_name[0]
+    args.http_port = args.port or args.http_port
+    if args.http_port is None:
+        args.http_port = _TLS_PORT if args.ssl_certfile and args.ssl_keyfile else _PORT
     if args.disable_log_requests:
         args.enable_log_requests = False
     if args.tensor_parallel_size is None:
@@ -70,7 +74,19 @@ def create_engine_config(args: Namespace) -> VllmConfig:
         )
     except Exception as error:
         logger.debug("vLLM's own error", exc_info=True)
-        raise KServeLMCacheError(f"vLLM refuses the engine's arguments: {error}") from error
+        raise KServeLMCacheError(
+            f"vLLM refuses the engine's arguments: {_reason(error)}. "
+            "Correct the flag, or serve another model."
+        ) from error
+
+
+def _reason(error: Exception) -> str:
+    """What vLLM says, without pydantic's text around it, which repeats the values."""
+    mistakes: Any = getattr(error, "errors", None)
+    if not callable(mistakes):
+        return str(error).rstrip(".")
+    said = (str(each["msg"]).removeprefix("Value error, ") for each in mistakes())
+    return "; ".join(said).rstrip(".")
 
 
 def _model(args: Namespace) -> str:

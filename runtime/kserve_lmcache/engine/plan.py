@@ -6,9 +6,10 @@ import atexit
 import dataclasses
 import logging
 import shutil
+import ssl
 import tempfile
 from argparse import Namespace
-from collections.abc import Mapping, MutableMapping
+from collections.abc import Iterator, Mapping, MutableMapping
 from pathlib import Path
 from typing import Any
 
@@ -16,15 +17,15 @@ from vllm.config import KVTransferConfig, VllmConfig
 
 from kserve_lmcache import redaction
 from kserve_lmcache.config import disk_tier, engine_file, local_tier, remote_tier
-from kserve_lmcache.config.configuration import Configuration
+from kserve_lmcache.config.configuration import Configuration, show
 from kserve_lmcache.config.credentials import remote_of
 from kserve_lmcache.config.engine_shape import EngineShape
 from kserve_lmcache.config.flags import flags_of
 from kserve_lmcache.config.resolve import resolve
 from kserve_lmcache.config.resources import memory_limit
-from kserve_lmcache.config.settings import VARIABLE_PREFIX
+from kserve_lmcache.config.settings import SETTINGS, VARIABLE_PREFIX, route_groups
 from kserve_lmcache.config.stores import Remote
-from kserve_lmcache.engine.arguments import create_engine_config, device
+from kserve_lmcache.engine.arguments import create_engine_config, device, resolve_engine_arguments
 from kserve_lmcache.engine.shape import shape_of
 from kserve_lmcache.engine.supported_models import check_supported
 from kserve_lmcache.errors import (
@@ -32,17 +33,30 @@ from kserve_lmcache.errors import (
     IdentityError,
     KServeLMCacheError,
     OffloadUnavailableError,
+    Problem,
     UnsupportedModelError,
 )
-from kserve_lmcache.identity.engine import EngineIdentity, identify
+from kserve_lmcache.identity.engine import EngineIdentity, check_load_format, identify
 from kserve_lmcache.identity.namespace import NAMESPACE, hashing_of
 
 logger = logging.getLogger(__name__)
 
 CONNECTOR = "KServeLMCacheConnector"
 CONNECTOR_MODULE = "kserve_lmcache.connector"
-# The name in KServe's guide, which people have in their manifests.
-_STOCK_CONNECTOR = "LMCacheConnectorV1"
+# LMCache's connectors in a worker. The first is in KServe's guide, and both are in manifests.
+_STOCK_CONNECTORS = ("LMCacheConnectorV1", "LMCacheConnectorV1Dynamic")
+_REMOVED_CONNECTOR = "LMCacheConnector"
+_GRPC = "--enable_grpc"
+# The start of the sources of settings that have nothing to do with LMCache.
+_OF_THE_SERVER = (
+    VARIABLE_PREFIX,
+    _GRPC,
+    *(
+        setting.flag
+        for setting in SETTINGS
+        if setting.environment_variable.startswith(VARIABLE_PREFIX)
+    ),
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -95,14 +109,17 @@ def plan_offload(
             offloading is required.
         KServeLMCacheError: vLLM refuses the engine's arguments.
     """
-    _raise_problems_of_own_variables(configuration)
-    if not configuration.get("offload"):
+    _raise_problems_of_the_server(configuration)
+    wanted = args.kv_transfer_config
+    is_ours = wanted is None or wanted.kv_connector in (*_STOCK_CONNECTORS, _REMOVED_CONNECTOR)
+    if is_ours and not configuration.get("offload"):
         for problem in configuration.problems:
             logger.warning("Ignored, because offloading is off: %s", problem)
         reason = f"{configuration.source('offload')} is off"
         return _disabled(args, configuration, reason), create_engine_config(args)
-    wanted = args.kv_transfer_config
-    if wanted is not None and wanted.kv_connector != _STOCK_CONNECTOR:
+    if wanted is not None and wanted.kv_connector == _REMOVED_CONNECTOR:
+        configuration.raise_problems()
+    if not is_ours:
         # The user asks for another connector (NIXL, multi-process LMCache, …).
         reason = f"--kv-transfer-config asks for {wanted.kv_connector}"
         logger.warning("KV-cache offloading is not managed by this server: %s", reason)
@@ -128,15 +145,16 @@ def plan_offload(
     return offload, engine_config
 
 
-def _raise_problems_of_own_variables(configuration: Configuration) -> None:
-    """Refuse mistakes in this package's own variables, with offloading and without.
+def _raise_problems_of_the_server(configuration: Configuration) -> None:
+    """Refuse mistakes in settings of the server itself, with offloading and without.
 
     Such a mistake may turn the separation of tenants off.
 
     Raises:
-        ConfigurationError: a variable of this package is unknown, or its value cannot be used.
+        ConfigurationError: a variable of this package is unknown, or the value of a variable or of
+            a flag cannot be used.
     """
-    if any(problem.source.startswith(VARIABLE_PREFIX) for problem in configuration.problems):
+    if any(problem.source.startswith(_OF_THE_SERVER) for problem in configuration.problems):
         configuration.raise_problems()
 
 
@@ -145,7 +163,89 @@ def resolve_configuration(args: Namespace, environ: Mapping[str, str]) -> Config
 
     :func:`complete` adds the values that depend on the machine and the engine.
     """
-    return resolve(flags_of(args), environ, device())
+    configuration = resolve(flags_of(args), environ, device())
+    configuration.problems += _open_doors(args, configuration, environ)
+    if configuration.get("offload"):
+        configuration.problems += _contradictions(args)
+    return configuration
+
+
+def _open_doors(
+    args: Namespace, configuration: Configuration, environ: Mapping[str, str]
+) -> Iterator[Problem]:
+    """A port that lets anybody do what another port lets only the holder of a key do."""
+    groups = route_groups(configuration.get("enable_routes"), environ)
+    if not args.enable_grpc or "repository" not in groups:
+        return
+    guards = {
+        "API keys": bool(args.api_key or environ.get("VLLM_API_KEY")),
+        "certificates of clients": args.ssl_cert_reqs == ssl.CERT_REQUIRED,
+    }
+    if asked := " and ".join(name for name, is_asked in guards.items() if is_asked):
+        yield Problem(
+            f"opens a port that asks for no {asked}, by which anybody could unload the model",
+            _GRPC,
+            "Leave --enable_grpc out, or the group repository of --enable-routes.",
+        )
+
+
+def _contradictions(args: Namespace) -> Iterator[Problem]:
+    """Flags of vLLM that would take the place of this server's offloading."""
+    if getattr(args, "kv_offloading_size", None) is not None:
+        yield Problem(
+            "turns vLLM's own offloading on, in the place of this server's",
+            "--kv-offloading-size",
+            "Use --lmcache max_local_cpu_size=SIZE, or --offload=off.",
+        )
+    wanted = args.kv_transfer_config
+    if wanted is not None and wanted.kv_connector == _REMOVED_CONNECTOR:
+        yield Problem(
+            f"names {_REMOVED_CONNECTOR}, which vLLM has no longer",
+            "--kv-transfer-config",
+            "Leave the flag out: offloading needs none.",
+        )
+
+
+def examine(
+    args: Namespace,
+    configuration: Configuration,
+    environ: Mapping[str, str],
+    model_is_here: bool = True,
+) -> tuple[EngineShape | None, Remote | None]:
+    """Everything of :func:`plan_offload` that needs no download and loads no weights.
+
+    The problems are added to the configuration.
+
+    Args:
+        args: the server's arguments; changed in place.
+        configuration: as resolved from its sources.
+        environ: the environment.
+        model_is_here: whether the model may be read. A model of the hub needs the network.
+
+    Returns:
+        The sizes of the engine's KV cache, if there are offloading and a model; and the remote
+        store, if there is one.
+
+    Raises:
+        IdentityError, UnsupportedModelError: this model's KV cache cannot be offloaded.
+        KServeLMCacheError: vLLM refuses the engine's arguments.
+    """
+    shape = None
+    if model_is_here and configuration.get("offload") and has_model(args):
+        resolve_engine_arguments(args, dict(environ))
+        engine_config = _engine_config(args, configuration)
+        check_supported(engine_config)
+        if configuration.get("model_fingerprint") != "private":
+            check_load_format(engine_config)
+        shape = shape_of(engine_config)
+    return shape, complete(configuration, shape)
+
+
+def has_model(args: Namespace) -> bool:
+    """Whether the flags name a model, or one is mounted."""
+    mounted = Path(args.model_dir)
+    is_mounted = mounted.is_dir() and any(mounted.iterdir())
+    return bool(args.model_id or args.model_tag or args.model or is_mounted)
 
 
 def complete(configuration: Configuration, shape: EngineShape | None) -> Remote | None:
@@ -254,7 +354,7 @@ def _written_engine_file(configuration: Configuration, remote: Remote | None) ->
     disk = disk_tier.disk_of(configuration)
     disk_and_limits = None if disk is None else (disk, disk_tier.limits_of(configuration))
     engine_file.write(configuration.lmcache_values(), remote, path, limits, disk_and_limits)
-    redaction.redact_logs(redaction.secrets_in(engine_file.read(path)))
+    redaction.redact_logs(engine_file.secrets_in(path))
     return path
 
 
@@ -269,8 +369,7 @@ def differing_values(path: Path, used: Mapping[str, Any]) -> list[str]:
         A sentence for each value.
     """
     return [
-        f"{name} is {redaction.redact(used.get(name), name)!r} where "
-        f"{redaction.redact(value, name)!r} was asked for"
+        f"{name} is {show(name, used.get(name))!r} where {show(name, value)!r} was asked for"
         for name, value in engine_file.read(path).items()
         if used.get(name) != value
     ]

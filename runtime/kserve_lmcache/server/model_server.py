@@ -19,8 +19,9 @@ from kserve.protocol.grpc.server import GRPCServer
 from vllm.config import VllmConfig
 
 from kserve_lmcache.config.configuration import Configuration
-from kserve_lmcache.config.settings import parse_route_groups
+from kserve_lmcache.config.settings import route_groups
 from kserve_lmcache.engine import process
+from kserve_lmcache.engine.failures import NO_CAUSE, Failures, report_errors
 from kserve_lmcache.engine.model import LMCacheModel
 from kserve_lmcache.engine.plan import OffloadPlan
 from kserve_lmcache.errors import EngineDiedError
@@ -28,6 +29,7 @@ from kserve_lmcache.metrics import start_up_timing
 from kserve_lmcache.metrics.table import metric
 from kserve_lmcache.server import announcement
 from kserve_lmcache.server.data_plane import NoRepositoryExtension, OffloadDataPlane, Repository
+from kserve_lmcache.server.ending import end
 from kserve_lmcache.server.http import routes, vllm_app
 from kserve_lmcache.server.http.error_responses import PREFIX
 from kserve_lmcache.server.http.limits import Limits, limits_of
@@ -69,6 +71,9 @@ class OffloadModelServer(model_server.ModelServer):  # type: ignore[misc]
         **others: Any,
     ) -> None:
         super().__init__(registered_models=Repository(), **others)
+        # KServe replaces 8080 by 8443 when there are certificates, also where 8080 was given.
+        if "http_port" in others:
+            self.http_port = others["http_port"]
         self.args = args
         self.model = model
         self.limits = limits
@@ -92,7 +97,8 @@ class OffloadModelServer(model_server.ModelServer):  # type: ignore[misc]
         self._register_and_check_atleast_one_model_is_ready(models)
         asyncio.run(self._serve())
         if self.lifecycle.state is State.FAILED:
-            raise EngineDiedError(self.lifecycle.reason)
+            cause = self.model.cause_of_death() or NO_CAUSE
+            raise EngineDiedError(f"{self.lifecycle.reason}: {cause}")
 
     async def _serve(self) -> None:
         self.setup_event_loop()
@@ -162,7 +168,8 @@ class OffloadModelServer(model_server.ModelServer):  # type: ignore[misc]
         logger.info("Stopping: %s active requests", self.lifecycle.active)
         if not await self.lifecycle.idle(self.drain_seconds):
             _exit_at_once(
-                f"{self.lifecycle.active} requests did not finish in {self.drain_seconds:g} s"
+                f"{self.lifecycle.active} requests did not finish in {self.drain_seconds:g} s "
+                "(drain_timeout)"
             )
 
     async def _engine_death(self) -> None:
@@ -207,9 +214,8 @@ def _end_start(number: int, frame: FrameType | None) -> None:
 
 def _exit_at_once(reason: str) -> None:
     """End this process, and with it the engine's processes (:mod:`.engine.process`)."""
-    logger.error("%s: ending at once", reason)
     logging.shutdown()
-    os._exit(128 + signal.SIGTERM)
+    os._exit(end(f"{reason}: ending at once", 128 + signal.SIGTERM))
 
 
 def serve(
@@ -232,10 +238,12 @@ def serve(
         KServeLMCacheError: the engine or offloading could not start.
     """
     process.mark_server(environ, offload.engine_file)
-    groups = parse_route_groups(offload.configuration.get("enable_routes"))
+    failures = Failures.collect(environ)
+    report_errors(environ)
+    groups = route_groups(offload.configuration.get("enable_routes"), environ)
     environ.update(routes.switches(groups))
     model = LMCacheModel(
-        args, offload, engine_config, functools.partial(vllm_app.build, args, groups)
+        args, offload, engine_config, functools.partial(vllm_app.build, args, groups), failures
     )
     server = _create_server(args, model, offload.configuration, responder, groups)
     announcement.keep_announced(

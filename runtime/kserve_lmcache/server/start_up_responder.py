@@ -20,7 +20,6 @@ from typing import Any
 from kserve_lmcache.errors import UsageError
 
 ANY_HOST = "0.0.0.0"  # noqa: S104 - the address of KServe's own server, for a container
-_TLS_PORT, _PORT = 8443, 8080  # KServe's defaults
 _BACKLOG = 2048
 _HANDSHAKE_SECONDS = 5.0  # the TLS handshake, and each read of a request
 _POLL_SECONDS = 0.05
@@ -57,8 +56,6 @@ def listen(args: Namespace) -> Iterator[StartUpResponder]:
         UsageError: the port cannot be opened, or the certificate cannot be used.
     """
     tls = bool(args.ssl_certfile and args.ssl_keyfile)
-    if tls and args.http_port == _PORT:
-        args.http_port = _TLS_PORT
     host = args.host or ANY_HOST
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     try:
@@ -66,9 +63,16 @@ def listen(args: Namespace) -> Iterator[StartUpResponder]:
         if tls:
             context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
             context.load_cert_chain(args.ssl_certfile, args.ssl_keyfile)
-        listener = socket.create_server((host, args.http_port), family=family, backlog=_BACKLOG)
+        # The address of all IPv6 addresses is that of all IPv4 addresses too, as in uvicorn.
+        both = host == "::" and socket.has_dualstack_ipv6()
+        listener = socket.create_server(
+            (host, args.http_port), family=family, backlog=_BACKLOG, dualstack_ipv6=both
+        )
     except OSError as error:
-        raise UsageError(f"port {args.http_port} of {host} cannot be opened: {error}") from error
+        raise UsageError(
+            f"port {args.http_port} of {host} cannot be opened: {error}. Choose another one by "
+            "--http_port and --host, or correct the files of the certificate."
+        ) from error
     responder = StartUpResponder(listener, context)
     try:
         yield responder

@@ -128,4 +128,5 @@ def test_kubernetes_is_told_why_the_server_ended(tmp_path: Path) -> None:
     result = run("--model_id=nowhere", "--no-such-flag", TERMINATION_LOG=str(told))
     assert result.returncode == 2
     assert "there is no flag --no-such-flag" in told.read_text()
-    assert result.stderr.splitlines()[-1] == f"kserve-lmcache: error: {told.read_text()}"
+    assert result.stderr.splitlines()[-1] == told.read_text()
+    assert told.read_text().endswith(" (exit code 2)")

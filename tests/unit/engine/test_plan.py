@@ -36,6 +36,10 @@ def planned(*argv: str, **environ: str) -> tuple[Namespace, OffloadPlan, dict[st
     [
         (),
         ('--kv-transfer-config={"kv_connector":"LMCacheConnectorV1","kv_role":"kv_both"}',),
+        (
+            '--kv-transfer-config={"kv_connector":"LMCacheConnectorV1Dynamic","kv_role":"kv_both",'
+            '"kv_connector_module_path":"lmcache.integration.vllm.lmcache_connector_v1"}',
+        ),
     ],
 )
 def test_nothing_and_the_guides_json_give_our_connector(argv: tuple[str, ...]) -> None:
@@ -70,9 +74,11 @@ def test_what_the_user_put_into_the_json_stays() -> None:
     assert offload.configuration.get("chunk_size") == 128
 
 
-def test_another_connector_is_left_alone() -> None:
+@pytest.mark.parametrize("more", [(), ("--offload=off",)])
+def test_another_connector_is_left_alone(more: tuple[str, ...]) -> None:
     args, offload, environ = planned(
         '--kv-transfer-config={"kv_connector":"NixlConnector","kv_role":"kv_both"}',
+        *more,
         LMCACHE_CHUNK_SIZE="64",
     )
     assert args.kv_transfer_config.kv_connector == "NixlConnector"
@@ -230,3 +236,33 @@ def test_workers_share_the_cores() -> None:
     shares = environ["VLLM_CPU_OMP_THREADS_BIND"].split("|")
     assert len(shares) == 3
     assert all(shares)
+
+
+@pytest.mark.parametrize("offload", ["on", "off"])
+@pytest.mark.parametrize(
+    ("argv", "environ", "asked"),
+    [
+        (["--api-key=k"], {}, "API keys"),
+        ([], {"VLLM_API_KEY": "k"}, "API keys"),
+        (["--ssl-cert-reqs=2"], {}, "certificates of clients"),
+    ],
+)
+def test_grpc_opens_no_door_beside_the_one_with_a_key(
+    offload: str, argv: list[str], environ: dict[str, str], asked: str
+) -> None:
+    flags = ["--enable_grpc=true", "--enable-routes=repository", f"--offload={offload}", *argv]
+    with pytest.raises(ConfigurationError, match=f"asks for no {asked}"):
+        planned(*flags, **environ)
+    for left_out in ("--enable_grpc=true", "--enable-routes=repository", *argv):
+        planned(*(flag for flag in flags if flag != left_out))
+
+
+@pytest.mark.parametrize("offload", ["on", "off"])
+@pytest.mark.parametrize(
+    "flag", ["--body-timeout=0", "--enable-routes=nothing", "--tenant-required=true"]
+)
+def test_a_setting_of_the_server_is_refused_with_offloading_and_without(
+    offload: str, flag: str
+) -> None:
+    with pytest.raises(ConfigurationError, match=flag.split("=")[0]):
+        planned(flag, f"--offload={offload}")

@@ -6,7 +6,7 @@ import asyncio
 import contextlib
 import re
 import uuid
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from http import HTTPStatus
 
 from fastapi import FastAPI
@@ -28,6 +28,7 @@ _GOOD_REQUEST_ID = re.compile(r"[\x21-\x7e]{1,128}")
 # Routes of probes and scrapers, which have no API key.
 _PUBLIC = re.compile(r"/|/metrics|/v2/health/(live|ready)|/v2/models/[^/]+/ready|/v1/models/[^/:]+")
 _PUBLIC_BELOW_PREFIX = re.compile(r"/health|/ping|/version")
+_ANTHROPIC = re.compile(r"/v1/messages(/.*)?")
 _DISCARD_SECONDS = 5.0
 _WITH_BODY = {"POST", "PUT", "PATCH", "DELETE"}
 
@@ -35,8 +36,10 @@ _WITH_BODY = {"POST", "PUT", "PATCH", "DELETE"}
 def install(app: FastAPI, limits: Limits, lifecycle: Lifecycle) -> None:
     """Install the middleware. The one added last runs first."""
     app.add_middleware(UnexpectedErrors)
-    app.add_middleware(Bodies, limits=limits)
+    # Behind the bodies: a client that sends slowly takes no place of a request that runs.
     app.add_middleware(Admission, limits=limits, lifecycle=lifecycle)
+    app.add_middleware(Bodies, limits=limits)
+    app.add_middleware(Tenants, limits=limits)
     if limits.api_keys:
         app.add_middleware(ApiKeys, tokens=list(limits.api_keys))
     app.add_middleware(HeaderLimits, limits=limits)
@@ -144,7 +147,7 @@ class ApiKeys(AuthenticationMiddleware):  # type: ignore[misc]
         """Pass the request on, or answer it."""
         method = scope.get("method", "")
         free = scope["type"] not in ("http", "websocket") or method == "OPTIONS"
-        if free or is_public(method, scope["path"]) or self.verify_token(Headers(scope=scope)):
+        if free or is_public(method, scope["path"]) or self._has_key(scope):
             allowed: Awaitable[None] = self.app(scope, receive, send)
             return allowed
         response = error_responses.error(
@@ -154,6 +157,19 @@ class ApiKeys(AuthenticationMiddleware):  # type: ignore[misc]
             headers={"WWW-Authenticate": "Bearer"},
         )
         return refuse(scope, receive, send, response)
+
+    def _has_key(self, scope: Scope) -> bool:
+        headers = Headers(scope=scope)
+        if self.verify_token(headers):
+            return True
+        path = str(scope["path"]).removeprefix(error_responses.PREFIX)
+        if not _ANTHROPIC.fullmatch(path):
+            return False
+        # Clients of Anthropic's protocol send the key so. A header may come twice.
+        return any(
+            self.verify_token(Headers({"Authorization": f"Bearer {key}"}))
+            for key in headers.getlist("x-api-key")
+        )
 
 
 def is_public(method: str, path: str) -> bool:
@@ -207,8 +223,8 @@ class Admission:
         return None
 
 
-class Bodies:
-    """Reads the body up to its largest size, and applies the rules for ``kv_transfer_params``."""
+class Tenants:
+    """Takes the tenant from the request's header, and refuses requests whose tenant is unclear."""
 
     def __init__(self, app: ASGIApp, limits: Limits) -> None:
         self.app = app
@@ -216,27 +232,70 @@ class Bodies:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Pass the request on, or answer it."""
-        if self.limits.tenant_header and scope["type"] in ("http", "websocket"):
-            TENANT.set(Headers(scope=scope).get(self.limits.tenant_header, ""))
+        name = self.limits.tenant_header
+        if name is None or scope["type"] not in ("http", "websocket"):
+            await self.app(scope, receive, send)
+            return
+        given = Headers(scope=scope).getlist(name)
+        if reason := self._refusal(given, is_inference(scope)):
+            response = error_responses.error(scope["path"], HTTPStatus.BAD_REQUEST, reason)
+            await refuse(scope, receive, send, response)
+            return
+        TENANT.set(given[0] if given else "")
+        await self.app(scope, receive, send)
+
+    def _refusal(self, given: Sequence[str], infers: bool) -> str:
+        name = self.limits.tenant_header
+        if len(given) > 1:
+            # One of them is the gateway's, and nobody knows which.
+            return f"the request has the header {name} {len(given)} times, and must have it once"
+        if self.limits.tenant_required and infers and not any(given):
+            return f"the request has no header {name}, which names its tenant"
+        return ""
+
+
+class Bodies:
+    """Reads the body up to its largest size and its time, and applies the rules for its content."""
+
+    def __init__(self, app: ASGIApp, limits: Limits) -> None:
+        self.app = app
+        self.limits = limits
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Pass the request on, or answer it."""
         if scope["type"] != "http" or scope["method"] not in _WITH_BODY:
             await self.app(scope, receive, send)
             return
-        body = await self._read(scope, receive)
+        try:
+            async with asyncio.timeout(self.limits.body_seconds):
+                body = await self._read(scope, receive)
+        except TimeoutError:
+            message = f"The body took longer than {self.limits.body_seconds:g} seconds"
+            await self._close(scope, receive, send, HTTPStatus.REQUEST_TIMEOUT, message)
+            return
         if body is None:
             message = f"The body is larger than {self.limits.body_bytes} bytes"
-            status = HTTPStatus.REQUEST_ENTITY_TOO_LARGE
             await _discard(scope, receive)
-            # The server would take the rest of the body for the next request.
-            response = error_responses.error(
-                scope["path"], status, message, headers={"Connection": "close"}
-            )
-            await response(scope, receive, send)
+            await self._close(scope, receive, send, HTTPStatus.REQUEST_ENTITY_TOO_LARGE, message)
             return
-        if self.limits.offloads() and (reason := request_rules.refusal(body)):
+        content_type = Headers(scope=scope).get("content-type", "")
+        reason = request_rules.refusal_of_encoding(body, content_type)
+        if not reason and self.limits.offloads():
+            reason = request_rules.refusal(body)
+        if reason:
             response = error_responses.error(scope["path"], HTTPStatus.BAD_REQUEST, reason)
             await response(scope, receive, send)
             return
         await self.app(scope, _replay(body, receive), send)
+
+    async def _close(
+        self, scope: Scope, receive: Receive, send: Send, status: HTTPStatus, message: str
+    ) -> None:
+        # The server would take the rest of the body for the next request.
+        response = error_responses.error(
+            scope["path"], status, message, headers={"Connection": "close"}
+        )
+        await response(scope, receive, send)
 
     async def _read(self, scope: Scope, receive: Receive) -> bytes | None:
         """The body; ``None`` when it is too large."""

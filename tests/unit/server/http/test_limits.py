@@ -67,6 +67,25 @@ def test_without_a_key_nothing_is_inferred(
     assert "error" in response.json()
 
 
+MESSAGES = f"{PREFIX}/v1/messages"
+
+
+@pytest.mark.parametrize("path", [MESSAGES, f"{MESSAGES}/count_tokens"])
+def test_anthropics_clients_send_the_key_in_a_header_of_their_own(
+    guarded: HTTPServer, path: str
+) -> None:
+    def status(where: str, *keys: str) -> int:
+        headers = [("x-api-key", key) for key in keys]
+        return guarded.client.post(where, json={}, headers=headers).status_code
+
+    assert status(path, "right") == 400  # of the body, which is empty
+    assert status(path, "second") == 400
+    for keys in ([], ["wrong"], ["Bearer right"], [""]):
+        assert status(path, *keys) == 401
+    for other in (CHAT, f"{PREFIX}/v1/responses", f"{PREFIX}/v1/messagesx"):
+        assert status(other, "right") == 401
+
+
 def test_each_key_opens(guarded: HTTPServer) -> None:
     for key in ("right", "second"):
         headers = {"Authorization": f"Bearer {key}"}
