@@ -187,6 +187,9 @@ def _script(
     lines += [f"mount --bind {pod.hosts} etc/hosts"]
     for mount in container.get("volumeMounts", []):
         source = pod.volumes[mount["name"]]
+        if "subPath" in mount:
+            source /= mount["subPath"]
+            source.mkdir(parents=True, exist_ok=True)  # as the kubelet does: an empty folder
         target = re.sub(r"^/var/run/", "/run/", mount["mountPath"])
         lines += [f"mkdir -p .{target} && mount --bind {source} .{target}"]
         if mount.get("readOnly"):
