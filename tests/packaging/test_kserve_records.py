@@ -26,6 +26,11 @@ from tests.packaging.kserve_records import (
 # value, and the reason. Each must be needed.
 REASONS = [
     (
+        ".*",
+        r".*\.(containers|initContainers)\[\S+\]\.securityContext\.runAs(User|Group)",
+        "the manifests name neither user nor group of our containers any more",
+    ),
+    (
         "canary-standard|model-oci",
         r".*\.metadata\.ownerReferences|InferenceService/.*\.status\..*",
         "the recorder left owners and status out of these two",

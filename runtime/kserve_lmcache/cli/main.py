@@ -12,9 +12,12 @@ from pathlib import Path
 from kserve_lmcache import __version__, logs
 from kserve_lmcache.config import environment
 from kserve_lmcache.errors import KServeLMCacheError
+from kserve_lmcache.identity import arrival
 
 # The file from which Kubernetes takes the reason of a container's end.
 TERMINATION_LOG = "TERMINATION_LOG"
+# Where KServe mounts a storageUri.
+DEFAULT_MODEL_DIRECTORY = "/mnt/models"
 # Each command with its line in the help. A command parses its own flags.
 COMMANDS = {
     "serve": "serve a model (the default command)",
@@ -84,6 +87,7 @@ def _run(command: str, arguments: list[str]) -> int:
         levels.set(os.environ.get(logs.LEVEL_VARIABLE, ""))
     if command == "serve":
         logs.configure(os.environ)
+        _look_for_model(arguments)
         from kserve_lmcache.cli import serve
 
         serve.run(arguments, levels)
@@ -110,6 +114,26 @@ def _run(command: str, arguments: list[str]) -> int:
                 text, exit_code = doctor.run(arguments)
     print(text)
     return exit_code
+
+
+def _look_for_model(arguments: Sequence[str]) -> None:
+    """Wait for the model's files, and find out at once that there are none.
+
+    Importing vLLM takes many seconds. Only flags that name a model are looked at; a model that has
+    a name on a hub, or an address, is none of a directory.
+
+    Raises:
+        UsageError: there is no model where one is expected.
+    """
+    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False, exit_on_error=False)
+    parser.add_argument("--model_dir", "--model-dir", default=DEFAULT_MODEL_DIRECTORY)
+    parser.add_argument("--model_id", "--model-id", "--model", default="")
+    try:
+        named, _ = parser.parse_known_args(list(arguments))
+    except argparse.ArgumentError:
+        return  # the real parser says it better
+    if not named.model_id or named.model_id.startswith("/"):
+        arrival.await_model(Path(named.model_id or named.model_dir), os.environ)
 
 
 def _write_termination_message(reason: str) -> None:

@@ -11,8 +11,6 @@ resources:
 {{- end }}
 securityContext:
   runAsNonRoot: true
-  runAsUser: 1000
-  runAsGroup: 1000
   {{- include "kserve-lmcache.closed" . | nindent 2 }}
   seccompProfile:
     type: RuntimeDefault
