@@ -31,6 +31,11 @@ REASONS = [
         "the manifests name neither user nor group of our containers any more",
     ),
     (
+        ".*",
+        r".*\.(spec|predictor)\.securityContext\.seccompProfile\.type",
+        "the services have set it since, for the containers that KServe adds",
+    ),
+    (
         "canary-standard|model-oci",
         r".*\.metadata\.ownerReferences|InferenceService/.*\.status\..*",
         "the recorder left owners and status out of these two",

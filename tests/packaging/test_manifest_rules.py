@@ -50,9 +50,12 @@ spec:
 ---
 apiVersion: serving.kserve.io/v1beta1
 kind: InferenceService
-metadata: {name: service}
+metadata:
+  name: service
+  annotations: {serving.kserve.io/deploymentMode: RawDeployment}
 spec:
   predictor:
+    securityContext: {seccompProfile: {type: RuntimeDefault}}
     initContainers:
       - name: preflight
         resources: {limits: {memory: 1Gi}}
@@ -165,7 +168,8 @@ def _ingress(policy: Document) -> dict[str, Any]:
 RUNTIME, MULTINODE, SERVICE = "ClusterServingRuntime", "ServingRuntime", "InferenceService"
 DEPLOYMENT, POLICY = "Deployment", "NetworkPolicy"
 WORKERS = {"containers": [{"name": "worker-container"}]}
-NO_AUTOSCALER = {"serving.kserve.io/autoscalerClass": "none"}
+MODE = "serving.kserve.io/deploymentMode"
+NO_AUTOSCALER = {"serving.kserve.io/autoscalerClass": "none", MODE: "RawDeployment"}
 
 FAULTS: list[tuple[str, str, Plant]] = [
     ("identity", "ConfigMap", lambda d: d.pop("apiVersion")),
@@ -306,7 +310,17 @@ FAULTS: list[tuple[str, str, Plant]] = [
         MULTINODE,
         lambda d: _worker(d)["containers"][0]["securityContext"].pop("seccompProfile"),
     ),
-    ("restricted", SERVICE, lambda d: _init(d)["securityContext"].pop("seccompProfile")),
+    ("restricted", SERVICE, lambda d: _init(d)["securityContext"].pop("capabilities")),
+    ("pod-seccomp", SERVICE, lambda d: d["spec"]["predictor"].pop("securityContext")),
+    ("pod-seccomp", SERVICE, lambda d: d["metadata"].pop("annotations")),
+    (
+        "pod-seccomp",
+        SERVICE,
+        lambda d: d["spec"].update(
+            canary=[{"predictor": {**d["spec"]["predictor"], "securityContext": {}}}]
+        ),
+    ),
+    ("pod-seccomp", SERVICE, lambda d: d["metadata"]["annotations"].update({MODE: "Serverless"})),
     (
         "read-only-root",
         DEPLOYMENT,
@@ -457,6 +471,7 @@ def test_the_guide_as_printed_trips_its_rules() -> None:
     )
     assert found == {
         ("identity", service),
+        ("pod-seccomp", service),
         ("quoted-arguments", f"{service} model"),
         ("resource-names", f"{service} model"),
         ("images", f"{redis} redis"),

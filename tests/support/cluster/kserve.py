@@ -26,6 +26,14 @@ SIDECAR = "modelcar"
 SIDECAR_USER = 1010
 # KServe's own chart leaves this name in its configuration where nobody replaces it.
 INITIALIZER_IMAGE = "default-storage-initilizer:replace"
+# Its securityContext by the defaults of KServe's Helm chart and of its kustomizations.
+OF_HELM = {
+    "allowPrivilegeEscalation": False,
+    "capabilities": {"drop": ["ALL"]},
+    "privileged": False,
+    "runAsNonRoot": True,
+}
+OF_KUSTOMIZE: dict[str, Any] = {}
 GENERATION = "1"
 _PLACEHOLDER = re.compile(r"\{\{\s*\.(\w+)(?:\.(\w+))?\s*\}\}")
 _NOT_OF_THE_POD = {
@@ -59,16 +67,20 @@ def choose(runtimes: Sequence[Document], service: Document) -> Document:
 
 
 def predictor(
-    runtime: Document, service: Document, account: Mapping[str, Any] | None = None
+    runtime: Document,
+    service: Document,
+    account: Mapping[str, Any] | None = None,
+    initializer: Mapping[str, Any] = OF_KUSTOMIZE,
 ) -> PodSpec:
     """The pod of a service's replica; for many nodes, of its head.
 
     Args:
         account: the service's ServiceAccount, whose Secret has the hub's token.
+        initializer: the securityContext of the container that downloads the model.
     """
     pod = template(runtime, service)
     if uri := storage_uri(service):
-        provide_model(pod, uri, account)
+        provide_model(pod, uri, account, initializer)
     return pod
 
 
@@ -128,7 +140,12 @@ def worker_service(service: Document) -> str:
     return f"{service['metadata']['name']}-workers-{GENERATION}"
 
 
-def provide_model(pod: PodSpec, uri: str, account: Mapping[str, Any] | None) -> None:
+def provide_model(
+    pod: PodSpec,
+    uri: str,
+    account: Mapping[str, Any] | None,
+    initializer: Mapping[str, Any] = OF_KUSTOMIZE,
+) -> None:
     """The webhook's part: a claim's volume, a sidecar with the model's image, or a download."""
     (container,) = pod["containers"]
     kind, _, rest = uri.partition("://")
@@ -145,7 +162,10 @@ def provide_model(pod: PodSpec, uri: str, account: Mapping[str, Any] | None) -> 
     mount = {"name": MODEL_VOLUME, "mountPath": MODELS}
     _add(container, "volumeMounts", {**mount, "readOnly": True})
     # The last: after what the service brings itself.
-    _add(pod, "initContainers", _initializer(uri, mount, account))
+    downloads = _initializer(uri, mount, account)
+    if initializer:
+        downloads["securityContext"] = dict(initializer)
+    _add(pod, "initContainers", downloads)
 
 
 def _initializer(
