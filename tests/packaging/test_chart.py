@@ -42,7 +42,11 @@ each = pytest.mark.parametrize("name", SAME)
 def test_chart_and_kustomize_agree(name: str) -> None:
     ours = _by_name(helm.documents(SAME[name]))
     # Services are their owners' own; the chart brings what they need.
-    theirs = [d for d in documents(name) if d["kind"] != "InferenceService"]
+    theirs = [
+        document
+        for document in documents(name)
+        if document["kind"] not in ("InferenceService", "ServiceAccount")
+    ]
     assert ours == _by_name(theirs)
 
 
@@ -65,6 +69,15 @@ def test_the_charts_version_is_the_packages() -> None:
     assert version
     with helm_python.Chart.load(helm.CHART) as chart:
         assert chart.metadata["version"] == chart.metadata["appVersion"] == version[1]
+
+
+@each
+def test_a_store_changes_no_runtime(name: str) -> None:
+    """A release in one namespace must not roll out the services of another."""
+    scope = SAME[name].get("runtimes", {})
+    plain = {label(d): d for d in helm.documents({"runtimes": scope})}
+    ours = {label(d): d for d in helm.documents(SAME[name])}
+    assert {key: ours[key] for key in plain} == plain
 
 
 def test_every_value_reaches_an_object() -> None:

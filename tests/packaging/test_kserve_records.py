@@ -36,6 +36,21 @@ REASONS = [
         "the services have set it since, for the containers that KServe adds",
     ),
     (
+        ".*",
+        r".*\[(kserve-container|preflight)\]\.env\[POD_IP\]\..*",
+        "every runtime and the preflight container have named its pod's address since",
+    ),
+    (
+        ".*",
+        r".*\.annotations\.serving\.knative\.dev/progress-deadline",
+        "the runtimes have named the patience of serverless services since",
+    ),
+    (
+        "component-mooncake",
+        r".*\.env\[(MOONCAKE_HOSTNAME|LMCACHE_EXTRA_CONFIG)\]\..*",
+        "the component changed the cluster's runtimes then",
+    ),
+    (
         "canary-standard|model-oci",
         r".*\.metadata\.ownerReferences|InferenceService/.*\.status\..*",
         "the recorder left owners and status out of these two",

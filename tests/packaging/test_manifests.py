@@ -22,6 +22,9 @@ from tests.packaging.manifests import (
 )
 from tests.packaging.pods import RUNTIME_KINDS, Document, all_containers, label, pods
 from tests.packaging.rules import check
+from tests.support.cluster.controller import objects
+
+DEADLINE = "serving.knative.dev/progress-deadline"
 
 each_set = pytest.mark.parametrize("name", list(SETS))
 
@@ -154,7 +157,6 @@ def test_the_runtimes_differ_only_where_the_device_or_the_nodes_do() -> None:
     del multinode["spec"]["labels"]["kserve-lmcache/multinode"]
     (container,) = multinode["spec"]["containers"]
     container["ports"] = [port for port in container["ports"] if port["name"] != "ray-gcs"]
-    container["env"] = [each for each in container["env"] if each["name"] != "POD_IP"]
     assert gpu == multinode
 
 
@@ -188,10 +190,37 @@ def test_the_stores_config_is_what_the_runtimes_mount(name: str) -> None:
         assert mounted == {"name": "lmcache-config", "optional": True}
 
 
+@pytest.mark.parametrize("name", components())
+def test_a_component_changes_no_runtime_of_the_cluster(name: str) -> None:
+    """A changed runtime is a rollout of all its services, another team's as well."""
+    found = {label(d): d for d in documents(f"component {name}") if d["kind"] in RUNTIME_KINDS}
+    assert found == {label(document): document for document in _runtimes()}
+
+
+@each_set
+def test_no_set_changes_a_runtime_of_the_cluster(name: str) -> None:
+    plain = {label(document): document for document in _runtimes()}
+    for document in documents(name):
+        if document["kind"] == "ClusterServingRuntime":
+            assert document == plain[label(document)]
+
+
 def test_loading_may_take_an_hour() -> None:
     for runtime in _runtimes():
         probe = runtime["spec"]["containers"][0]["startupProbe"]
-        assert probe["periodSeconds"] * probe["failureThreshold"] >= 60 * 60
+        seconds = probe["periodSeconds"] * probe["failureThreshold"]
+        assert seconds >= 60 * 60
+        # Knative's own patience, which is ten minutes otherwise.
+        assert runtime["spec"]["annotations"][DEADLINE] == f"{seconds}s"
+
+
+def test_knatives_patience_reaches_its_revisions() -> None:
+    (service,) = (
+        each
+        for each in objects(documents("example canary"), "models")
+        if each["apiVersion"].startswith("serving.knative.dev/")
+    )
+    assert service["spec"]["template"]["metadata"]["annotations"][DEADLINE] == "3600s"
 
 
 def _version() -> str:

@@ -83,6 +83,7 @@ spec:
   annotations:
     prometheus.kserve.io/port: "8080"
     prometheus.kserve.io/path: /metrics
+    serving.knative.dev/progress-deadline: 3600s
   labels:
     kserve-lmcache/predictor: "true"
     kserve-lmcache/remote-client: "true"
@@ -114,20 +115,10 @@ spec:
         - --model_name={{ "{{.Name}}" }}
       env:
         {{- include "kserve-lmcache.environment" . | nindent 8 }}
-        {{- if $multinode }}
         - name: POD_IP
           valueFrom:
             fieldRef:
               fieldPath: status.podIP
-        {{- end }}
-        {{- if eq .root.Values.store.type "mooncake" }}
-        - name: MOONCAKE_HOSTNAME
-          valueFrom:
-            fieldRef:
-              fieldPath: status.podIP
-        - name: LMCACHE_EXTRA_CONFIG
-          value: '{"mooncake_local_hostname": "$(MOONCAKE_HOSTNAME)"}'
-        {{- end }}
       ports:
         - name: http1
           containerPort: 8080
