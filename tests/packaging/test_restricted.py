@@ -74,7 +74,9 @@ def test_with_kserves_kustomize_defaults_the_download_alone_lacks_three_settings
 
 
 def test_what_the_documents_say_to_patch_restricts_the_download() -> None:
-    (text,) = re.findall(r"```yaml\n(.*?ClusterStorageContainer.*?)```", SECURITY.read_text(), re.S)
+    (text,) = re.findall(
+        r"```yaml[^\n]*\n(.*?ClusterStorageContainer.*?)```", SECURITY.read_text(), re.S
+    )
     container = yaml.safe_load(text)["spec"]["container"]
     pod = next(_pods("example hf", kserve.OF_KUSTOMIZE))
     assert set(_weak(pod)) == {INITIALIZER}
