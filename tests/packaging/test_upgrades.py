@@ -14,12 +14,11 @@ import pytest
 from tests.packaging.kserve_records import RECORDS, names, recorded
 from tests.packaging.manifests import ROOT, documents
 from tests.packaging.pods import RUNTIME_KINDS, Document
+from tests.packaging.upgrades import annotations
 from tests.support.cluster.controller import SOURCE, objects
 
-UPGRADES = (ROOT / "docs" / "operators" / "upgrades.md").read_text()
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
 PAGES += [*(ROOT / "servingruntime").rglob("*.md"), *(ROOT / "servingruntime").rglob("*.yaml")]
-ANNOTATE = re.compile(r"kubectl annotate inferenceservice NAME --overwrite ([\w./-]+)=(\S+)")
 # Set by KServe itself; the webhook adds the last two to pods.
 OF_KSERVE = {
     SOURCE,
@@ -45,12 +44,11 @@ def _service(applied: list[Document]) -> Document:
 
 def test_the_documented_annotations_reach_the_pods() -> None:
     before = _pods(documents("example hf"))
-    found = ANNOTATE.findall(UPGRADES)
-    assert {key for key, _ in found} == {
+    assert set(annotations()) == {
         "kserve-lmcache/restarted-at",
         "serving.kserve.io/disable-auto-update",
     }
-    for key, _ in found:
+    for key in annotations():
         applied = documents("example hf")
         _service(applied)["metadata"]["annotations"][key] = "1"
         after = _pods(applied)
