@@ -46,8 +46,10 @@ from tests.support.waiting import until
 
 # The overlay that everyone tries first: preflight, runtime, Redis, two replicas.
 DEFAULT = "local"
-MANY_NODES = {"multinode"}  # test_kubernetes_multinode.py
-ALL = ["local", "guide", *sorted({path.stem for path in examples()} - MANY_NODES)]
+# On many nodes (test_kubernetes_multinode.py), and by a sidecar in the same process namespace
+# (tests/unit/identity/test_arrival.py).
+NOT_HERE = {"multinode", "oci"}
+ALL = ["local", "guide", *sorted({path.stem for path in examples()} - NOT_HERE)]
 # What a request says beside its prompt, and how it must be answered where another's would not be.
 MODELS = {"guide": "llama3", "lora": "sql"}
 PROBES = ("startupProbe", "readinessProbe", "livenessProbe")

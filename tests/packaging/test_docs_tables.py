@@ -111,6 +111,10 @@ def test_every_network_policy_is_in_the_table() -> None:
     assert {row[0].strip("`") for row in rows(SECURITY, "NetworkPolicy")} == policies
 
 
+# On many nodes; from an image, by a sidecar; not run since it was written.
+NOT_STARTED = {"multinode", "oci", "canary-standard"}
+
+
 def test_what_is_tested_is_counted() -> None:
     found = [document for each in SETS for document in documents(each)]
     of = [document["apiVersion"] for document in found]
@@ -126,7 +130,7 @@ def test_what_is_tested_is_counted() -> None:
         assert counted in text
     assert len(schemas.KUBERNETES) == 3
     started = {row[0].strip("`") for row in rows(TESTS, "Started")}
-    assert {path.stem for path in examples()} - started == {"multinode"}
+    assert {path.stem for path in examples()} - started == NOT_STARTED
 
 
 def test_every_overlay_component_and_example_is_in_the_index() -> None:
@@ -186,7 +190,8 @@ def test_every_service_is_one_that_kserve_takes() -> None:
     assert len(services) >= 2
     for service in services:
         assert {"name"} <= set(service["metadata"])
-        if schemas.CRDS.is_dir():
+        # There is no schema of what KServe's administrator changes.
+        if schemas.CRDS.is_dir() and service["kind"] != "ClusterStorageContainer":
             assert schemas.kserve_errors(service) == []
 
 
