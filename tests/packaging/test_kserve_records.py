@@ -37,11 +37,6 @@ REASONS = [
     ),
     (
         ".*",
-        r".*\[(kserve-container|preflight)\]\.env\[POD_IP\]\..*",
-        "every runtime and the preflight container have named its pod's address since",
-    ),
-    (
-        ".*",
         r".*\.annotations\.serving\.knative\.dev/progress-deadline",
         "the runtimes have named the patience of serverless services since",
     ),

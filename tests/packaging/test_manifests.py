@@ -157,6 +157,7 @@ def test_the_runtimes_differ_only_where_the_device_or_the_nodes_do() -> None:
     del multinode["spec"]["labels"]["kserve-lmcache/multinode"]
     (container,) = multinode["spec"]["containers"]
     container["ports"] = [port for port in container["ports"] if port["name"] != "ray-gcs"]
+    container["env"] = [each for each in container["env"] if each["name"] != "POD_IP"]
     assert gpu == multinode
 
 
@@ -212,6 +213,22 @@ def test_loading_may_take_an_hour() -> None:
         assert seconds >= 60 * 60
         # Knative's own patience, which is ten minutes otherwise.
         assert runtime["spec"]["annotations"][DEADLINE] == f"{seconds}s"
+
+
+def test_knative_takes_the_serverless_service_with_its_default_features() -> None:
+    """https://knative.dev/docs/serving/configuration/feature-flags/"""
+    (service,) = (
+        each
+        for each in objects(documents("example canary"), "models")
+        if each["apiVersion"].startswith("serving.knative.dev/")
+    )
+    pod = service["spec"]["template"]["spec"]
+    assert set(pod) == {"containers", "volumes"}  # no initContainers, no securityContext, …
+    (container,) = pod["containers"]
+    for variable in container["env"]:
+        assert not {"fieldRef", "resourceFieldRef"} & set(variable.get("valueFrom", {})), variable
+    kinds = {kind for volume in pod["volumes"] for kind in volume if kind != "name"}
+    assert kinds <= {"configMap", "secret", "projected", "emptyDir"}
 
 
 def test_knatives_patience_reaches_its_revisions() -> None:

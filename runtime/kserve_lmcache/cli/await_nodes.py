@@ -7,6 +7,7 @@ workers as well, and would not say for what. It imports neither vLLM nor torch.
 from __future__ import annotations
 
 import contextlib
+import logging
 import os
 import sys
 import time
@@ -72,7 +73,7 @@ def main(count: str) -> None:
     """Wait for the nodes of the cluster whose head runs on this machine."""
     import ray
 
-    ray.init(address="auto", log_to_driver=False, logging_level="ERROR")
+    ray.init(address="auto", log_to_driver=False, logging_level=logging.ERROR)
     await_nodes(int(count), _joined, _say)
     ray.shutdown()
 

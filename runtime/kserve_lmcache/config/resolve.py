@@ -20,10 +20,6 @@ from kserve_lmcache.config.sources import (
 )
 from kserve_lmcache.errors import Problem
 
-# The address of this pod. The runtimes of the manifests set it.
-POD_IP = "POD_IP"
-_MOONCAKE_HOST = "mooncake_local_hostname"
-
 
 @dataclass(frozen=True)
 class Flags:
@@ -76,7 +72,6 @@ def resolve(
         configuration.problems += content.problems
         configuration.notes += content.notes
     _merge(configuration, contents)
-    _name_host_to_mooncake(configuration, environ)
     context = rules.Context(configuration, device)
     for check in checks:
         configuration.problems += check(context)
@@ -105,17 +100,6 @@ def _merge(configuration: Configuration, contents: Iterable[Content]) -> None:
         configuration.notes += [
             f"{loser.source} is not used: {winner.source} sets {name}" for loser in losers
         ]
-
-
-def _name_host_to_mooncake(configuration: Configuration, environ: Mapping[str, str]) -> None:
-    """Tell Mooncake at which address this pod is, which no ConfigMap can say for each pod."""
-    address, url = environ.get(POD_IP), str(configuration.get("remote_url") or "")
-    if not address or not url.startswith("mooncakestore://"):
-        return
-    extra, source = configuration.get("extra_config") or {}, configuration.source("extra_config")
-    if not {_MOONCAKE_HOST, _MOONCAKE_HOST.removeprefix("mooncake_")} & set(extra):
-        value = Value({**extra, _MOONCAKE_HOST: address}, f"{source} + {POD_IP}")
-        configuration.values["extra_config"] = value
 
 
 def _merge_extra_config(configuration: Configuration, assignments: Sequence[Assignment]) -> Value:

@@ -115,10 +115,12 @@ spec:
         - --model_name={{ "{{.Name}}" }}
       env:
         {{- include "kserve-lmcache.environment" . | nindent 8 }}
+        {{- if $multinode }}
         - name: POD_IP
           valueFrom:
             fieldRef:
               fieldPath: status.podIP
+        {{- end }}
       ports:
         - name: http1
           containerPort: 8080

@@ -97,33 +97,6 @@ def test_extra_config_of_each_pair(tmp_path: Path, sources: tuple[str, str]) -> 
     assert configuration.get("extra_config") == {"a": strong, strong: 1, weak: 1}
 
 
-MOONCAKE = "remote_url: mooncakestore://lmcache-remote:50051/\n"
-
-
-def test_a_pod_names_its_address_to_mooncake(tmp_path: Path) -> None:
-    file = f"{MOONCAKE}extra_config: {{mooncake_protocol: tcp}}\n"
-    configuration = resolved(tmp_path, file, POD_IP="10.1.2.3")
-    assert configuration.get("extra_config") == {
-        "mooncake_protocol": "tcp",
-        "mooncake_local_hostname": "10.1.2.3",
-    }
-    assert configuration.source("extra_config") == f"{tmp_path}/lmcache.yaml:2 + POD_IP"
-    assert configuration.problems == []
-
-
-@pytest.mark.parametrize("name", ["mooncake_local_hostname", "local_hostname"])
-def test_a_named_address_of_mooncakes_stays(tmp_path: Path, name: str) -> None:
-    file = f"{MOONCAKE}extra_config: {{{name}: own}}\n"
-    assert resolved(tmp_path, file, POD_IP="10.1.2.3").get("extra_config") == {name: "own"}
-
-
-def test_no_other_store_is_told_an_address(tmp_path: Path) -> None:
-    file = "remote_url: redis://lmcache-remote:6379\n"
-    configuration = resolved(tmp_path, file, POD_IP="10.1.2.3")
-    assert not configuration.get("extra_config")
-    assert not resolved(tmp_path, MOONCAKE, POD_IP="").get("extra_config")
-
-
 def test_our_own_settings_take_the_same_road(tmp_path: Path) -> None:
     variable = {"KSERVE_LMCACHE_OFFLOAD_REQUIRED": "no"}
     assert resolved(tmp_path).get("offload_required") is True
