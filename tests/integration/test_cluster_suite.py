@@ -341,7 +341,7 @@ def test_one_replica_is_asked_through_the_api_server(
     cluster: RecordedCluster, namespace: Namespace
 ) -> None:
     usage = {"prompt_tokens": 1830, "prompt_tokens_details": {"cached_tokens": 1792}}
-    path = f"{PODS}/http%3Aa%3A8080/proxy/openai/v1/chat/completions"
+    path = f"{PODS}/http:a:8080/proxy/openai/v1/chat/completions"
     cluster.plays("POST", path, (200, {"usage": usage}))
     assert cached_tokens(chat(namespace, "a", "Hello")) == 1792
     assert cached_tokens({"usage": {"prompt_tokens_details": None}}) == 0

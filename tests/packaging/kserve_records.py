@@ -21,7 +21,9 @@ RECORDS = Path(__file__).resolve().parents[3] / "shared" / "kserve"
 # Of a kind of objects that this package only reads, and has no manifest for.
 OTHER_KINDS = {"llminferenceservice"}
 # Services that were made for the record; it holds them itself.
-OF_ITS_OWN = {"model-oci": "t-oci", "canary-standard": "t-can"}
+OF_ITS_OWN = {"model-oci": "t-oci"}
+# Records whose name is not that of what was applied: that, and the namespace.
+_OTHER_NAMES = {"canary-standard": ("example-canary-standard", "t-can")}
 # A component of the record and what was applied with it.
 _WITH = {"preflight": ["redis", "preflight"]}
 # How the items of a list are told apart. Lists of other items have an order.
@@ -30,6 +32,7 @@ _KEYS = {
     "volumes": "name",
     "volumeMounts": "mountPath",
     "ports": "port",
+    "canary": "trafficPercent",
     "containers": "name",
     "initContainers": "name",
 }
@@ -71,7 +74,8 @@ def modelled(name: str) -> list[Document]:
     if name in OF_ITS_OWN:
         (service,) = (each for each in recorded(name) if each["kind"] == "InferenceService")
         return objects([*documents("runtimes"), service], OF_ITS_OWN[name])
-    return objects(_applied(name), f"t-{name}")
+    applied, namespace = _OTHER_NAMES.get(name, (name, f"t-{name}"))
+    return objects(_applied(applied), namespace)
 
 
 def differences(name: str) -> Iterator[Difference]:

@@ -170,6 +170,15 @@ def test_a_worker_has_what_the_head_has() -> None:
     assert worker.labels["kserve-lmcache/multinode"] == head.labels["kserve-lmcache/multinode"]
 
 
+@each_set
+def test_our_image_runs_as_any_user(name: str) -> None:
+    """The image has a user; KServe (oci://) and OpenShift give others."""
+    for container in all_containers(documents(name)):
+        if container.spec.get("image", "").startswith("kserve-lmcache"):
+            context = container.spec.get("securityContext", {})
+            assert not {"runAsUser", "runAsGroup"} & set(context), container.where
+
+
 def test_the_namespaced_runtimes_differ_in_their_kind_alone() -> None:
     namespaced = documents("namespaced")
     assert {document["kind"] for document in namespaced} == {"ServingRuntime"}

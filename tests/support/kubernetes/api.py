@@ -9,7 +9,6 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
-from urllib.parse import quote
 
 from kubernetes import config
 from kubernetes.client import ApiClient
@@ -92,7 +91,7 @@ class Api:
 
     def post_to_pod(self, namespace: str, pod: str, port: int, path: str, body: Any) -> Any:
         """A request to one pod, through the API server."""
-        proxy = f"{_path('Pod', namespace)}/{quote(f'http:{pod}:{port}')}/proxy{path}"
+        proxy = f"{_path('Pod', namespace)}/http:{pod}:{port}/proxy{path}"
         return self._ask("POST", proxy, body=body)
 
     def log(self, namespace: str, pod: str, container: str) -> str:
