@@ -9,8 +9,10 @@ import pytest
 import yaml
 from docs import draw_benchmark, generate_reference
 
+from kserve_lmcache.cli.await_nodes import PATIENCE_SECONDS
 from kserve_lmcache.config.engine_shape import bytes_per_token
 from kserve_lmcache.config.resolve import Flags, resolve
+from kserve_lmcache.identity.arrival import LIMIT_SECONDS
 from tests.matrix.sets import LOCKS
 from tests.packaging import schemas
 from tests.packaging.documents import DOCS, MANIFESTS, README, blocks, name, pages, rows
@@ -19,6 +21,7 @@ from tests.packaging.pods import Document
 from tests.packaging.rules import RULES
 from tests.packaging.test_manifest_rules import FAULTS
 from tests.support.architectures import ARCHITECTURES
+from tests.support.cluster.controller import objects
 from tests.support.server import ROOT
 
 GIB = 2**30
@@ -153,6 +156,24 @@ def test_the_runtimes_are_in_the_table(page: Path) -> None:
         for document in runtimes:
             image = document["spec"]["containers"][0]["image"]
             assert table[document["metadata"]["name"]] == image
+
+
+def test_how_long_a_start_may_take() -> None:
+    table = {row[0]: row[1] for row in rows(DOCS / "operators" / "lifecycle.md", "Who waits")}
+    (container,) = documents("runtimes")[0]["spec"]["containers"]
+    probe = container["startupProbe"]
+    annotations = documents("runtimes")[0]["spec"]["annotations"]
+    (deployment,) = (d for d in objects(documents("example hf"), "a") if d["kind"] == "Deployment")
+    seconds = {
+        "startup probe": probe["periodSeconds"] * probe["failureThreshold"],
+        "Knative": int(annotations["serving.knative.dev/progress-deadline"].rstrip("s")),
+        "Deployment": deployment["spec"]["progressDeadlineSeconds"],
+        "server": LIMIT_SECONDS,
+    }
+    for who, limit in seconds.items():
+        (told,) = (text for waits, text in table.items() if who in waits.split(",")[0])
+        assert told.startswith(f"{limit / 60:.0f} minutes"), who
+    assert PATIENCE_SECONDS == 120  # "every two minutes"
 
 
 def test_five_commands_from_nothing() -> None:

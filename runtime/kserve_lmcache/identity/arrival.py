@@ -33,7 +33,7 @@ def await_model(directory: Path, environ: Mapping[str, str], limit: float = LIMI
     Raises:
         UsageError: the files did not come, cannot be read, or are not there.
     """
-    if environ.get(INIT_MODE) == "async" or directory.is_symlink():
+    if environ.get(INIT_MODE) == "async" or _leads_into_a_container(directory):
         _await_link(directory, limit)
     if reason := why_no_model(directory):
         raise UsageError(reason)
@@ -59,6 +59,10 @@ def why_no_model(directory: Path) -> str:
             "model's folder (pvc://CLAIM/FOLDER)"
         )
     return ""
+
+
+def _leads_into_a_container(directory: Path) -> bool:
+    return directory.is_symlink() and directory.readlink().is_relative_to("/proc")
 
 
 def _await_link(directory: Path, limit: float) -> None:

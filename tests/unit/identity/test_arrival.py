@@ -57,7 +57,7 @@ def test_a_dangling_link_is_waited_for(model: Path, tmp_path: Path) -> None:
     timer = threading.Timer(1.0, model.rename, (target,))
     timer.start()
     started = time.monotonic()
-    await_model(link, {}, limit=20)
+    await_model(link, ASYNC, limit=20)
     timer.join()
     assert 0.5 < time.monotonic() - started < 10
 
@@ -76,7 +76,16 @@ def test_the_wait_has_a_limit(tmp_path: Path) -> None:
         await_model(link, ASYNC, limit=0.1)
     link.symlink_to(tmp_path / "nowhere")
     with pytest.raises(UsageError, match="leads nowhere after 0 s"):
-        await_model(link, {}, limit=0.1)
+        await_model(link, ASYNC, limit=0.1)
+
+
+def test_only_a_link_into_a_container_is_waited_for(tmp_path: Path) -> None:
+    own, of_kserve = tmp_path / "own", tmp_path / "models"
+    own.symlink_to(tmp_path / "nowhere")
+    await_model(own, {}, limit=20)  # at once; the engine says that there is no model
+    of_kserve.symlink_to("/proc/999999999/root/models")
+    with pytest.raises(UsageError, match="leads nowhere"):
+        await_model(of_kserve, {}, limit=0.1)
 
 
 def test_what_is_empty_behind_a_link_is_empty(tmp_path: Path) -> None:
