@@ -105,8 +105,9 @@ def _ours(started: Servers, name: str, *arguments: str, **environ: str) -> str:
 
 def _vllm(started: Servers, name: str, *arguments: str, **environ: str) -> str:
     # What ``vllm serve`` runs; that command itself wants the distribution to be called vllm.
-    command = [sys.executable, "-m", "vllm.entrypoints.openai.api_server", f"--model={MODEL}"]
-    command += ["--served-model-name=small", "--host=127.0.0.1", "--enable-prompt-tokens-details"]
+    command = [sys.executable, "-m", "vllm.entrypoints.launchers.api_server.entry"]
+    command += [f"--model={MODEL}", "--served-model-name=small", "--host=127.0.0.1"]
+    command += ["--enable-prompt-tokens-details"]
     return _start(started, name, [*command, *arguments], "--port", VLLM, environ)
 
 

@@ -93,7 +93,7 @@ def running(log: Path, *arguments: str, **options: Any) -> Iterator[Server]:
     try:
         server.process.wait_until(server.is_ready, START_SECONDS)
         yield server
-        assert deprecations(server.process.output()) == []
+        assert not (found := deprecations(server.process.output())), found
     finally:
         server.process.stop()
 

@@ -59,5 +59,7 @@ def test_the_log_of_a_server_is_read() -> None:
         "/venv/lib/python3.11/site-packages/torch/x.py:1: UserWarning: is deprecated",
         "/venv/lib/python3.11/site-packages/vllm/x.py:1: FutureWarning: of torch, deprecated",
         "127.0.0.1 - a prompt about deprecated things",
+        "WARNING 11-29 15:30:10 [input_processor.py:157] vLLM has deprecated support for "
+        "supporting different tokenizers for different LoRAs.",
     ]
     assert deprecations("\n".join([*good, *bad])) == bad

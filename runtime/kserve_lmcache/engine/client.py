@@ -10,8 +10,28 @@ from kserve_lmcache.engine import tenant
 
 
 class TenantAsyncLLM(AsyncLLM):  # type: ignore[misc]
-    """Requests of all routes, for generation and for pooling, pass :meth:`_add_request`."""
+    """Adds the active tenant to all that it sends to the engine."""
 
-    async def _add_request(self, request: Any, *args: Any, **kwargs: Any) -> None:
+    engine_core: Any
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.engine_core = _TenantCore(self.engine_core)
+
+
+class _TenantCore:
+    """vLLM's client of the engine's process.
+
+    Requests of all routes, for generation and for pooling, and those that vLLM makes of one request
+    for several answers, pass :meth:`add_request_async`, and nothing else before the engine.
+    """
+
+    def __init__(self, core: Any) -> None:
+        self._core = core
+
+    async def add_request_async(self, request: Any) -> None:
         request.cache_salt = tenant.salt(tenant.TENANT.get(), request.cache_salt)
-        await super()._add_request(request, *args, **kwargs)
+        await self._core.add_request_async(request)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.__dict__["_core"], name)

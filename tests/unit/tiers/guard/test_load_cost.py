@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import pytest
 
 from kserve_lmcache.tiers.guard import load_cost as load_cost_module
@@ -23,10 +25,17 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
     return clock
 
 
-def compute(cost: LoadCost, clock: Clock, tokens: int, seconds: float) -> None:
+def compute(
+    cost: LoadCost,
+    clock: Clock,
+    tokens: int,
+    seconds: float,
+    meanwhile: Callable[[], None] = lambda: None,
+) -> None:
     for _ in range(3):
         cost.prefill.begin_step(tokens)
         clock.now += seconds
+        meanwhile()
         cost.prefill.end_step()
 
 
@@ -82,23 +91,14 @@ def test_decoding_steps_and_idle_time_do_not_change_the_prefill_rate(clock: Cloc
 
 def test_what_a_step_loads_does_not_change_the_prefill_rate(clock: Clock) -> None:
     cost = LoadCost(1)
-    for _ in range(3):
-        cost.prefill.begin_step(1024)
-        clock.now += 1.5
-        cost.prefill.leave_out(0.5)
-        cost.prefill.end_step()
-        cost.prefill.leave_out(1)  # between two steps
+    compute(cost, clock, 1024, 1.5, lambda: cost.prefill.leave_out(0.5))
+    cost.prefill.leave_out(1)  # between two steps
     assert cost.prefill.tokens_per_second == pytest.approx(1024)
 
 
 def test_a_dropped_step_is_no_sample(clock: Clock) -> None:
     cost = LoadCost(1)
-    for _ in range(3):
-        cost.prefill.begin_step(1024)
-        clock.now += 0.5
-        cost.prefill.drop_step()
-        cost.prefill.leave_out(0.1)
-        cost.prefill.end_step()
+    compute(cost, clock, 1024, 0.5, cost.prefill.drop_step)
     assert cost.prefill.tokens_per_second is None
 
 
