@@ -23,6 +23,9 @@ LEVEL_VARIABLE = "KSERVE_LMCACHE_LOG_LEVEL"
 # The ID of the active request.
 REQUEST_ID: ContextVar[str] = ContextVar("request_id", default="")
 
+# Whether the active request is a probe or a scrape.
+IS_PROBE: ContextVar[bool] = ContextVar("is_probe", default=False)
+
 _PACKAGE = "kserve_lmcache"
 _FORMAT = "%(asctime)s %(levelname)s %(message)s"
 _DATE_FORMAT = "%Y-%m-%d %H:%M:%S"

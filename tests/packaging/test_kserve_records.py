@@ -83,6 +83,11 @@ REASONS = [
         "Pod/isvc.llama-predictor",
         "the overlay lacked its ServiceAccount then, so that no pod could be made",
     ),
+    (
+        "overlay-production",
+        r".*\.env\[KSERVE_LMCACHE_(TERMINATION_GRACE_PERIOD|DRAIN_DELAY|DRAIN_TIMEOUT)\]\..*",
+        "the service has told its server the grace period since",
+    ),
 ]
 
 

@@ -155,6 +155,10 @@ def _pod(deployment: Document) -> dict[str, Any]:
     return pod
 
 
+def _variable(setting: str, value: str) -> dict[str, str]:
+    return {"name": f"KSERVE_LMCACHE_{setting}", "value": value}
+
+
 def _redis(deployment: Document) -> dict[str, Any]:
     container: dict[str, Any] = _pod(deployment)["containers"][0]
     return container
@@ -233,6 +237,20 @@ FAULTS: list[tuple[str, str, Plant]] = [
             _model(d).update(storageUri="pvc://models/model"),
         ),
     ),
+    (
+        "grace-period",
+        SERVICE,
+        lambda d: d["spec"]["predictor"].update(terminationGracePeriodSeconds=60),
+    ),
+    (
+        "grace-period",
+        SERVICE,
+        lambda d: (
+            d["spec"]["predictor"].update(terminationGracePeriodSeconds=60),
+            _model(d)["env"].append(_variable("TERMINATION_GRACE_PERIOD", "45")),
+        ),
+    ),
+    ("grace-period", SERVICE, lambda d: _model(d)["env"].append(_variable("DRAIN_DELAY", "10"))),
     (
         "python-path",
         SERVICE,

@@ -23,6 +23,8 @@ MOST_LINES = 40  # of the log until the server is ready, every process included
 
 # The sizes keep two servers on a small machine; compiling would take longer than the tests.
 SMALL = ("--max-model-len=4096", "--kv-cache-memory-bytes=400M", "--enforce-eager")
+# No balancer has to take these servers out, so a test need not wait for one.
+AT_ONCE = "--drain-delay=0"
 
 
 def engine_environment(**variables: str) -> dict[str, str]:
@@ -79,7 +81,14 @@ def start(
 ) -> Server:
     """Start a server through ``entrypoint.sh``; it is not ready yet."""
     port = free_port()
-    command = [*prefix, str(ROOT / "entrypoint.sh"), *model, f"--model_name={name}", *SMALL]
+    command = [
+        *prefix,
+        str(ROOT / "entrypoint.sh"),
+        *model,
+        f"--model_name={name}",
+        *SMALL,
+        AT_ONCE,
+    ]
     process = Process(
         [*command, f"--http_port={port}", *arguments], log, environ or engine_environment()
     )

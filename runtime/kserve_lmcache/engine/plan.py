@@ -99,6 +99,8 @@ def plan_offload(
     if not configuration.get("offload"):
         for problem in configuration.problems:
             logger.warning("Ignored, because offloading is off: %s", problem)
+        for note in configuration.notes:
+            logger.warning(note)
         reason = f"{configuration.source('offload')} is off"
         return _disabled(args, configuration, reason), create_engine_config(args)
     wanted = args.kv_transfer_config

@@ -6,6 +6,7 @@ import re
 from collections.abc import Iterator, Sequence
 from itertools import combinations
 
+from kserve_lmcache.config.settings import SETTINGS
 from tests.packaging.pods import RUNTIME_KINDS, Document, all_containers, label, pods
 from tests.packaging.rules.fault import Fault, Rule
 
@@ -13,6 +14,8 @@ _PROTOCOLS = {"v1", "v2"}
 _PLACEHOLDER = re.compile(r"\{\{(.*?)\}\}", re.DOTALL)
 _KSERVE_FIELD = re.compile(r"\.(Name|Namespace|(Labels|Annotations)\.\w+)")
 _SIZES = {"TENSOR_PARALLEL_SIZE", "PIPELINE_PARALLEL_SIZE"}
+_SHUTDOWN = ("drain_delay", "drain_timeout", "termination_grace_period")
+_DEFAULT_GRACE = 30.0  # Kubernetes'
 _SERVER_TYPE = "serving.kserve.io/server-type"
 _AUTOSCALER = "serving.kserve.io/autoscalerClass"
 
@@ -123,7 +126,27 @@ def _placeholders(documents: Sequence[Document]) -> Iterator[Fault]:
                 yield container.where, f"has a placeholder that KServe cannot fill: {field}"
 
 
+def _grace_period(documents: Sequence[Document]) -> Iterator[Fault]:
+    """A pod's grace period is longer than its server's shutdown, and the server knows it."""
+    for service in _services(documents):
+        for pod in pods(service):
+            grace = pod.spec.get("terminationGracePeriodSeconds")
+            for container in pod.containers:
+                env = {each["name"]: each.get("value") for each in container.spec.get("env", [])}
+                delay, timeout, known = (_seconds(name, env) for name in _SHUTDOWN)
+                if container.inherits and grace is not None and known != grace:
+                    yield container.where, f"does not know its grace period of {grace} s"
+                elif container.inherits and delay + timeout >= (grace or _DEFAULT_GRACE):
+                    yield container.where, f"ends after {delay + timeout:g} s, which is too late"
+
+
+def _seconds(name: str, env: dict[str, str | None]) -> float:
+    setting = next(each for each in SETTINGS if each.name == name)
+    return float(env.get(setting.environment_variable) or setting.default or _DEFAULT_GRACE)
+
+
 RULES: dict[str, Rule] = {
+    "grace-period": _grace_period,
     "container-name": _container_name,
     "protocols": _protocols,
     "priorities": _priorities,
