@@ -15,6 +15,7 @@ from tests.support.cluster.deployment import SECRETS, of_kind, preflight, start_
 pytestmark = pytest.mark.cluster
 
 SECONDS = 60
+TOLD = "termination-log"
 
 
 def _preflight(cluster: Cluster, name: str, **context: int) -> tuple[int, str]:
@@ -22,8 +23,16 @@ def _preflight(cluster: Cluster, name: str, **context: int) -> tuple[int, str]:
     (service,) = copy.deepcopy(of_kind(cluster.documents, "InferenceService"))
     (container,) = service["spec"]["predictor"]["initContainers"]
     container["securityContext"] |= context
+    container["env"].append({"name": "TERMINATION_LOG", "value": f"/tmp/{TOLD}"})  # noqa: S108
     running = preflight(cluster, service, name)
-    return running.process.wait(SECONDS), running.process.output()
+    told = running.pod.volumes["tmp"] / TOLD
+    told.touch()
+    told.chmod(0o666)  # as the kubelet makes it
+    code, output = running.process.wait(SECONDS), running.process.output()
+    # What `kubectl describe` shows is what the report says has failed.
+    failed = [line.split("  ")[1].strip() for line in output.splitlines() if line[:4] == "FAIL"]
+    assert [line.split(":")[0] for line in told.read_text().splitlines()] == failed
+    return code, output
 
 
 def _line(output: str, name: str) -> str:

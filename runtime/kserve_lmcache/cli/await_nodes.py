@@ -6,15 +6,13 @@ workers as well, and would not say for what. It imports neither vLLM nor torch.
 
 from __future__ import annotations
 
-import contextlib
 import logging
 import os
 import sys
 import time
 from collections.abc import Callable
-from pathlib import Path
 
-from kserve_lmcache.cli.main import TERMINATION_LOG
+from kserve_lmcache.cli import termination_log
 
 _POLL_SECONDS = 2.0
 # How long workers may take before their absence needs an explanation, and how often it is repeated.
@@ -63,10 +61,7 @@ def _joined() -> int:
 def _say(text: str) -> None:
     """Log it, and write it where ``kubectl describe pod`` shows it after the container's end."""
     print(text, flush=True)
-    path = Path(os.environ.get(TERMINATION_LOG, "/dev/termination-log"))
-    with contextlib.suppress(OSError):
-        if path.exists():
-            path.write_text(text)
+    termination_log.write(text)
 
 
 def main(count: str) -> None:

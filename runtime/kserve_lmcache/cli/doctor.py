@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
+from kserve_lmcache.cli import termination_log
 from kserve_lmcache.cli.parser import Parser
 from kserve_lmcache.config import local_tier, rules
 from kserve_lmcache.config.configuration import Configuration
@@ -20,7 +21,7 @@ from kserve_lmcache.config.resources import memory_limit
 from kserve_lmcache.doctor.check import Finding, failure, ok
 from kserve_lmcache.doctor.context import context_of
 from kserve_lmcache.doctor.machine import connector_check
-from kserve_lmcache.doctor.report import as_json, exit_code, table
+from kserve_lmcache.doctor.report import as_json, exit_code, failures, table
 from kserve_lmcache.doctor.run import CHECKS, examine
 from kserve_lmcache.identity.namespace import hashing_of
 from kserve_lmcache.redaction import redact_urls
@@ -64,7 +65,9 @@ def run(argv: Sequence[str]) -> tuple[str, int]:
     timeout = args.timeout or (_ENGINE_TIMEOUT if args.engine else _TIMEOUT)
     # The process ends before the check does, so that the check can report it.
     checks = (connector_check(0.9 * timeout), *CHECKS) if args.engine else CHECKS
-    findings += examine(context, checks, timeout)
+    findings += examine(context, checks, timeout, patient=True)
+    if (reasons := failures(findings)) and termination_log.is_of_this_process():
+        termination_log.write(reasons)
     text = as_json(findings) if args.json else table(findings, colour=_is_terminal())
     return text, exit_code(findings)
 
@@ -78,7 +81,10 @@ def build_parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--json", action="store_true", help="print JSON instead of a table")
     parser.add_argument(
-        "--timeout", type=float, help="seconds for all checks together (10; with --engine 60)"
+        "--timeout",
+        type=float,
+        help="seconds for all checks together (10; with --engine 60). A store that does not answer "
+        "is tried again within this time",
     )
     parser.add_argument(
         "--engine",

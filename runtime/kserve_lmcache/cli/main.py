@@ -10,12 +10,11 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from kserve_lmcache import __version__, logs
+from kserve_lmcache.cli import termination_log
 from kserve_lmcache.config import environment
 from kserve_lmcache.errors import KServeLMCacheError
 from kserve_lmcache.identity import arrival
 
-# The file from which Kubernetes takes the reason of a container's end.
-TERMINATION_LOG = "TERMINATION_LOG"
 # Where KServe mounts a storageUri.
 DEFAULT_MODEL_DIRECTORY = "/mnt/models"
 # Each command with its line in the help. A command parses its own flags.
@@ -49,8 +48,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         return _run(command, arguments)
     except KServeLMCacheError as error:
         print(f"kserve-lmcache: error: {error}", file=sys.stderr, flush=True)
-        if command == "serve":
-            _write_termination_message(str(error))
+        if command == "serve" or termination_log.is_of_this_process():
+            termination_log.write(str(error))
         return error.exit_code
 
 
@@ -134,11 +133,3 @@ def _look_for_model(arguments: Sequence[str]) -> None:
         return  # the real parser says it better
     if not named.model_id or named.model_id.startswith("/"):
         arrival.await_model(Path(named.model_id or named.model_dir), os.environ)
-
-
-def _write_termination_message(reason: str) -> None:
-    """Write the reason where ``kubectl describe pod`` shows it, when this process is in a pod."""
-    path = Path(os.environ.get(TERMINATION_LOG, "/dev/termination-log"))
-    with contextlib.suppress(OSError):
-        if path.exists():
-            path.write_text(reason)
