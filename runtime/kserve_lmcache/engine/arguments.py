@@ -18,7 +18,9 @@ from kserve_lmcache.errors import KServeLMCacheError, UsageError
 
 logger = logging.getLogger(__name__)
 
-_THREADS = "VLLM_CPU_OMP_THREADS_BIND"
+_PLACES = "VLLM_CPU_OMP_THREADS_BIND"
+_ANY_CORE = "nobind"  # to vLLM
+_THREADS = "OMP_NUM_THREADS"
 _KV_CACHE_GIB = "VLLM_CPU_KVCACHE_SPACE"
 _KV_CACHE_SHARE = 0.25
 _KV_CACHE_LARGEST = 4 * 2**30  # bytes
@@ -52,7 +54,7 @@ def resolve_engine_arguments(args: Namespace, environ: MutableMapping[str, str])
         # On a CPU, vLLM fails to load the results of its ahead-of-time compilation (torch 2.13: "no
         # attribute 'finalize_loading'"), and compiles again at every start. Its older cache works.
         environ.setdefault("VLLM_USE_AOT_COMPILE", "0")
-        _bind_threads(args, environ)
+        _place_threads(args, environ)
         _size_kv_cache(args, environ)
     if args.gpu_memory_utilization is None:
         args.gpu_memory_utilization = AsyncEngineArgs.gpu_memory_utilization
@@ -85,19 +87,32 @@ def _model(args: Namespace) -> str:
     return str(args.model_dir)
 
 
-def _bind_threads(args: Namespace, environ: MutableMapping[str, str]) -> None:
-    """Bind vLLM's threads to every core that the container may use.
+def _place_threads(args: Namespace, environ: MutableMapping[str, str]) -> None:
+    """Give vLLM's workers as many threads as the container may run, and cores that are its own.
 
     vLLM's automatic binding reserves cores. On a machine with two cores it leaves one thread, which
-    halves the speed of prefill.
+    halves the speed of prefill. It binds to cores of every machine, too, in the same order in every
+    container.
     """
-    if environ.get(_THREADS):
+    if environ.get(_PLACES):
         return
-    cores, reason = cpu_cores()
+    cores = cpu_cores()
     workers = args.tensor_parallel_size * args.pipeline_parallel_size
-    shares = [cores[worker::workers] or [cores[worker % len(cores)]] for worker in range(workers)]
-    environ[_THREADS] = "|".join(",".join(map(str, share)) for share in shares)
-    logger.info("Computing on CPU cores %s (%s)", environ[_THREADS], reason)
+    if cores.bound and not environ.get(_THREADS):
+        bound = cores.bound
+        shares = [
+            bound[worker::workers] or (bound[worker % len(bound)],) for worker in range(workers)
+        ]
+        environ[_PLACES] = "|".join(",".join(map(str, share)) for share in shares)
+        logger.info("Computing on CPU cores %s (%s)", environ[_PLACES], cores.source)
+        return
+    environ[_PLACES] = _ANY_CORE
+    if environ.get(_THREADS):
+        logger.info("Computing by %s threads on any core (%s)", environ[_THREADS], _THREADS)
+        return
+    environ[_THREADS] = str(max(1, cores.count // workers))
+    each = f" in each of {workers} workers" if workers > 1 else ""
+    logger.info("Computing by %s threads%s on any core (%s)", environ[_THREADS], each, cores.source)
 
 
 def _size_kv_cache(args: Namespace, environ: MutableMapping[str, str]) -> None:
