@@ -61,9 +61,9 @@ class Cores:
 def cpu_cores(root: Path = Path("/")) -> Cores:
     """The threads for computing, and the cores that somebody gave to this process.
 
-    A quota limits time and no place. All containers of a node see the same cores, so containers that
-    chose cores by themselves would all choose the same ones. Only an affinity that leaves out cores
-    of the machine was set by somebody (Kubernetes' CPU manager, ``docker run --cpuset-cpus``,
+    A quota limits time and no place. All containers of a node see the same cores, so containers
+    that chose cores by themselves would all choose the same ones. Only an affinity that leaves out
+    cores of the machine was set by somebody (Kubernetes' CPU manager, ``docker run --cpuset-cpus``,
     ``taskset``). A fraction of a core is not used: a throttled thread delays all others at every
     barrier.
 
