@@ -45,6 +45,7 @@ _REPEATING = (
     "vllm.config",
     "vllm.platforms",
     "vllm.distributed.kv_transfer.kv_connector.v1.base",
+    "vllm.utils.torch_utils",  # that OMP_NUM_THREADS is set, which this server does
 )
 _STDERR = 2
 

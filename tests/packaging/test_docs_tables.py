@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -10,8 +11,11 @@ import yaml
 from docs import draw_benchmark, generate_reference
 
 from kserve_lmcache.cli.await_nodes import PATIENCE_SECONDS
+from kserve_lmcache.config import local_tier, memory_budget
 from kserve_lmcache.config.engine_shape import bytes_per_token
+from kserve_lmcache.config.memory_budget import PROCESSES, Needs
 from kserve_lmcache.config.resolve import Flags, resolve
+from kserve_lmcache.config.resources import Limit
 from kserve_lmcache.identity.arrival import LIMIT_SECONDS
 from tests.matrix.sets import LOCKS
 from tests.packaging import schemas
@@ -94,6 +98,34 @@ def test_sizes_are_the_formulas(row: list[str]) -> None:
     )
     assert int(token) == expected
     assert int(tokens) == GIB // expected
+
+
+def test_the_parts_of_the_memory_are_those_that_are_added_up() -> None:
+    table = {row[0].strip("`"): row[2:4] for row in rows(SIZING, "Part")}
+    parts = Needs("cpu", weights=1, kv_cache=1, offloaded=1).parts(1)
+    assert set(table) == set(parts)
+    for device, column in (("cpu", 0), ("cuda", 1)):
+        figures = {name: float(table[name][column]) for name in PROCESSES[device]}
+        assert figures == PROCESSES[device]
+
+
+def test_the_example_of_the_memory_is_what_the_defaults_are() -> None:
+    example = {row[0]: float(row[1]) for row in rows(SIZING, "Taken by")}
+    memory = Limit(5 * GIB, "overlays/local")
+    (service,) = (d for d in documents("overlay local") if d["kind"] == "InferenceService")
+    limits = service["spec"]["predictor"]["model"]["resources"]["limits"]
+    assert limits["memory"] == "5Gi"
+    without = Needs("cpu", weights=int(0.25 * GIB))
+    needs = replace(without, kv_cache=memory_budget.default_kv_cache(memory, without))
+    tier = local_tier.default_size(memory, needs).value
+    expected = {
+        "processes and `/dev/shm`": sum(PROCESSES["cpu"].values()),
+        "weights": 0.25,
+        "vLLM's KV cache": needs.kv_cache / GIB,
+        "local tier": tier,
+        "left": 5 - sum(needs.parts(tier * GIB).values()) / GIB,
+    }
+    assert example == pytest.approx(expected, abs=0.006)
 
 
 def test_every_line_of_the_doctor_is_one_that_it_prints() -> None:

@@ -78,8 +78,19 @@ def start(
     name: str = "smollm2",
     model: Sequence[str] = (f"--model_id={MODEL}",),
     prefix: Sequence[str] = (),
+    sizes: Sequence[str] = SMALL,
 ) -> Server:
-    """Start a server through ``entrypoint.sh``; it is not ready yet."""
+    """Start a server through ``entrypoint.sh``; it is not ready yet.
+
+    Args:
+        log: where its output goes.
+        arguments: more flags.
+        environ: its whole environment.
+        name: of the model.
+        model: the flags of the model.
+        prefix: what stands before the command, for example for a memory limit.
+        sizes: the flags that keep it small; none for its own defaults.
+    """
     port = free_port()
     command = [
         *prefix,

@@ -16,7 +16,13 @@ from kserve_lmcache.cli.arguments import parse_arguments
 from kserve_lmcache.config import keys
 from kserve_lmcache.config.configuration import Configuration, Value
 from kserve_lmcache.config.engine_shape import EngineShape
-from kserve_lmcache.engine.arguments import create_engine_config, resolve_engine_arguments
+from kserve_lmcache.config.memory_budget import Needs
+from kserve_lmcache.engine.arguments import (
+    create_engine_config,
+    device,
+    resolve_engine_arguments,
+)
+from kserve_lmcache.engine.memory import needs_of
 from kserve_lmcache.engine.plan import complete, resolve_configuration
 from kserve_lmcache.engine.shape import shape_of
 from kserve_lmcache.engine.supported_models import check_supported
@@ -36,7 +42,8 @@ def run(argv: Sequence[str]) -> str:
     args = parse_arguments(rest)
     configuration = resolve_configuration(args, os.environ)
     shape = _shape(args) if configuration.get("offload") else None
-    complete(configuration, shape)
+    needs = needs_of(args, device(), os.environ) if shape else Needs(device())
+    complete(configuration, shape, needs)
     configuration.raise_problems()
     if shape:
         configuration.notes.append(

@@ -16,6 +16,7 @@ from kserve_lmcache.config import local_tier, rules
 from kserve_lmcache.config.configuration import Configuration
 from kserve_lmcache.config.credentials import remote_of
 from kserve_lmcache.config.flags import add_setting_flags, flags_of
+from kserve_lmcache.config.memory_budget import Needs
 from kserve_lmcache.config.resolve import resolve
 from kserve_lmcache.config.resources import memory_limit
 from kserve_lmcache.doctor.check import Finding, failure, ok
@@ -45,7 +46,7 @@ def run(argv: Sequence[str]) -> tuple[str, int]:
     device = "cuda" if Path("/proc/driver/nvidia/version").exists() else "cpu"
     configuration = resolve(flags_of(args), os.environ, device, checks=rules.FAST)
     configuration.values.setdefault(
-        "max_local_cpu_size", local_tier.default_size(memory_limit(), device, workers=1)
+        "max_local_cpu_size", local_tier.default_size(memory_limit(), Needs(device))
     )
     remote = remote_of(configuration)
     seconds = time.monotonic() - start

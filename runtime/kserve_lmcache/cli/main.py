@@ -11,8 +11,9 @@ from pathlib import Path
 
 from kserve_lmcache import __version__, logs
 from kserve_lmcache.cli import termination_log
-from kserve_lmcache.config import environment
-from kserve_lmcache.errors import KServeLMCacheError
+from kserve_lmcache.config import environment, memory_budget
+from kserve_lmcache.config.resources import memory_limit
+from kserve_lmcache.errors import KServeLMCacheError, UsageError
 from kserve_lmcache.identity import arrival
 
 # Where KServe mounts a storageUri.
@@ -86,6 +87,7 @@ def _run(command: str, arguments: list[str]) -> int:
         levels.set(os.environ.get(logs.LEVEL_VARIABLE, ""))
     if command == "serve":
         logs.configure(os.environ)
+        _refuse_too_little_memory()
         _look_for_model(arguments)
         from kserve_lmcache.cli import serve
 
@@ -113,6 +115,18 @@ def _run(command: str, arguments: list[str]) -> int:
                 text, exit_code = doctor.run(arguments)
     print(text)
     return exit_code
+
+
+def _refuse_too_little_memory() -> None:
+    """Refuse a container in which not even the processes fit: the kernel would kill the import.
+
+    Raises:
+        UsageError: they do not fit.
+    """
+    has_gpu = Path("/proc/driver/nvidia/version").exists()
+    needs = memory_budget.Needs("cuda" if has_gpu else "cpu")
+    if problem := memory_budget.problem(memory_limit(), needs):
+        raise UsageError(str(problem))
 
 
 def _look_for_model(arguments: Sequence[str]) -> None:

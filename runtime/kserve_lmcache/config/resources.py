@@ -15,6 +15,8 @@ from pathlib import Path
 
 # Without a limit, cgroup v1 reports the largest page-aligned integer.
 _V1_UNLIMITED = 1 << 60
+# The source of a limit that each process has for itself, and that counts what it does not use.
+ADDRESS_SPACE = "the process's limit (ulimit -v)"
 
 
 @dataclass(frozen=True)
@@ -31,10 +33,10 @@ def memory_limit(root: Path = Path("/")) -> Limit:
     Args:
         root: the directory of ``/proc`` and ``/sys``.
     """
-    limits = [Limit(_machine_memory(root), "the machine's memory")]
+    limits = [Limit(machine_memory(root), "the machine's memory")]
     address_space, _ = resource.getrlimit(resource.RLIMIT_AS)
     if address_space != resource.RLIM_INFINITY:
-        limits.append(Limit(address_space, "the process's limit (ulimit -v)"))
+        limits.append(Limit(address_space, ADDRESS_SPACE))
     for directory in _cgroup_directories(root, "memory"):
         for name in ("memory.max", "memory.limit_in_bytes"):
             text = _read(directory / name)
@@ -149,7 +151,12 @@ def _cgroup_directories(root: Path, controller: str) -> Iterator[Path]:
         yield from (level for level in (own, *own.parents) if level.is_relative_to(base))
 
 
-def _machine_memory(root: Path) -> int:
+def machine_memory(root: Path = Path("/")) -> int:
+    """The memory of the machine, in bytes.
+
+    Args:
+        root: the directory of ``/proc``.
+    """
     for line in (_read(root / "proc/meminfo") or "").splitlines():
         if line.startswith("MemTotal:"):
             return int(line.split()[1]) * 1024

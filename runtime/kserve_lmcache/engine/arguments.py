@@ -14,6 +14,7 @@ from vllm.platforms import current_platform
 from vllm.usage.usage_lib import UsageContext
 
 from kserve_lmcache.config.resources import cpu_cores, memory_limit
+from kserve_lmcache.engine import memory
 from kserve_lmcache.errors import KServeLMCacheError, UsageError
 
 logger = logging.getLogger(__name__)
@@ -21,9 +22,6 @@ logger = logging.getLogger(__name__)
 _PLACES = "VLLM_CPU_OMP_THREADS_BIND"
 _ANY_CORE = "nobind"  # to vLLM
 _THREADS = "OMP_NUM_THREADS"
-_KV_CACHE_GIB = "VLLM_CPU_KVCACHE_SPACE"
-_KV_CACHE_SHARE = 0.25
-_KV_CACHE_LARGEST = 4 * 2**30  # bytes
 
 
 def device() -> str:
@@ -55,7 +53,7 @@ def resolve_engine_arguments(args: Namespace, environ: MutableMapping[str, str])
         # attribute 'finalize_loading'"), and compiles again at every start. Its older cache works.
         environ.setdefault("VLLM_USE_AOT_COMPILE", "0")
         _place_threads(args, environ)
-        _size_kv_cache(args, environ)
+        memory.size_kv_cache(args, memory_limit(), memory.needs_of(args, "cpu", environ), environ)
     if args.gpu_memory_utilization is None:
         args.gpu_memory_utilization = AsyncEngineArgs.gpu_memory_utilization
 
@@ -113,22 +111,3 @@ def _place_threads(args: Namespace, environ: MutableMapping[str, str]) -> None:
     environ[_THREADS] = str(max(1, cores.count // workers))
     each = f" in each of {workers} workers" if workers > 1 else ""
     logger.info("Computing by %s threads%s on any core (%s)", environ[_THREADS], each, cores.source)
-
-
-def _size_kv_cache(args: Namespace, environ: MutableMapping[str, str]) -> None:
-    """Size vLLM's own KV cache by the container's memory.
-
-    By default vLLM takes 90% of the machine's memory on a CPU, more than a pod's limit allows.
-    """
-    if args.kv_cache_memory_bytes is not None or environ.get(_KV_CACHE_GIB):
-        return
-    if args.gpu_memory_utilization is not None:
-        return
-    memory = memory_limit()
-    args.kv_cache_memory_bytes = int(min(memory.value * _KV_CACHE_SHARE, _KV_CACHE_LARGEST))
-    logger.info(
-        "vLLM's KV cache: %.2f GiB (%.0f%% of %s, at most 4 GiB)",
-        args.kv_cache_memory_bytes / 2**30,
-        _KV_CACHE_SHARE * 100,
-        memory.source,
-    )
