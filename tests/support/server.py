@@ -97,7 +97,7 @@ def start(
         str(ROOT / "entrypoint.sh"),
         *model,
         f"--model_name={name}",
-        *SMALL,
+        *sizes,
         AT_ONCE,
     ]
     process = Process(
