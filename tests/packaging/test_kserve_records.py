@@ -41,6 +41,11 @@ REASONS = [
         "the runtimes have named the patience of serverless services since",
     ),
     (
+        ".*",
+        r"(Deployment|Service|InferenceService|ClusterServingRuntime)/.*\.resources\.requests\..*",
+        "the runtimes have named limits alone since, which a pod takes as its requests",
+    ),
+    (
         "component-mooncake",
         r".*\.env\[(MOONCAKE_HOSTNAME|LMCACHE_EXTRA_CONFIG)\]\..*",
         "the component changed the cluster's runtimes then",

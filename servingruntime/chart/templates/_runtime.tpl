@@ -1,14 +1,12 @@
 {{- /* Parts that the head of a runtime and its workers have in common. */ -}}
 {{- define "kserve-lmcache.container" -}}
 resources:
-{{- range list "requests" "limits" }}
-  {{ . }}:
-    cpu: {{ $.sizes.cpu | quote }}
-    memory: {{ $.sizes.memory | quote }}
-    {{- with $.sizes.gpus }}
-    nvidia.com/gpu: {{ . | quote }}
+  limits:
+    cpu: {{ include "kserve-lmcache.quantity" .sizes.cpu }}
+    memory: {{ include "kserve-lmcache.quantity" .sizes.memory }}
+    {{- with .sizes.gpus }}
+    nvidia.com/gpu: {{ include "kserve-lmcache.quantity" . }}
     {{- end }}
-{{- end }}
 securityContext:
   runAsNonRoot: true
   {{- include "kserve-lmcache.closed" . | nindent 2 }}

@@ -21,6 +21,8 @@ def stored(document: Document) -> Document:
     match document["kind"]:
         case "Pod":
             _pod(spec)
+            for container in [*spec.get("initContainers", []), *spec["containers"]]:
+                _requests(container.get("resources", {}))
             account = spec.setdefault("serviceAccountName", "default")
             spec["serviceAccount"] = account
         case "Deployment":
@@ -62,6 +64,12 @@ def _pod(spec: dict[str, Any]) -> None:
         for kind in ("configMap", "secret", "projected"):
             if kind in volume:
                 _fill(volume[kind], defaultMode=420)
+
+
+def _requests(resources: dict[str, Any]) -> None:
+    """The limits of a pod's container are its requests; of a template's they are not yet."""
+    if "limits" in resources:
+        _fill(resources.setdefault("requests", {}), **resources["limits"])
 
 
 def _autoscaler(spec: dict[str, Any]) -> None:
