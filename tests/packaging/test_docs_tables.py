@@ -22,7 +22,7 @@ from tests.packaging import schemas
 from tests.packaging.documents import DOCS, MANIFESTS, README, blocks, name, pages, rows
 from tests.packaging.manifests import RUNTIMES, SETS, components, documents, examples
 from tests.packaging.pods import Document
-from tests.packaging.rules import RULES
+from tests.packaging.rules import RULES, check
 from tests.packaging.test_manifest_rules import FAULTS
 from tests.support.architectures import ARCHITECTURES
 from tests.support.cluster.controller import objects
@@ -246,6 +246,20 @@ def test_every_service_is_one_that_kserve_takes() -> None:
         # There is no schema of what KServe's administrator changes.
         if schemas.CRDS.is_dir() and service["kind"] != "ClusterStorageContainer":
             assert schemas.kserve_errors(service) == []
+
+
+def test_every_resource_in_an_example_is_one_that_a_pod_may_have() -> None:
+    resources = [
+        document["resources"]
+        for block in blocks(KUBERNETES, "yaml")
+        for document in yaml.safe_load_all(block)
+        if "resources" in document
+    ]
+    assert len(resources) == 2
+    for own in resources:
+        applied = documents("example hf")
+        _one(applied, "InferenceService")["spec"]["predictor"]["model"]["resources"] = own
+        assert check(applied) == []
 
 
 def test_every_kustomization_that_is_applied_exists() -> None:

@@ -155,6 +155,10 @@ def _pod(deployment: Document) -> dict[str, Any]:
     return pod
 
 
+def _asks(service: Document, **resources: dict[str, str]) -> None:
+    _model(service)["resources"] = resources
+
+
 def _variable(setting: str, value: str) -> dict[str, str]:
     return {"name": f"KSERVE_LMCACHE_{setting}", "value": value}
 
@@ -238,6 +242,14 @@ FAULTS: list[tuple[str, str, Plant]] = [
         ),
     ),
     (
+        "resources",
+        RUNTIME,
+        lambda d: _container(d)["resources"].update(requests={"nvidia.com/gpu": "1"}),
+    ),
+    ("resources", SERVICE, lambda d: _asks(d, limits={"nvidia.com/mig-1g.10gb": "1"})),
+    ("resources", SERVICE, lambda d: _asks(d, requests={"memory": "2Gi"})),
+    ("resources", SERVICE, lambda d: _asks(d, requests={"nvidia.com/gpu": "2"})),
+    (
         "grace-period",
         SERVICE,
         lambda d: d["spec"]["predictor"].update(terminationGracePeriodSeconds=60),
@@ -265,7 +277,7 @@ FAULTS: list[tuple[str, str, Plant]] = [
     (
         "resource-names",
         RUNTIME,
-        lambda d: _container(d)["resources"].update(requests={"nvidia.com.gpu": "1"}),
+        lambda d: _container(d)["resources"]["limits"].update({"nvidia.com.gpu": "1"}),
     ),
     ("memory-limit", DEPLOYMENT, lambda d: _redis(d).pop("resources")),
     ("memory-limit", SERVICE, lambda d: _init(d).pop("resources")),
@@ -473,6 +485,25 @@ def test_planted_fault_trips_its_rule(rule: str, kind: str, plant: Plant) -> Non
     if rule == "twice":
         planted.append(documents[kind])
     assert {finding.rule for finding in check(planted)} == {rule}
+
+
+@pytest.mark.parametrize(
+    "resources",
+    [
+        {"limits": {"nvidia.com/gpu": "2"}},
+        {"limits": {"memory": "512Mi"}},
+        {"limits": {"nvidia.com/gpu": "0", "nvidia.com/mig-1g.10gb": "1"}},
+        {"limits": {"nvidia.com/gpu": "0"}},
+        {"requests": {"memory": "512Mi"}},
+        {"limits": {"memory": "2Gi"}, "requests": {"memory": "2Gi"}},
+    ],
+    ids=str,
+)
+def test_a_service_may_name_a_part_of_its_resources(resources: dict[str, dict[str, str]]) -> None:
+    """Each of them is a pod that the API server takes, beside what the runtime names."""
+    documents = _sound()
+    _asks(documents[SERVICE], **resources)
+    assert check(list(documents.values())) == []
 
 
 def test_every_rule_has_a_planted_fault() -> None:
