@@ -29,6 +29,7 @@ SAME: dict[str, dict[str, Any]] = {
     "component valkey": {"store": {"type": "valkey"}},
     "component mooncake": {"store": {"type": "mooncake"}},
     "component tls": {"store": {"type": "redis", "tls": {"enabled": True}}},
+    "component any-user": {"store": {"type": "redis-sentinel", "anyUser": True}},
     "component predictor-isolation": {"predictorIsolation": {"enabled": True}},
     "component monitoring": {"monitoring": {"enabled": True}},
     "overlay production": {"store": {"type": "redis", "tls": TLS}, **FULL},

@@ -32,6 +32,11 @@ REASONS = [
     ),
     (
         ".*",
+        r"(StatefulSet|Pod)/lmcache-remote\S*\.securityContext\.runAs(User|Group)",
+        "the stores name their user once for the whole pod since",
+    ),
+    (
+        ".*",
         r".*\.(spec|predictor)\.securityContext\.seccompProfile\.type",
         "the services have set it since, for the containers that KServe adds",
     ),

@@ -17,6 +17,7 @@ from tests.packaging.manifests import (
     STORES,
     components,
     documents,
+    kustomize,
     load,
     render,
 )
@@ -177,6 +178,16 @@ def test_our_image_runs_as_any_user(name: str) -> None:
         if container.spec.get("image", "").startswith("kserve-lmcache"):
             context = container.spec.get("securityContext", {})
             assert not {"runAsUser", "runAsGroup"} & set(context), container.where
+
+
+@pytest.mark.parametrize("store", STORES)
+def test_no_store_must_name_a_user(store: str) -> None:
+    """OpenShift gives each namespace a user, and refuses pods that name another."""
+    applied = load(kustomize([RUNTIMES / "base"], [store, "any-user"]))
+    stores = [document for document in applied if document["kind"] == "StatefulSet"]
+    assert stores
+    assert not any(word in str(stores) for word in ("runAsUser", "runAsGroup", "fsGroup"))
+    assert check(applied) == []
 
 
 def test_the_namespaced_runtimes_differ_in_their_kind_alone() -> None:
