@@ -8,16 +8,25 @@ import subprocess
 import sys
 from argparse import Namespace
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 
 from kserve_lmcache.cli.arguments import parse_arguments
+from kserve_lmcache.config.configuration import Configuration
+from kserve_lmcache.config.engine_shape import EngineShape
 from kserve_lmcache.config.memory_budget import GIB, Needs
 from kserve_lmcache.config.resources import Limit, machine_memory
-from kserve_lmcache.engine import arguments, plan
+from kserve_lmcache.engine import arguments, memory, plan
 from kserve_lmcache.engine.arguments import resolve_engine_arguments
 from kserve_lmcache.engine.memory import needs_of
-from kserve_lmcache.engine.plan import OffloadPlan, plan_offload, resolve_configuration
+from kserve_lmcache.engine.plan import (
+    OffloadPlan,
+    complete,
+    plan_offload,
+    resolve_configuration,
+)
 from kserve_lmcache.errors import ConfigurationError, UsageError
 from kserve_lmcache.identity.weights import weights_bytes
 from tests.support.limits import limited
@@ -75,10 +84,10 @@ def test_what_cannot_fit_is_refused_with_the_other_problems(
     container(monkeypatch, 5)
     with pytest.raises(ConfigurationError) as caught:
         planned("--lmcache", "max_local_cpu_size=3", "chunk_size=100")
-    chunk, memory = sorted(map(str, caught.value.problems), key=lambda text: "needs" in text)
+    chunk, sum_of_all = sorted(map(str, caught.value.problems), key=lambda text: "needs" in text)
     assert "chunk_size of 100" in chunk
-    assert memory.startswith("the test's limit: the server needs ")
-    assert "local tier 3.00" in memory
+    assert sum_of_all.startswith("the test's limit: the server needs ")
+    assert "local tier 3.00" in sum_of_all
 
 
 @pytest.mark.parametrize("offload", ["on", "off"])
@@ -102,6 +111,49 @@ def test_too_little_left_is_a_warning(
     caplog.clear()
     planned()
     assert "are left" not in caplog.text
+
+
+SHAPE = EngineShape("cpu", 1, 128, 23040, 512, 4)
+
+
+def from_a_hub(monkeypatch: pytest.MonkeyPatch, *argv: str) -> tuple[Namespace, Configuration, Any]:
+    """The defaults of a model of a hub, before its weights are known, and an engine's sizes."""
+    container(monkeypatch, 5)
+    args = parse_arguments(["--model_id=org/model", *argv])
+    environ: dict[str, str] = {}
+    resolve_engine_arguments(args, environ)
+    configuration = resolve_configuration(args, environ)
+    complete(configuration, SHAPE, needs_of(args, "cpu", environ))
+    assert configuration.problems == []
+    sizes = SimpleNamespace(kv_cache_memory_bytes=args.kv_cache_memory_bytes)
+    monkeypatch.setattr(plan, "model_path", lambda config: MODEL)
+    return args, configuration, SimpleNamespace(cache_config=sizes)
+
+
+def test_the_defaults_of_a_hubs_model_are_made_anew_when_its_weights_are_here(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    args, configuration, engine = from_a_hub(monkeypatch, "--dtype=float32")
+    before = args.kv_cache_memory_bytes, configuration.get("max_local_cpu_size")
+    found = plan._sized_anew(args, engine, configuration, SHAPE, {})
+    after = args.kv_cache_memory_bytes, configuration.get("max_local_cpu_size")
+    assert engine.cache_config.kv_cache_memory_bytes == after[0] < before[0]
+    assert after[1] < before[1]
+    assert found is not None
+    assert found.weights == 2 * WEIGHTS
+    assert sum(found.parts(after[1] * GIB).values()) == pytest.approx(4 * GIB, rel=0.001)
+
+
+def test_the_sizes_that_a_user_gave_a_hubs_model_stay_or_are_refused(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    sizes = ("--kv-cache-memory-bytes=1G", "--lmcache", "max_local_cpu_size=1.5")
+    args, configuration, engine = from_a_hub(monkeypatch, *sizes)
+    plan._sized_anew(args, engine, configuration, SHAPE, {})
+    assert (args.kv_cache_memory_bytes, configuration.get("max_local_cpu_size")) == (GIB, 1.5)
+    monkeypatch.setattr(memory, "weights_bytes", lambda model, dtype: GIB)
+    with pytest.raises(ConfigurationError, match=r"weights 1\.00"):
+        plan._sized_anew(args, engine, configuration, SHAPE, {})
 
 
 def _under_a_real_limit(tmp_path: Path, gib: float, *argv: str) -> tuple[int, str]:
