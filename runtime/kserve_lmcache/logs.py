@@ -25,6 +25,9 @@ LEVEL_VARIABLE = "KSERVE_LMCACHE_LOG_LEVEL"
 # The ID of the active request.
 REQUEST_ID: ContextVar[str] = ContextVar("request_id", default="")
 
+# Whether the active request is a probe or a scrape.
+IS_PROBE: ContextVar[bool] = ContextVar("is_probe", default=False)
+
 _PACKAGE = "kserve_lmcache"
 _FORMAT = "%(asctime)s %(levelname)s %(message)s"
 _DATE_FORMAT = "%Y-%m-%d %H:%M:%S"
@@ -44,6 +47,7 @@ _REPEATING = (
     "vllm.config",
     "vllm.platforms",
     "vllm.distributed.kv_transfer.kv_connector.v1.base",
+    "vllm.utils.torch_utils",  # that OMP_NUM_THREADS is set, which this server does
 )
 _STDERR = 2
 

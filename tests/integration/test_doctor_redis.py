@@ -88,6 +88,27 @@ def test_a_healthy_valkey(tmp_path: Path) -> None:
     assert find(findings, "remote server").evidence.startswith("Valkey 9.")
 
 
+def test_a_store_whose_way_opens_late(tmp_path: Path) -> None:
+    with redis_process(tmp_path) as late:
+        late.kill()
+        assert find(look_at(redis_remote(late)), "remote connection").status is Status.FAILURE
+        opener = threading.Timer(1.5, late.start)
+        opener.start()
+        findings = look_at(redis_remote(late), patient=True)
+        opener.join()
+    assert "tries in" in find(findings, "remote connection").evidence
+    assert find(findings, "remote round trip").status is Status.OK
+
+
+def test_a_store_that_never_answers_is_told_within_the_time(tmp_path: Path) -> None:
+    start = time.monotonic()
+    remote = redis_remote(f"redis://127.0.0.1:{free_port()}")
+    findings = look_at(remote, timeout=4, patient=True)
+    assert 2 < time.monotonic() - start < 4
+    assert "refuses the connection" in find(findings, "remote connection").evidence
+    unchecked_after(findings, "remote connection")
+
+
 def test_a_wrong_password(healthy: Store) -> None:
     findings = look_at(redis_remote(healthy, password="another-password-2b"))
     login = find(findings, "remote login")

@@ -24,6 +24,8 @@ MOST_LINES = 40  # of the log until the server is ready, every process included
 
 # The sizes keep two servers on a small machine; compiling would take longer than the tests.
 SMALL = ("--max-model-len=4096", "--kv-cache-memory-bytes=400M", "--enforce-eager")
+# No balancer has to take these servers out, so a test need not wait for one.
+AT_ONCE = "--drain-delay=0"
 
 
 def engine_environment(**variables: str) -> dict[str, str]:
@@ -86,10 +88,28 @@ def start(
     name: str = "smollm2",
     model: Sequence[str] = (f"--model_id={MODEL}",),
     prefix: Sequence[str] = (),
+    sizes: Sequence[str] = SMALL,
 ) -> Server:
-    """Start a server through ``entrypoint.sh``; it is not ready yet."""
+    """Start a server through ``entrypoint.sh``; it is not ready yet.
+
+    Args:
+        log: where its output goes.
+        arguments: more flags.
+        environ: its whole environment.
+        name: of the model.
+        model: the flags of the model.
+        prefix: what stands before the command, for example for a memory limit.
+        sizes: the flags that keep it small; none for its own defaults.
+    """
     port = free_port()
-    command = [*prefix, str(ROOT / "entrypoint.sh"), *model, f"--model_name={name}", *SMALL]
+    command = [
+        *prefix,
+        str(ROOT / "entrypoint.sh"),
+        *model,
+        f"--model_name={name}",
+        *sizes,
+        AT_ONCE,
+    ]
     process = Process(
         [*command, f"--http_port={port}", *arguments], log, environ or engine_environment()
     )

@@ -30,7 +30,7 @@ from kserve_lmcache.engine.plan import OffloadPlan, differing_values
 from kserve_lmcache.errors import ConfigurationError
 from kserve_lmcache.logs import JSONFormatter
 from kserve_lmcache.redaction import redact_logs
-from kserve_lmcache.server.ending import TERMINATION_LOG
+from kserve_lmcache.server import termination_log
 from kserve_lmcache.server.status import report
 from tests.support.configuration import NOWHERE
 
@@ -184,7 +184,7 @@ def test_of_the_end_and_the_metrics(tmp_path: Path, monkeypatch: Any, capsys: An
     told = tmp_path / "termination-log"
     told.touch()
     monkeypatch.setattr(cli, "_run", fail)
-    monkeypatch.setenv(TERMINATION_LOG, str(told))
+    monkeypatch.setenv(termination_log.VARIABLE, str(told))
     assert cli.main(["serve"]) == 1
     assert "vLLM refuses redis://:***@h" in told.read_text()
     assert MARK not in told.read_text() + capsys.readouterr().err

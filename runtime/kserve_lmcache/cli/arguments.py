@@ -17,6 +17,7 @@ from typing import NoReturn
 from vllm.utils.argparse_utils import FlexibleArgumentParser
 
 from kserve_lmcache.cli.kserve_flags import REFUSED
+from kserve_lmcache.cli.main import DEFAULT_MODEL_DIRECTORY
 from kserve_lmcache.compat.kserve import argument_parser as kserve_argument_parser
 from kserve_lmcache.compat.vllm import make_arg_parser
 from kserve_lmcache.config.flags import add_setting_flags
@@ -127,7 +128,7 @@ def _add_hugging_face_flags(parser: argparse.ArgumentParser) -> None:
     group = parser.add_argument_group("KServe Hugging Face server")
     group.add_argument(
         "--model_dir",
-        default="/mnt/models",
+        default=DEFAULT_MODEL_DIRECTORY,
         help="Directory of the model when there is no --model_id; KServe mounts storageUri here.",
     )
     group.add_argument("--model_id", default=None, help="Hugging Face hub id or a directory.")

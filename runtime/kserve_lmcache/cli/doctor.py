@@ -15,18 +15,21 @@ from kserve_lmcache.cli.arguments import parse_arguments
 from kserve_lmcache.cli.parser import Parser
 from kserve_lmcache.config.configuration import Configuration
 from kserve_lmcache.config.engine_shape import EngineShape
+from kserve_lmcache.config.memory_budget import Needs
 from kserve_lmcache.config.stores import Remote
 from kserve_lmcache.doctor.check import Finding, failure, ok
 from kserve_lmcache.doctor.context import context_of
 from kserve_lmcache.doctor.machine import connector_check
-from kserve_lmcache.doctor.report import as_json, exit_code, table
+from kserve_lmcache.doctor.report import as_json, exit_code, failures, table
 from kserve_lmcache.doctor.run import CHECKS
 from kserve_lmcache.doctor.run import examine as examine_machine
+from kserve_lmcache.engine.arguments import device
 from kserve_lmcache.engine.plan import complete, examine, resolve_configuration
 from kserve_lmcache.engine.validation import check_arguments
 from kserve_lmcache.errors import KServeLMCacheError
 from kserve_lmcache.identity.namespace import hashing_of
 from kserve_lmcache.redaction import redact_text
+from kserve_lmcache.server import termination_log
 from kserve_lmcache.server.announcement import Replica
 
 _FIX_FLAGS = "Correct the flags or the variables: no server starts with them."
@@ -71,7 +74,9 @@ def run(argv: Sequence[str]) -> tuple[str, int]:
     timeout = own.timeout or (_ENGINE_TIMEOUT if own.engine else _TIMEOUT)
     # The process ends before the check does, so that the check can report it.
     checks = (connector_check(0.9 * timeout), *CHECKS) if own.engine else CHECKS
-    findings += examine_machine(context, checks, timeout)
+    findings += examine_machine(context, checks, timeout, patient=True)
+    if (reasons := failures(findings)) and termination_log.is_of_this_process():
+        termination_log.write(reasons)
     text = as_json(findings) if own.json else table(findings, colour=_is_terminal())
     return text, exit_code(findings)
 
@@ -91,7 +96,7 @@ def _examined(
         shape, remote = examine(args, configuration, os.environ, not name or Path(name).exists())
     except KServeLMCacheError as error:
         findings.append(failure(redact_text(str(error)), _FIX_MODEL, name="model"))
-        return findings, None, complete(configuration, None)
+        return findings, None, complete(configuration, None, Needs(device()))
     return findings, shape, remote
 
 
@@ -105,7 +110,10 @@ def build_parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--json", action="store_true", help="print JSON instead of a table")
     parser.add_argument(
-        "--timeout", type=float, help="seconds for all checks together (10; with --engine 60)"
+        "--timeout",
+        type=float,
+        help="seconds for all checks together (10; with --engine 60). A store that does not answer "
+        "is tried again within this time",
     )
     parser.add_argument(
         "--engine",

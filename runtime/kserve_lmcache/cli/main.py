@@ -9,16 +9,22 @@ import os
 import signal
 import sys
 from collections.abc import Sequence
+from pathlib import Path
 
 from kserve_lmcache import __version__, logs
 from kserve_lmcache.compat.kserve import import_without_flags
-from kserve_lmcache.config import environment, metrics_directory
+from kserve_lmcache.config import environment, memory_budget, metrics_directory
+from kserve_lmcache.config.resources import memory_limit
 from kserve_lmcache.errors import KServeLMCacheError, UsageError
+from kserve_lmcache.identity import arrival
 from kserve_lmcache.redaction import redact_text
+from kserve_lmcache.server import termination_log
 from kserve_lmcache.server.ending import end
 
 logger = logging.getLogger(__name__)
 
+# Where KServe mounts a storageUri.
+DEFAULT_MODEL_DIRECTORY = "/mnt/models"
 _UNEXPECTED = "This is unexpected; KSERVE_LMCACHE_LOG_LEVEL=debug shows the traceback."
 # Each command with its line in the help. A command parses its own flags.
 COMMANDS = {
@@ -64,7 +70,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     if command == "serve":
         return end(reason, exit_code)
     # It may quote a library that quotes a flag.
-    print(f"kserve-lmcache: error: {redact_text(reason)}", file=sys.stderr, flush=True)
+    text = redact_text(reason)
+    print(f"kserve-lmcache: error: {text}", file=sys.stderr, flush=True)
+    if termination_log.is_of_this_process():
+        termination_log.write(text)
     return exit_code
 
 
@@ -127,6 +136,9 @@ def _run(command: str, arguments: list[str]) -> int:
         levels.set(os.environ.get(logs.LEVEL_VARIABLE, ""))
     if command == "serve":
         logs.configure(os.environ)
+    if command == "serve":
+        _refuse_too_little_memory()
+        _look_for_model(arguments)
     if command in ("serve", "config", "doctor"):
         import_without_flags()
     if command == "serve":
@@ -156,3 +168,35 @@ def _run(command: str, arguments: list[str]) -> int:
                 text, exit_code = doctor.run(arguments)
     print(text)
     return exit_code
+
+
+def _refuse_too_little_memory() -> None:
+    """Refuse a container in which not even the processes fit: the kernel would kill the import.
+
+    Raises:
+        UsageError: they do not fit.
+    """
+    has_gpu = Path("/proc/driver/nvidia/version").exists()
+    needs = memory_budget.Needs("cuda" if has_gpu else "cpu")
+    if problem := memory_budget.problem(memory_limit(), needs):
+        raise UsageError(str(problem))
+
+
+def _look_for_model(arguments: Sequence[str]) -> None:
+    """Wait for the model's files, and find out at once that there are none.
+
+    Importing vLLM takes many seconds. Only flags that name a model are looked at; a model that has
+    a name on a hub, or an address, is none of a directory.
+
+    Raises:
+        UsageError: there is no model where one is expected.
+    """
+    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False, exit_on_error=False)
+    parser.add_argument("--model_dir", "--model-dir", default=DEFAULT_MODEL_DIRECTORY)
+    parser.add_argument("--model_id", "--model-id", "--model", default="")
+    try:
+        named, _ = parser.parse_known_args(list(arguments))
+    except argparse.ArgumentError:
+        return  # the real parser says it better
+    if not named.model_id or named.model_id.startswith("/"):
+        arrival.await_model(Path(named.model_id or named.model_dir), os.environ)

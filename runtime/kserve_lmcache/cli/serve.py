@@ -70,5 +70,6 @@ def _configure_logging(
         configure_logging(KSERVE_LOG_CONFIG)
         levels.set(level, verbose)  # KServe's configuration has the level of KServe's import
         access_log.configure(args, level)
+    access_log.leave_out_probes(args, level)
     if format_ == "json":
         logs.use_json()

@@ -120,6 +120,8 @@ def _read(configuration: Configuration, name: str) -> bytes | None:
     except (OSError, ValueError) as error:
         reason = getattr(error, "strerror", None) or str(error)
         configuration.add_problem(
-            name, f"{path!r} cannot be read ({reason})", "Mount the file so that uid 1000 reads it."
+            name,
+            f"{path!r} cannot be read ({reason})",
+            "Mount the file so that this process may read it.",
         )
         return None

@@ -286,6 +286,7 @@ class Range(NamedTuple):
     contains: Callable[[float], bool]
 
 
+_DEFAULT_GRACE = 30.0  # seconds; terminationGracePeriodSeconds of a pod that does not say
 _LONGEST_TIMEOUT = 60.0  # seconds; a longer timeout is no deadline
 _POSITIVE = Range("greater than 0", lambda number: number > 0)
 _NOT_NEGATIVE = Range("0 or greater", lambda number: number >= 0)
@@ -301,7 +302,8 @@ _RANGES: dict[str, Range] = {
     **dict.fromkeys(("chunk_size", "blocking_timeout_secs", "lookup_timeout_ms"), _POSITIVE),
     **dict.fromkeys(("max_concurrent_requests", "request_timeout"), _POSITIVE),
     "body_timeout": _POSITIVE,
-    **dict.fromkeys(("drain_timeout", "remote_ttl"), _NOT_NEGATIVE),
+    "termination_grace_period": _POSITIVE,
+    **dict.fromkeys(("drain_delay", "drain_timeout", "remote_ttl"), _NOT_NEGATIVE),
     **dict.fromkeys(("remote_connect_timeout", "remote_lookup_timeout"), _TIMEOUT),
     **dict.fromkeys(("remote_load_timeout", "remote_write_timeout"), _TIMEOUT),
     **dict.fromkeys(("max_local_cpu_size", "remote_queue_size", "max_body_size"), _POSITIVE_SIZE),
@@ -329,6 +331,30 @@ def _choices(context: Context) -> Iterator[Problem]:
         if group not in ROUTE_GROUPS:
             message = f"has {group!r}, which is none of {', '.join(ROUTE_GROUPS)}"
             yield context.problem("enable_routes", message, f"Remove {group}.")
+
+
+def _shutdown(context: Context) -> Iterator[Problem]:
+    """A server ends before Kubernetes kills it.
+
+    The time of the pod is not told to its containers. Where nobody sets it, Kubernetes' default
+    may be wrong, so a longer shutdown is a note and no problem.
+    """
+    names = ("drain_delay", "drain_timeout", "termination_grace_period")
+    delay, timeout, known = (context[name] for name in names)
+    grace = known or _DEFAULT_GRACE
+    if not delay + timeout >= grace:
+        return
+    sum_is = f"drain_delay ({delay:g} s) and drain_timeout ({timeout:g} s) together are not less"
+    if known:
+        sources = dict.fromkeys(map(context.configuration.source, names))
+        message = f"{sum_is} than termination_grace_period ({known:g} s): the pod would be killed"
+        fix = "Lower one of them, or raise terminationGracePeriodSeconds and the setting."
+        yield Problem(message, ", ".join(each for each in sources if each != "default"), fix)
+        return
+    context.configuration.notes.append(
+        f"{sum_is} than the {grace:g} s that Kubernetes gives a pod by default. Set "
+        "termination_grace_period to the pod's terminationGracePeriodSeconds"
+    )
 
 
 def _remote_url(context: Context) -> Iterator[Problem]:
@@ -397,6 +423,6 @@ def _engine_names(context: Context) -> Iterator[Problem]:
         yield context.problem("pre_caching_hash_algorithm", message, fix)
 
 
-FAST: tuple[Check, ...] = (_ranges, _choices, *TABLE, _remote_url, _lmcache_accepts)
+FAST: tuple[Check, ...] = (_ranges, _choices, _shutdown, *TABLE, _remote_url, _lmcache_accepts)
 # The last check imports parts of the engine, which takes seconds.
 ALL: tuple[Check, ...] = (*FAST, _engine_names)

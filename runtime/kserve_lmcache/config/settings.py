@@ -158,11 +158,24 @@ SETTINGS = (
         "Seconds that a request may take, its stream included. A longer request ends with 504.",
     ),
     Setting(
+        "drain_delay",
+        float,
+        5.0,
+        "Seconds after SIGTERM in which the server takes new requests, with readiness down: "
+        "balancers take the pod out meanwhile.",
+    ),
+    Setting(
         "drain_timeout",
         float,
-        25.0,
-        "Seconds that running requests have to finish after SIGTERM. Must be less than the "
-        "pod's grace period.",
+        20.0,
+        "Seconds that running requests have to finish after drain_delay.",
+    ),
+    Setting(
+        "termination_grace_period",
+        float,
+        None,
+        "The pod's terminationGracePeriodSeconds. drain_delay and drain_timeout together must be "
+        "less. Where it is not set, more than the 30 seconds of Kubernetes is a warning.",
     ),
     Setting(
         "exit_on_engine_death",

@@ -75,6 +75,7 @@ def show(address: Address) -> str:
 def resolve(store: CheckedStore) -> Finding:
     """Asks the name service for every host of the URL."""
     good, bad = [], []
+    store.resolved.clear()
     for host, port in store.location.addresses:
         try:
             numbers = within(store.timeout, partial(_numbers, host))
@@ -91,6 +92,7 @@ def resolve(store: CheckedStore) -> Finding:
 def connect(store: CheckedStore) -> Finding:
     """Connects to every server that has an address."""
     good, bad = [], []
+    store.reached.clear()
     fix = f"Look for a firewall or a NetworkPolicy on the way, or correct {store.setting}."
     for address in store.resolved:
         timeout = store.timeout / len(store.location.addresses)

@@ -34,6 +34,7 @@ class Context:
     model_fingerprint: str = "sampled"  # or "full" or "private"
     replica: Replica | None = None  # None when the configuration has problems
     timeout: float = 3.0  # seconds to wait for one answer of another program or machine
+    patience: float = 0.0  # seconds in which what fails on the way to the store is tried again
     root: Path = Path("/")  # the directory that holds dev, proc and sys
 
     def quote(self, text: object) -> str:

@@ -11,6 +11,7 @@ from kserve_lmcache.config.resources import nearest_existing, why_unwritable
 from kserve_lmcache.doctor.check import Finding, failure, ok, reason_of, size, skipped, warning
 from kserve_lmcache.doctor.context import Context
 from kserve_lmcache.errors import IdentityError
+from kserve_lmcache.identity.arrival import why_no_model
 from kserve_lmcache.identity.files import model_files
 
 _CONFIGURATIONS = ("config.json", "params.json")
@@ -51,6 +52,8 @@ def _directory(path: Path, context: Context) -> Finding:
     except OSError as error:
         fix = "Mount the model there (storageUri mounts it on /mnt/models), readable for this user."
         return failure(f"{path}: {error.strerror}", fix)
+    if reason := why_no_model(path):
+        return failure(reason, "Name the directory that holds config.json itself.")
     configuration = next((name for name in _CONFIGURATIONS if name in entries), None)
     if configuration is None:
         return failure(

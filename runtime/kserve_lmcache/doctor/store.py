@@ -28,12 +28,15 @@ CHECKS: tuple[tuple[Collection[str], Check[CheckedStore]], ...] = (
     (other_stores.PACKAGES, Check("remote package", other_stores.package)),
     (("infinistore",), Check("remote device", other_stores.device)),
     (("fs",), Check("remote directory", other_stores.directories)),
-    (("unix",), Check("remote connection", connection.connect_unix_socket)),
-    (_NETWORK, Check("remote name", connection.resolve)),
-    (_NETWORK, Check("remote connection", connection.connect, ("remote name",))),
+    (("unix",), Check("remote connection", connection.connect_unix_socket, may_pass=True)),
+    (_NETWORK, Check("remote name", connection.resolve, may_pass=True)),
+    (_NETWORK, Check("remote connection", connection.connect, ("remote name",), may_pass=True)),
     (("lm",), Check("remote server", other_stores.lookup, _CONNECTED)),
     (stores.TLS_SCHEMES, Check("remote TLS", tls.encryption, _CONNECTED)),
-    (stores.SENTINEL_SCHEMES, Check("remote sentinel", topology.sentinel, _CONNECTED)),
+    (
+        stores.SENTINEL_SCHEMES,
+        Check("remote sentinel", topology.sentinel, _CONNECTED, may_pass=True),
+    ),
     (REDIS_SCHEMES, Check("remote login", redis_server.login, _OPEN)),
     (REDIS_SCHEMES, Check("remote server", redis_server.server, ("remote login",))),
     (REDIS_SCHEMES, Check("remote topology", topology.topology, ("remote server",))),
@@ -64,7 +67,7 @@ def store(context: Context) -> Iterator[Finding]:
     scheme = remote.scheme
     with closing(CheckedStore(context, remote, location)) as checked:
         checks = (check for schemes, check in CHECKS if scheme in schemes)
-        yield from in_order(checks, checked, context.quote)
+        yield from in_order(checks, checked, context.quote, context.patience)
     if scheme not in (*REDIS_SCHEMES, "lm", "fs"):
         untried = "" if scheme in _TRIED else "; no data was ever moved to one by this runtime"
         yield skipped(f"{scheme}:// was not looked at any further{untried}")

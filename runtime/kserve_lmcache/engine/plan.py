@@ -16,16 +16,24 @@ from typing import Any
 from vllm.config import KVTransferConfig, VllmConfig
 
 from kserve_lmcache import redaction
-from kserve_lmcache.config import disk_tier, engine_file, local_tier, remote_tier
+from kserve_lmcache.config import (
+    disk_tier,
+    engine_file,
+    local_tier,
+    memory_budget,
+    remote_tier,
+)
 from kserve_lmcache.config.configuration import Configuration, show
 from kserve_lmcache.config.credentials import remote_of
 from kserve_lmcache.config.engine_shape import EngineShape
 from kserve_lmcache.config.flags import flags_of
+from kserve_lmcache.config.memory_budget import Needs
 from kserve_lmcache.config.resolve import resolve
 from kserve_lmcache.config.resources import memory_limit
 from kserve_lmcache.config.settings import SETTINGS, VARIABLE_PREFIX, route_groups
 from kserve_lmcache.config.stores import Remote
 from kserve_lmcache.engine.arguments import create_engine_config, device, resolve_engine_arguments
+from kserve_lmcache.engine.memory import needs_of, size_kv_cache
 from kserve_lmcache.engine.shape import shape_of
 from kserve_lmcache.engine.supported_models import check_supported
 from kserve_lmcache.errors import (
@@ -35,8 +43,14 @@ from kserve_lmcache.errors import (
     OffloadUnavailableError,
     Problem,
     UnsupportedModelError,
+    UsageError,
 )
-from kserve_lmcache.identity.engine import EngineIdentity, check_load_format, identify
+from kserve_lmcache.identity.engine import (
+    EngineIdentity,
+    check_load_format,
+    identify,
+    model_path,
+)
 from kserve_lmcache.identity.namespace import NAMESPACE, hashing_of
 
 logger = logging.getLogger(__name__)
@@ -110,11 +124,15 @@ def plan_offload(
         KServeLMCacheError: vLLM refuses the engine's arguments.
     """
     _raise_problems_of_the_server(configuration)
+    _refuse_what_cannot_fit(needs_of(args, device(), environ))
     wanted = args.kv_transfer_config
     is_ours = wanted is None or wanted.kv_connector in (*_STOCK_CONNECTORS, _REMOVED_CONNECTOR)
     if is_ours and not configuration.get("offload"):
         for problem in configuration.problems:
             logger.warning("Ignored, because offloading is off: %s", problem)
+        for note in configuration.notes:
+            logger.warning(note)
+        _log_memory(needs_of(args, device(), environ))
         reason = f"{configuration.source('offload')} is off"
         return _disabled(args, configuration, reason), create_engine_config(args)
     if wanted is not None and wanted.kv_connector == _REMOVED_CONNECTOR:
@@ -128,13 +146,16 @@ def plan_offload(
         engine_config = _engine_config(args, configuration)
         check_supported(engine_config)
         shape = shape_of(engine_config)
-        remote = complete(configuration, shape)
+        needs = needs_of(args, device(), environ)
+        remote = complete(configuration, shape, needs)
         configuration.raise_problems()
         identity = _identity(engine_config, configuration, environ)
+        needs = _sized_anew(args, engine_config, configuration, shape, environ) or needs
     except (ConfigurationError, IdentityError, UnsupportedModelError) as error:
         if configuration.get("offload_required"):
             raise
         return _disabled(args, configuration, str(error)), create_engine_config(args)
+    _log_memory(needs, configuration.get("max_local_cpu_size"))
     path = _written_engine_file(configuration, remote)
     engine_file.hand_over(path, environ)
     for note in configuration.notes:
@@ -238,7 +259,8 @@ def examine(
         if configuration.get("model_fingerprint") != "private":
             check_load_format(engine_config)
         shape = shape_of(engine_config)
-    return shape, complete(configuration, shape)
+    needs = needs_of(args, device(), environ) if shape else Needs(device())
+    return shape, complete(configuration, shape, needs)
 
 
 def has_model(args: Namespace) -> bool:
@@ -248,29 +270,84 @@ def has_model(args: Namespace) -> bool:
     return bool(args.model_id or args.model_tag or args.model or is_mounted)
 
 
-def complete(configuration: Configuration, shape: EngineShape | None) -> Remote | None:
+def complete(
+    configuration: Configuration, shape: EngineShape | None, needs: Needs
+) -> Remote | None:
     """Add the values that depend on the machine and the engine, and the problems of these values.
 
     Args:
         configuration: changed in place.
         shape: the sizes of the engine's KV cache; ``None`` when there is no model.
+        needs: what the server needs besides the local tier.
 
     Returns:
         The remote store; ``None`` when there is none.
     """
-    memory = memory_limit()
-    if "max_local_cpu_size" not in configuration.values:
-        configuration.values["max_local_cpu_size"] = local_tier.default_size(
-            memory,
-            device(),
-            shape.workers if shape else 1,
-            shape.request_bytes if shape else 0,
-        )
+    _size_local_tier(configuration, shape, needs)
     if shape:
-        local_tier.check(configuration, memory, shape)
+        local_tier.check(configuration, memory_limit(), shape)
     remote_tier.complete(configuration)
     disk_tier.complete(configuration, shape)
     return remote_of(configuration)
+
+
+def _size_local_tier(configuration: Configuration, shape: EngineShape | None, needs: Needs) -> None:
+    """Size the local tier by default, and check that it fits beside everything else."""
+    memory, name = memory_limit(), "max_local_cpu_size"
+    if name not in configuration.values or configuration.source(name).startswith("default"):
+        request = shape.request_bytes if shape else 0
+        configuration.values[name] = local_tier.default_size(memory, needs, request)
+    size = configuration.get(name) * memory_budget.GIB
+    # A tier that is too large by itself has a problem of its own.
+    if shape and size * needs.all_workers <= memory.value:
+        problem = memory_budget.problem(memory, needs, size)
+        configuration.problems += [problem] if problem else []
+
+
+def _sized_anew(
+    args: Namespace,
+    engine_config: VllmConfig,
+    configuration: Configuration,
+    shape: EngineShape,
+    environ: Mapping[str, str],
+) -> Needs | None:
+    """Size what has its default size once more, now that a hub's weights are on this machine.
+
+    Returns:
+        What the server needs; None where nothing new is known.
+
+    Raises:
+        ConfigurationError: the server cannot fit into the memory.
+    """
+    if device() != "cpu" or Path(str(args.model)).exists():
+        return None
+    if configuration.get("model_fingerprint") == "private":  # nothing has been downloaded yet
+        return None
+    needs = needs_of(args, device(), environ, model_path(engine_config))
+    needs = size_kv_cache(args, memory_limit(), needs, environ)
+    engine_config.cache_config.kv_cache_memory_bytes = args.kv_cache_memory_bytes
+    _size_local_tier(configuration, shape, needs)
+    configuration.raise_problems()
+    return needs
+
+
+def _refuse_what_cannot_fit(needs: Needs) -> None:
+    """Refuse a server that cannot fit into the memory, even without a local tier.
+
+    Raises:
+        UsageError: it cannot fit.
+    """
+    if problem := memory_budget.problem(memory_limit(), needs):
+        raise UsageError(str(problem))
+
+
+def _log_memory(needs: Needs, tier_gib: float = 0.0) -> None:
+    memory, tier = memory_limit(), tier_gib * memory_budget.GIB
+    text = memory_budget.summary(memory, needs, tier)
+    if memory_budget.leaves_too_little(memory, needs, tier):
+        logger.warning("Memory: %s. Less than %.0f%% are left", text, 100 * memory_budget.SPARE)
+    else:
+        logger.info("Memory: %s", text)
 
 
 def disabled_plan(

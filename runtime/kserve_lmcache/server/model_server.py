@@ -52,7 +52,8 @@ class OffloadModelServer(model_server.ModelServer):  # type: ignore[misc]
         args: the flags of the server.
         model: the model.
         limits: the limits and rules for requests.
-        drain_seconds: how long active requests may take after SIGTERM.
+        leave_seconds: how long the server takes requests after SIGTERM, with readiness down.
+        drain_seconds: how long active requests may take after that.
         exit_on_engine_death: whether the server ends when the engine dies.
         responder: answers on the port until the engine has started.
         route_groups: the groups of routes that are on (setting ``enable_routes``).
@@ -64,6 +65,7 @@ class OffloadModelServer(model_server.ModelServer):  # type: ignore[misc]
         args: Namespace,
         model: LMCacheModel,
         limits: Limits,
+        leave_seconds: float,
         drain_seconds: float,
         exit_on_engine_death: bool,
         responder: StartUpResponder | None = None,
@@ -77,6 +79,7 @@ class OffloadModelServer(model_server.ModelServer):  # type: ignore[misc]
         self.args = args
         self.model = model
         self.limits = limits
+        self.leave_seconds = leave_seconds
         self.drain_seconds = drain_seconds
         self.exit_on_engine_death = exit_on_engine_death
         self.responder = responder
@@ -111,7 +114,7 @@ class OffloadModelServer(model_server.ModelServer):  # type: ignore[misc]
         loop = asyncio.get_running_loop()
         stop = asyncio.Event()
         for number in _STOP_SIGNALS:
-            loop.add_signal_handler(number, self._on_signal, stop)
+            loop.add_signal_handler(number, self._on_signal, number, stop)
         start_up_timing.reached(start_up_timing.READY)
         times = start_up_timing.table(start_up_timing.moments(), self.model.worker_moments())
         # One line: the log of a start fits a screen.
@@ -143,12 +146,17 @@ class OffloadModelServer(model_server.ModelServer):  # type: ignore[misc]
         stopping = asyncio.ensure_future(stop.wait())
         dying = asyncio.ensure_future(self._engine_death())
         await asyncio.wait({serving, stopping, dying}, return_when=asyncio.FIRST_COMPLETED)
-        if stopping.done():
-            await self._drain()
-        elif dying.done():
+        if stopping.done() and self.lifecycle.is_leaving:
+            logger.info("Stopping: requests are taken for %g s more", self.leave_seconds)
+            await asyncio.wait(
+                {serving, dying}, timeout=self.leave_seconds, return_when=asyncio.FIRST_COMPLETED
+            )
+        if dying.done():
             # Active requests get their errors first, and probes see the failure.
             await asyncio.sleep(_DEATH_SECONDS)
             await self.lifecycle.idle(_DEATH_SECONDS)
+        elif stopping.done():
+            await self._drain()
         rest.close()
         if self.enable_grpc:
             await self._grpc_server.stop()
@@ -157,14 +165,19 @@ class OffloadModelServer(model_server.ModelServer):  # type: ignore[misc]
         for task in (watching, stopping, dying):
             task.cancel()
 
-    def _on_signal(self, stop: asyncio.Event) -> None:
+    def _on_signal(self, number: signal.Signals, stop: asyncio.Event) -> None:
         if stop.is_set():
             _exit_at_once("A second signal came")
-        # First of all, so that a probe fails before the server stops.
-        self.lifecycle.drain()
+        # First of all, so that a probe fails before the server stops. SIGINT is a person's, whose
+        # server no balancer has to take out.
+        if number == signal.SIGTERM and self.leave_seconds:
+            self.lifecycle.leave()
+        else:
+            self.lifecycle.drain()
         stop.set()
 
     async def _drain(self) -> None:
+        self.lifecycle.drain()
         logger.info("Stopping: %s active requests", self.lifecycle.active)
         if not await self.lifecycle.idle(self.drain_seconds):
             _exit_at_once(
@@ -273,6 +286,7 @@ def _create_server(
         args,
         model,
         limits_of(args, configuration, offloads=lambda: model.offload.enabled),
+        leave_seconds=configuration.get("drain_delay"),
         drain_seconds=configuration.get("drain_timeout"),
         exit_on_engine_death=configuration.get("exit_on_engine_death"),
         responder=responder,

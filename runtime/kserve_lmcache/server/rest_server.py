@@ -72,7 +72,7 @@ class OffloadRESTServer(RESTServer):  # type: ignore[misc]
 
     async def start(self) -> None:
         """Serve until :meth:`close`."""
-        sockets = [self.responder.hand_over()] if self.responder is not None else None
+        sockets = self.responder.hand_over() if self.responder is not None else None
         await self._server.serve(sockets=sockets)
 
     def close(self) -> None:

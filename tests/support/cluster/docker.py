@@ -7,8 +7,6 @@ import shlex
 from dataclasses import dataclass
 from typing import Any
 
-from tests.support.cluster import images
-
 
 @dataclass(frozen=True)
 class DockerRun:
@@ -50,10 +48,7 @@ def parse(line: str) -> DockerRun:
         "name": "server",
         "args": options.args,
         "env": [],
-        "securityContext": {
-            "runAsUser": images.user(),
-            "readOnlyRootFilesystem": options.read_only,
-        },
+        "securityContext": {"readOnlyRootFilesystem": options.read_only},
         "volumeMounts": [
             {"name": name, "mountPath": path} for name, path in zip(volumes, folders, strict=True)
         ],

@@ -120,6 +120,28 @@ def test_doctor_refuses_what_it_does_not_know() -> None:
     assert "--nothing" in result.stderr
 
 
+def test_kubernetes_is_told_what_the_preflight_found(tmp_path: Path) -> None:
+    told = tmp_path / "termination-log"
+    told.touch()
+    url = "redis://:hunter2@127.0.0.1:1"
+    variables = {"TERMINATION_LOG": str(told), "LMCACHE_REMOTE_URL": url}
+    arguments = ("doctor", "--timeout=2", f"--model_id={MODEL}")
+    failed = run(*arguments, LMCACHE_MAX_LOCAL_CPU_SIZE="lots", **variables)
+    assert failed.returncode == 1
+    configuration, connection = told.read_text().splitlines()
+    assert configuration.startswith("configuration: LMCACHE_MAX_LOCAL_CPU_SIZE: ")
+    assert connection.startswith("remote connection: 127.0.0.1:1 refuses the connection (")
+    assert connection.endswith("only on the addresses of its bind setting.")
+    assert "hunter2" not in told.read_text()
+    refused = run("doctor", "--nothing", **variables)
+    assert refused.returncode == 2
+    assert "--nothing" in told.read_text()
+    told.write_text("before")
+    healthy = run("doctor", f"--model_id={MODEL}", TERMINATION_LOG=str(told))
+    assert healthy.returncode == 0, healthy.stdout
+    assert told.read_text() == "before"
+
+
 def test_kubernetes_is_told_why_the_server_ended(tmp_path: Path) -> None:
     told = tmp_path / "termination-log"
     run("--model_id=nowhere", "--no-such-flag", TERMINATION_LOG=str(told))

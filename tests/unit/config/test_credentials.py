@@ -54,7 +54,7 @@ def test_files_that_cannot_be_read(tmp_path: Path) -> None:
     _, problems = remote(tmp_path, file=file)
     assert problems == [
         f"/lmcache.yaml:{line}: {name} {path!r} cannot be read (No such file or directory). "
-        "Mount the file so that uid 1000 reads it."
+        "Mount the file so that this process may read it."
         for line, name, path in ((2, "remote_password_file", "/a"), (3, "remote_ca_file", "/b"))
     ]
 

@@ -41,6 +41,11 @@ FILES = {
     ),
     "drain_timeout: -1": "1: drain_timeout is -1.0, but must be 0 or greater. "
     "Correct drain_timeout.",
+    "drain_delay: -1": "1: drain_delay is -1.0, but must be 0 or greater. Correct drain_delay.",
+    "termination_grace_period: 0": (
+        "1: termination_grace_period is 0.0, but must be greater than 0. "
+        "Correct termination_grace_period."
+    ),
     f"{REDIS}remote_ttl: -1": "2: remote_ttl is -1, but must be 0 or greater. Correct remote_ttl.",
     f"{REDIS}remote_lookup_timeout: 0": (
         f"2: remote_lookup_timeout is 0.0, but {TIMEOUT}. Correct remote_lookup_timeout."
@@ -203,6 +208,36 @@ CREDENTIALS = (
 @pytest.mark.parametrize("file", FILES)
 def test_a_file_with_one_problem(tmp_path: Path, file: str) -> None:
     assert problems(tmp_path, file) == [f"/lmcache.yaml:{FILES[file]}"]
+
+
+@pytest.mark.parametrize(
+    ("file", "environ", "source"),
+    [
+        ("termination_grace_period: 25", {}, "/lmcache.yaml:1"),
+        ("drain_timeout: 25\ntermination_grace_period: 30", {}, "/lmcache.yaml:1, /lmcache.yaml:2"),
+        (
+            "termination_grace_period: 60",
+            {"KSERVE_LMCACHE_DRAIN_DELAY": "45"},
+            "KSERVE_LMCACHE_DRAIN_DELAY, /lmcache.yaml:1",
+        ),
+    ],
+)
+def test_a_shutdown_that_is_longer_than_the_pods_grace_period(
+    tmp_path: Path, file: str, environ: dict[str, str], source: str
+) -> None:
+    (problem,) = problems(tmp_path, file, **environ)
+    assert problem.startswith(f"{source}: drain_delay (")
+    assert "together are not less than termination_grace_period (" in problem
+
+
+def test_a_grace_period_that_nobody_names_is_kubernetes_default(tmp_path: Path) -> None:
+    assert resolved(tmp_path).notes == []
+    for file in ("drain_timeout: 25", "drain_delay: 10"):
+        found = resolved(tmp_path, file)
+        assert found.problems == []
+        assert "not less than the 30 s that Kubernetes gives a pod" in found.notes[0]
+    longer = resolved(tmp_path, "drain_timeout: 50\ntermination_grace_period: 60")
+    assert (longer.problems, longer.notes) == ([], [])
 
 
 def test_a_key_that_does_not_work_on_a_cpu(tmp_path: Path) -> None:

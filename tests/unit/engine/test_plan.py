@@ -8,8 +8,10 @@ import pytest
 
 from kserve_lmcache.cli.arguments import parse_arguments
 from kserve_lmcache.config import engine_file
+from kserve_lmcache.config.resources import Cores
 from kserve_lmcache.config.stores import Disk
 from kserve_lmcache.config.tier_plugins import DISK_PLUGIN
+from kserve_lmcache.engine import arguments
 from kserve_lmcache.engine.arguments import resolve_engine_arguments
 from kserve_lmcache.engine.plan import (
     OffloadPlan,
@@ -230,13 +232,39 @@ def test_nothing_that_the_user_set_is_replaced() -> None:
     assert environ["VLLM_CPU_OMP_THREADS_BIND"] == "0|1|0"
 
 
-def test_workers_share_the_cores() -> None:
-    args = parse_arguments(["--model_id=org/a", "--tensor-parallel-size=3"])
-    environ: dict[str, str] = {}
+PLACES, THREADS = "VLLM_CPU_OMP_THREADS_BIND", "OMP_NUM_THREADS"
+OWN = Cores(4, (2, 3, 8, 9), "the process's CPU affinity")
+QUOTA = Cores(4, (), "the container's quota (cpu.max 400000 100000)")
+
+
+@pytest.mark.parametrize(
+    ("cores", "workers", "given", "expected"),
+    [
+        (OWN, 1, {}, {PLACES: "2,3,8,9"}),
+        (OWN, 3, {}, {PLACES: "2,9|3|8"}),
+        (OWN, 5, {}, {PLACES: "2|3|8|9|2"}),
+        (QUOTA, 1, {}, {PLACES: "nobind", THREADS: "4"}),
+        (QUOTA, 3, {}, {PLACES: "nobind", THREADS: "1"}),
+        (QUOTA, 8, {}, {PLACES: "nobind", THREADS: "1"}),
+        # What the user set stays.
+        (OWN, 1, {THREADS: "3"}, {PLACES: "nobind", THREADS: "3"}),
+        (QUOTA, 1, {THREADS: "3"}, {PLACES: "nobind", THREADS: "3"}),
+        (QUOTA, 1, {PLACES: "auto"}, {PLACES: "auto"}),
+        (QUOTA, 1, {PLACES: "", THREADS: ""}, {PLACES: "nobind", THREADS: "4"}),
+    ],
+)
+def test_threads_are_limited_in_number_and_bound_to_cores_of_their_own_alone(
+    monkeypatch: pytest.MonkeyPatch,
+    cores: Cores,
+    workers: int,
+    given: dict[str, str],
+    expected: dict[str, str],
+) -> None:
+    monkeypatch.setattr(arguments, "cpu_cores", lambda: cores)
+    args = parse_arguments(["--model_id=org/a", f"--tensor-parallel-size={workers}"])
+    environ = dict(given)
     resolve_engine_arguments(args, environ)
-    shares = environ["VLLM_CPU_OMP_THREADS_BIND"].split("|")
-    assert len(shares) == 3
-    assert all(shares)
+    assert {name: environ[name] for name in (PLACES, THREADS) if name in environ} == expected
 
 
 @pytest.mark.parametrize("offload", ["on", "off"])

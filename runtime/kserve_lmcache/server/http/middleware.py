@@ -17,7 +17,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from kserve_lmcache.compat.vllm import AuthenticationMiddleware
 from kserve_lmcache.engine.tenant import TENANT
-from kserve_lmcache.logs import REQUEST_ID
+from kserve_lmcache.logs import IS_PROBE, REQUEST_ID
 from kserve_lmcache.server.http import error_responses, errors, request_rules
 from kserve_lmcache.server.http.limits import Limits
 from kserve_lmcache.server.http.request_timeout import RequestTimeout
@@ -29,6 +29,7 @@ _GOOD_REQUEST_ID = re.compile(r"[\x21-\x7e]{1,128}")
 _PUBLIC = re.compile(r"/|/metrics|/v2/health/(live|ready)|/v2/models/[^/]+/ready|/v1/models/[^/:]+")
 _PUBLIC_BELOW_PREFIX = re.compile(r"/health|/ping|/version")
 _ANTHROPIC = re.compile(r"/v1/messages(/.*)?")
+_STATUS_PAGE = "/offload"  # the page in a browser asks for it every few seconds
 _DISCARD_SECONDS = 5.0
 _WITH_BODY = {"POST", "PUT", "PATCH", "DELETE"}
 
@@ -45,6 +46,7 @@ def install(app: FastAPI, limits: Limits, lifecycle: Lifecycle) -> None:
     app.add_middleware(HeaderLimits, limits=limits)
     if limits.cors:
         app.add_middleware(CORSMiddleware, **limits.cors)
+    app.add_middleware(Farewell, lifecycle=lifecycle)
     app.add_middleware(RequestIds)
 
 
@@ -109,6 +111,7 @@ class RequestIds:
         identity = given if _GOOD_REQUEST_ID.fullmatch(given) else uuid.uuid4().hex
         headers[_HEADER] = identity
         REQUEST_ID.set(identity)
+        IS_PROBE.set(is_probe(scope.get("method", ""), scope["path"]))
 
         async def with_id(message: Message) -> None:
             if message["type"] == "http.response.start":
@@ -116,6 +119,28 @@ class RequestIds:
             await send(message)
 
         await self.app({**scope, "headers": headers.raw}, receive, with_id)
+
+
+class Farewell:
+    """Closes the connections of a server that is leaving, each with its next response.
+
+    A balancer takes the server out for new connections alone. A client that keeps a connection open
+    would send its next request to this server until the port is closed.
+    """
+
+    def __init__(self, app: ASGIApp, lifecycle: Lifecycle) -> None:
+        self.app = app
+        self.lifecycle = lifecycle
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Pass the request on."""
+
+        async def closing(message: Message) -> None:
+            if message["type"] == "http.response.start" and self.lifecycle.is_leaving:
+                MutableHeaders(scope=message)["Connection"] = "close"
+            await send(message)
+
+        await self.app(scope, receive, closing if scope["type"] == "http" else send)
 
 
 class HeaderLimits:
@@ -180,6 +205,11 @@ def is_public(method: str, path: str) -> bool:
     if error_responses.is_openai(path) and path.startswith(prefix):
         return bool(_PUBLIC_BELOW_PREFIX.fullmatch(path.removeprefix(prefix)))
     return bool(_PUBLIC.fullmatch(path))
+
+
+def is_probe(method: str, path: str) -> bool:
+    """Whether a request comes every few seconds by itself: a probe, a scrape, the status page's."""
+    return is_public(method, path) or path == _STATUS_PAGE
 
 
 class Admission:

@@ -15,7 +15,7 @@ from kserve_lmcache.config import store_url
 from kserve_lmcache.config.tier_plugins import PLUGINS, without_tier_plugins
 from kserve_lmcache.tiers.guard.store import StoreError
 from kserve_lmcache.tiers.lmcache import rdma
-from kserve_lmcache.tiers.lmcache.mooncake import SharedConnector
+from kserve_lmcache.tiers.lmcache.mooncake import MASTER, SharedConnector
 from kserve_lmcache.tiers.lmcache.values import Values
 
 if TYPE_CHECKING:
@@ -108,7 +108,7 @@ def connector_config(config: LMCacheEngineConfig, url: str) -> LMCacheEngineConf
         # LMCache ignores the URL, and uses the name that older versions of Mooncake had.
         named = [f"{prefix}master_server_address" for prefix in ("mooncake_", "")]
         master = next((extra[name] for name in named if name in extra), _server(url))
-        extra.setdefault("mooncake_master_server_addr", master)
+        extra.setdefault(MASTER, master)
     elif scheme == "s3":
         extra.setdefault("s3_num_io_threads", _S3_THREADS)
     return changed

@@ -226,6 +226,21 @@ def test_the_tenant_of_a_request_is_known_wherever_it_is_handled() -> None:
             assert "one" not in server.client.post(CHAT, json=server.chat()).text
 
 
+READINESS = ("/v2/health/ready", "/v2/models/adapter/ready", "/v1/models/adapter")
+
+
+def test_while_it_leaves_it_answers_everybody_and_is_not_ready() -> None:
+    with serving(api_keys=("right",)) as server:
+        server.lifecycle.leave()
+        for key, status in ((KEY, 200), ({}, 401)):
+            response = server.client.post(CHAT, json=server.chat(), headers=key)
+            assert (response.status_code, response.headers["connection"]) == (status, "close")
+        for path in READINESS:
+            response = server.client.get(path)
+            assert (response.status_code, response.headers["connection"]) == (503, "close"), path
+        assert server.client.get("/v2/health/live").status_code == 200
+
+
 def test_while_it_drains_it_refuses_and_lives_and_is_not_ready() -> None:
     with serving() as server:
         server.lifecycle.drain()
