@@ -56,6 +56,8 @@ class RedisStore:
         self._remote = remote
         # The last byte of a range belongs to it, so this is one byte more than the largest value.
         self._last_byte = max_value_bytes
+        # Values that a load has requested and not read.
+        self._window = max(1, limits.batch_bytes // max_value_bytes)
         self._limits = limits
         timeouts = {"load": limits.load, "write": limits.write}
         self._timeout = timeouts.get(kind, limits.connect)
@@ -173,18 +175,16 @@ class RedisStore:
         done = False
         try:
             waiting: deque[str] = deque(keys)
-            requested, largest = 0, 0
+            requested = 0
             while waiting or requested:
-                # The size of the values seen so far limits the requests at a time.
-                window = max(1, self._limits.batch_bytes // largest) if largest else 1
-                more = [waiting.popleft() for _ in range(min(window - requested, len(waiting)))]
+                room = min(self._window - requested, len(waiting))
+                more = [waiting.popleft() for _ in range(room)]
                 if more:
                     commands = [("GETRANGE", key, 0, self._last_byte) for key in more]
                     connection.send_packed_command(connection.pack_commands(commands))
                     requested += len(more)
                 value = connection.read_response(disable_decoding=True)
                 requested -= 1
-                largest = max(largest, len(value))
                 yield value or None  # an empty range is that of a value that is missing
             done = True
         finally:
@@ -194,16 +194,11 @@ class RedisStore:
 
     def _read_cluster(self, keys: Sequence[str]) -> Iterator[Buffer | None]:
         """Yields one batch of answers after the other, from all nodes."""
-        window, position = 1, 0
-        while position < len(keys):
+        for position in range(0, len(keys), self._window):
             pipeline = self._pipeline()
-            for key in keys[position : position + window]:
+            for key in keys[position : position + self._window]:
                 pipeline.getrange(key, 0, self._last_byte)
-            values = pipeline.execute()
-            yield from (value or None for value in values)
-            position += window
-            largest = max(map(len, values), default=0)
-            window = max(1, self._limits.batch_bytes // max(1, largest))
+            yield from (value or None for value in pipeline.execute())
 
 
 def _pools(client: Any) -> Iterator[Any]:
