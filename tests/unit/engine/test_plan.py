@@ -64,7 +64,8 @@ def test_what_the_user_put_into_the_json_stays() -> None:
     args, offload, _ = planned(f"--kv-transfer-config={json.dumps(wanted)}")
     assert args.kv_transfer_config.kv_role == "kv_consumer"
     extra = args.kv_transfer_config.kv_connector_extra_config
-    assert set(extra) == {"discard_partial_chunks", NAMESPACE, engine_file.STATS_ARE_RECEIVED}
+    ours = {NAMESPACE, engine_file.COPY, engine_file.STATS_ARE_RECEIVED}
+    assert set(extra) == {"discard_partial_chunks", *ours}
     assert extra["discard_partial_chunks"] is True
     assert args.kv_transfer_config.kv_load_failure_policy == "recompute"
     assert offload.configuration.get("chunk_size") == 128
