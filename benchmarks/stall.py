@@ -112,7 +112,8 @@ def measured(
     with contenders.servers(directory) as outer:
         store = contenders.redis(outer)
         with contenders.servers(directory) as servers:
-            asyncio.run(store_all(contenders.ours(servers, "writer", store), stored))
+            url = contenders.ours(servers, "writer", store)
+            asyncio.run(store_all(url, stored, store))
         undelayed = 0.0
         for number, (link, url) in enumerate(readers(links, store, directory, at_once)):
             asked = stored
@@ -150,12 +151,19 @@ def prompt(number: int, tokens: int) -> list[int]:
     return [chance.randrange(1000, 40_000) for _ in range(tokens)]
 
 
-async def store_all(url: str, prompts: list[list[int]]) -> None:
-    """Ask every prompt, and wait until all chunks are written."""
+async def store_all(url: str, prompts: list[list[int]], store: str) -> None:
+    """Ask every prompt, and wait until all chunks are in the store.
+
+    Raises:
+        TimeoutError: they are not within a minute.
+    """
+    chunks = sum(len(each) // _CHUNK for each in prompts)
     async with httpx.AsyncClient(base_url=url, timeout=300) as client:
         for each in prompts:
             await first_token(client, each)
-        await asyncio.sleep(3)
+    async with asyncio.timeout(60):
+        while contenders.stored_chunks(store) < chunks:
+            await asyncio.sleep(0.1)
 
 
 async def measure(

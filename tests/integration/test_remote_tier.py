@@ -5,7 +5,6 @@ from __future__ import annotations
 import random
 import signal
 import time
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -20,12 +19,6 @@ from tests.support.tiers import LAYOUT, SIZE, chunks, load, redis_tier, store, s
 from tests.support.waiting import until
 
 CORRUPTIONS = 10_000
-
-
-@pytest.fixture(scope="module")
-def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Store]:
-    with redis_process(tmp_path_factory.mktemp("redis")) as server:
-        yield server
 
 
 @pytest.fixture

@@ -48,7 +48,7 @@ class Scene:
     def relayed(self, store: str, link: Link) -> Iterator[str]:
         yield f"{link} to {store}"
 
-    async def store_all(self, url: str, prompts: list[list[int]]) -> None:
+    async def store_all(self, url: str, prompts: list[list[int]], store: str) -> None:
         self.asked[url] = prompts
 
     async def measure(self, url: str, prompts: list[list[int]], streams: int) -> Any:
