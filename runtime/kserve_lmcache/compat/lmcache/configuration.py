@@ -105,8 +105,11 @@ def cache_policies() -> tuple[str, ...]:
     """The values of ``cache_policy``, in upper case."""
     path = directory_of("lmcache") / "v1" / "storage_backend" / "cache_policy" / "__init__.py"
     for node in ast.walk(ast.parse(path.read_bytes())):
-        is_table = isinstance(node, ast.AnnAssign) and ast.unparse(node.target) == "POLICY_MAPPING"
-        if is_table and isinstance(node.value, ast.Dict):
+        if (
+            isinstance(node, ast.AnnAssign)
+            and ast.unparse(node.target) == "POLICY_MAPPING"
+            and isinstance(node.value, ast.Dict)
+        ):
             return tuple(ast.literal_eval(key) for key in node.value.keys if key is not None)
     from lmcache.v1.storage_backend.cache_policy import POLICY_MAPPING
 
