@@ -15,6 +15,11 @@ from pathlib import Path
 
 # Without a limit, cgroup v1 reports the largest page-aligned integer.
 _V1_UNLIMITED = 1 << 60
+# Of version 2 and of version 1: the limit, the usage, and the unused files in memory.stat.
+_MEMORY_FILES = (
+    ("memory.max", "memory.current", "inactive_file"),
+    ("memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file"),
+)
 # The source of a limit that each process has for itself, and that counts what it does not use.
 ADDRESS_SPACE = "the process's limit (ulimit -v)"
 
@@ -43,6 +48,36 @@ def memory_limit(root: Path = Path("/")) -> Limit:
             if text and text.isdigit() and int(text) < _V1_UNLIMITED:
                 limits.append(Limit(int(text), f"the container's limit ({name})"))
     return min(limits, key=lambda limit: limit.value)
+
+
+def free_memory(root: Path = Path("/")) -> Limit | None:
+    """The memory that the container's limit leaves, in bytes; ``None`` without a limit.
+
+    Files that were read and that nobody uses count as free: the kernel drops them.
+
+    Args:
+        root: the directory of ``/proc`` and ``/sys``.
+    """
+    free = []
+    for directory in _cgroup_directories(root, "memory"):
+        for limit, usage, unused in _MEMORY_FILES:
+            most, used = _read(directory / limit), _read(directory / usage)
+            if not (most and used and most.isdigit() and used.isdigit()):
+                continue
+            if int(most) < _V1_UNLIMITED:
+                dropped = _statistic(directory / "memory.stat", unused)
+                left = int(most) - int(used) + dropped
+                free.append(Limit(left, f"the container's limit ({limit}), less what it uses"))
+    return min(free, key=lambda limit: limit.value, default=None)
+
+
+def _statistic(path: Path, name: str) -> int:
+    """The number behind a name in a file of names and numbers; 0 when it is not there."""
+    for line in (_read(path) or "").splitlines():
+        key, _, value = line.partition(" ")
+        if key == name and value.isdigit():
+            return int(value)
+    return 0
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,145 @@
+"""What ``config`` and ``doctor`` find without vLLM, in little memory: beside a server, or alone."""
+
+from __future__ import annotations
+
+import os
+from argparse import Namespace
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+
+from kserve_lmcache.cli.light_arguments import parse_lightly
+from kserve_lmcache.config import server_file
+from kserve_lmcache.config.completion import complete
+from kserve_lmcache.config.configuration import Configuration, Shown
+from kserve_lmcache.config.device import device_of_packages
+from kserve_lmcache.config.engine_shape import EngineShape
+from kserve_lmcache.config.memory_budget import Needs
+from kserve_lmcache.config.server_file import RunningServer
+from kserve_lmcache.config.stores import Remote
+from kserve_lmcache.doctor.check import Finding, failure, warning
+from kserve_lmcache.engine.resolution import has_model, resolve_arguments
+from kserve_lmcache.engine.validation import check_arguments
+from kserve_lmcache.errors import KServeLMCacheError, UsageError
+from kserve_lmcache.redaction import redact_text
+
+FIX_FLAGS = "Correct the flags or the variables: no server starts with them."
+# Their defaults depend on the sizes of the model, which vLLM finds out.
+SIZES = ("max_local_cpu_size", "remote_queue_size")
+
+
+@dataclass
+class Examination:
+    """What a server of these flags has.
+
+    Attributes:
+        args: the server's arguments.
+        configuration: the configuration with its problems.
+        shape: the sizes of the engine's KV cache, if they are known.
+        remote: the remote store, if there is one.
+        findings: what beside the configuration is wrong.
+        origin: whose configuration it is, or what was left out; a sentence.
+    """
+
+    args: Namespace
+    configuration: Configuration
+    shape: EngineShape | None = None
+    remote: Remote | None = None
+    findings: list[Finding] = field(default_factory=list)
+    origin: str = ""
+
+
+def shown_of(server: RunningServer) -> Shown:
+    """The configuration of a running server."""
+    note = f"This is the configuration of the running server: {server}"
+    return replace(server.shown, notes=[*server.shown.notes, note])
+
+
+def shown_of_flags(flags: Sequence[str]) -> Shown:
+    """The configuration of a server with these flags, without what vLLM alone knows.
+
+    Raises:
+        ConfigurationError: the configuration has problems.
+        UsageError: a flag cannot be used.
+    """
+    args, unchecked = parse_lightly(flags)
+    check_arguments(args, os.environ, asks_vllm=False)
+    configuration, _ = _completed(args)
+    configuration.raise_problems()
+    configuration.notes.append(_left_out(has_model(args), unchecked))
+    shown = configuration.shown()
+    if not has_model(args):
+        return shown
+    values = {
+        name: value
+        for name, value in shown.values.items()
+        if name not in SIZES or not value.source.startswith("default")
+    }
+    return replace(shown, values=values)
+
+
+def examine_flags(flags: Sequence[str]) -> Examination:
+    """Everything that the doctor looks at, of a server with these flags.
+
+    Raises:
+        UsageError: a flag cannot be used.
+    """
+    args, unchecked = parse_lightly(flags)
+    configuration, remote = _completed(args)
+    origin = _left_out(has_model(args), unchecked)
+    return Examination(args, configuration, None, remote, _refused(args), origin)
+
+
+def examine_server(server: RunningServer) -> Examination:
+    """Everything that the doctor looks at, of a running server.
+
+    Its secrets come from where the server has them: variables, files and its own flags.
+
+    Raises:
+        UsageError: the server's flags cannot be read.
+    """
+    flags = server_file.flags_of(server.pid)
+    if flags is None:
+        raise UsageError(
+            f"the flags of the running server cannot be read: {server}. Give the doctor the "
+            "server's flags"
+        )
+    args, _ = parse_lightly(flags)
+    configuration, remote = _completed(args)
+    findings = _refused(args)
+    for name in SIZES:
+        value = server.shown.values.get(name)
+        if value is not None and value.source.startswith("default"):
+            configuration.values[name] = value
+    now = configuration.redacted()
+    changed = [
+        name
+        for name, value in server.shown.values.items()
+        if name in now and str(now[name].value) != str(value.value)
+    ]
+    if changed:
+        fix = "Restart the server, or set them back."
+        text = f"{', '.join(changed)} changed since the running server has started"
+        findings.append(warning(text, fix, name="changes"))
+    origin = f"of the running server: {server}"
+    return Examination(args, configuration, server.shape, remote, findings, origin)
+
+
+def _completed(args: Namespace) -> tuple[Configuration, Remote | None]:
+    device = device_of_packages()
+    configuration = resolve_arguments(args, os.environ, device)
+    return configuration, complete(configuration, None, Needs(device))
+
+
+def _refused(args: Namespace) -> list[Finding]:
+    try:
+        check_arguments(args, os.environ, asks_vllm=False)
+    except KServeLMCacheError as error:
+        return [failure(redact_text(str(error)), FIX_FLAGS, name="arguments")]
+    return []
+
+
+def _left_out(has_a_model: bool, unchecked: Sequence[str]) -> str:
+    """What was not done without vLLM."""
+    flags = f", {', '.join(unchecked)} are not checked" if unchecked else ""
+    sizes = ", sizes that depend on the model are left out" if has_a_model else ""
+    return f"Without --engine, vLLM is not asked{sizes}{flags}"
