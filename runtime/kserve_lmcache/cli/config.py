@@ -80,7 +80,7 @@ def explain(shown: Shown, name: str) -> str:
     if key is None:
         raise UsageError(f"{name} is not a key; `kserve-lmcache config` lists those in force")
     default = Value(key.default, "LMCache's default")
-    if name in examination.SIZES:
+    if name in examination.SIZES and "max_local_cpu_size" not in shown.values:
         default = Value("depends on the model", "--engine works it out")
     value = shown.values.get(name, default)
     kind = key.type.__name__ if isinstance(key.type, type) else str(key.type)

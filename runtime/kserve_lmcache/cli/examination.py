@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
+import json
 import os
 from argparse import Namespace
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 
 from kserve_lmcache.cli.light_arguments import parse_lightly
 from kserve_lmcache.config import server_file
 from kserve_lmcache.config.completion import complete
-from kserve_lmcache.config.configuration import Configuration, Shown
+from kserve_lmcache.config.configuration import Configuration, Shown, Value
 from kserve_lmcache.config.device import device_of_packages
 from kserve_lmcache.config.engine_shape import EngineShape
 from kserve_lmcache.config.memory_budget import Needs
@@ -67,14 +68,18 @@ def shown_of_flags(flags: Sequence[str]) -> Shown:
     configuration.raise_problems()
     configuration.notes.append(_left_out(has_model(args), unchecked))
     shown = configuration.shown()
-    if not has_model(args):
+    if not has_model(args) or not _is_default(shown.values["max_local_cpu_size"]):
         return shown
     values = {
         name: value
         for name, value in shown.values.items()
-        if name not in SIZES or not value.source.startswith("default")
+        if name not in SIZES or not _is_default(value)
     }
     return replace(shown, values=values)
+
+
+def _is_default(value: Value) -> bool:
+    return value.source.startswith("default")
 
 
 def examine_flags(flags: Sequence[str]) -> Examination:
@@ -105,23 +110,34 @@ def examine_server(server: RunningServer) -> Examination:
         )
     args, _ = parse_lightly(flags)
     configuration, remote = _completed(args)
-    findings = _refused(args)
+    findings = [*_refused(args), *_changes(configuration, server)]
     for name in SIZES:
         value = server.shown.values.get(name)
-        if value is not None and value.source.startswith("default"):
+        if value is not None and _is_default(value):
             configuration.values[name] = value
-    now = configuration.redacted()
-    changed = [
-        name
-        for name, value in server.shown.values.items()
-        if name in now and str(now[name].value) != str(value.value)
-    ]
-    if changed:
-        fix = "Restart the server, or set them back."
-        text = f"{', '.join(changed)} changed since the running server has started"
-        findings.append(warning(text, fix, name="changes"))
     origin = f"of the running server: {server}"
     return Examination(args, configuration, server.shape, remote, findings, origin)
+
+
+def _changes(configuration: Configuration, server: RunningServer) -> Iterator[Finding]:
+    """What a restart would change in the server: its files or variables are not what they were."""
+    before, now = ({**each} for each in (server.shown.values, configuration.redacted()))
+    changed = [
+        name
+        for name in dict.fromkeys((*before, *now))
+        if name not in SIZES and _text(before.get(name)) != _text(now.get(name))
+    ]
+    if changed:
+        yield warning(
+            f"{', '.join(changed)}: the running server has other values than its file and its "
+            "variables have now",
+            "Restart the server, or set them back.",
+            name="changes",
+        )
+
+
+def _text(value: Value | None) -> str:
+    return "" if value is None else json.dumps(value.value, sort_keys=True, default=str)
 
 
 def _completed(args: Namespace) -> tuple[Configuration, Remote | None]:
@@ -140,6 +156,8 @@ def _refused(args: Namespace) -> list[Finding]:
 
 def _left_out(has_a_model: bool, unchecked: Sequence[str]) -> str:
     """What was not done without vLLM."""
-    flags = f", {', '.join(unchecked)} are not checked" if unchecked else ""
-    sizes = ", sizes that depend on the model are left out" if has_a_model else ""
-    return f"Without --engine, vLLM is not asked{sizes}{flags}"
+    parts = ["sizes that depend on the model are left out"] if has_a_model else []
+    if unchecked:
+        parts.append(f"{', '.join(unchecked)} {'is' if len(unchecked) == 1 else 'are'} not checked")
+    listed = f": {' and '.join(parts)}" if parts else ""
+    return f"vLLM was not asked, which --engine does{listed}"
