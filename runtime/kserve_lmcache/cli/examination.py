@@ -5,8 +5,9 @@ from __future__ import annotations
 import json
 import os
 from argparse import Namespace
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from types import MappingProxyType
 
 from kserve_lmcache.cli.light_arguments import parse_lightly
 from kserve_lmcache.config import server_file
@@ -109,12 +110,9 @@ def examine_server(server: RunningServer) -> Examination:
             "server's flags"
         )
     args, _ = parse_lightly(flags)
-    configuration, remote = _completed(args)
+    sizes = {name: server.shown.values[name] for name in SIZES if name in server.shown.values}
+    configuration, remote = _completed(args, sizes)
     findings = [*_refused(args), *_changes(configuration, server)]
-    for name in SIZES:
-        value = server.shown.values.get(name)
-        if value is not None and _is_default(value):
-            configuration.values[name] = value
     origin = f"of the running server: {server}"
     return Examination(args, configuration, server.shape, remote, findings, origin)
 
@@ -140,9 +138,20 @@ def _text(value: Value | None) -> str:
     return "" if value is None else json.dumps(value.value, sort_keys=True, default=str)
 
 
-def _completed(args: Namespace) -> tuple[Configuration, Remote | None]:
+def _completed(
+    args: Namespace, sizes: Mapping[str, Value] = MappingProxyType({})
+) -> tuple[Configuration, Remote | None]:
+    """The configuration and the remote store.
+
+    Args:
+        args: the server's arguments.
+        sizes: those that a running server has found out; they replace defaults.
+    """
     device = device_of_packages()
     configuration = resolve_arguments(args, os.environ, device)
+    for name, value in sizes.items():
+        if _is_default(value):
+            configuration.values[name] = Value(value.value, f"the running server's {value.source}")
     return configuration, complete(configuration, None, Needs(device))
 
 

@@ -58,7 +58,7 @@ def run(argv: Sequence[str], levels: logs.LibraryLevels) -> None:
 
 
 def _tell_other_commands(args: Namespace, offload: OffloadPlan) -> None:
-    """Leave the configuration in force for ``config`` and ``doctor``, which run beside the server."""
+    """Leave the configuration in force to ``config`` and ``doctor`` beside the server."""
     directory = os.environ.get(metrics_directory.VARIABLE)
     if not directory:
         return
