@@ -66,7 +66,8 @@ def test_sizes_that_depend_on_the_model_need_the_engine() -> None:
 
 def test_config_lists_every_mistake(guide: str) -> None:
     arguments = (f"--model_id={MODEL}", "--lmcache", "chunk_size=100", "remote_serde=kivi", "x=1")
-    result = run_here("config", "--engine", *arguments, LMCACHE_CONFIG_FILE=guide, LMCACHE_LOCAL_CPUS="1")
+    variables = {"LMCACHE_CONFIG_FILE": guide, "LMCACHE_LOCAL_CPUS": "1"}
+    result = run_here("config", "--engine", *arguments, **variables)
     assert result.returncode == 2
     assert result.stdout == ""
     assert "kserve-lmcache: error: 4 problems in the LMCache configuration:" in result.stderr

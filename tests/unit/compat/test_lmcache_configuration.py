@@ -70,7 +70,14 @@ def test_the_adapters_are_those_of_the_imported_package() -> None:
         for found in (configuration._light_adapters(), configuration._imported_adapters())
     )
     assert light == heavy
-    for url in ("redis://h:1", "rediss://h:1", "unix:///s", "fs://h/x", "plugin://", "bigtable://x"):
+    for url in (
+        "redis://h:1",
+        "rediss://h:1",
+        "unix:///s",
+        "fs://h/x",
+        "plugin://",
+        "bigtable://x",
+    ):
         taken = any(each.can_parse(url) for each in configuration._imported_adapters())
         assert configuration.takes_remote_url(url) is taken, url
 

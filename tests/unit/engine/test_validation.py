@@ -192,7 +192,8 @@ def test_what_vllm_is_not_asked_for_is_refused_without_it(
         config.run(flags)
     assert message in str(of_config.value)
     report, code = doctor.run(["--json", "--timeout=1", *flags])
-    assert message in " ".join(f"{x['evidence']} {x['fix']}" for x in json.loads(report)["findings"])
+    findings = json.loads(report)["findings"]
+    assert message in " ".join(f"{each['evidence']} {each['fix']}" for each in findings)
     assert code == 1
 
 

@@ -1,0 +1,155 @@
+"""``config`` and ``doctor`` beside a server: whose configuration they show, and what they take."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import yaml
+
+from kserve_lmcache.cli import running
+from kserve_lmcache.config.configuration import Shown
+from kserve_lmcache.config.resources import Limit
+from kserve_lmcache.config.server_file import RunningServer
+from kserve_lmcache.errors import UsageError
+from tests.support.beside import StandIn, command, stand_in
+from tests.support.limits import limited
+from tests.support.server import MODEL, engine_environment
+
+SECRET = "hunter2-of-the-test"
+STORE = "redis://127.0.0.1:1"
+FLAGS = (
+    "serve",
+    f"--model_id={MODEL}",
+    f"--api-key={SECRET}",
+    "--max-model-len=512",
+    "--lmcache",
+    "chunk_size=128",
+    f"remote_url={STORE}",
+)
+# What a command beside a server must not import, for the sake of its memory.
+HEAVY = {"torch", "vllm", "lmcache", "kserve", "numpy", "prometheus_client", "transformers"}
+MIB = 2**20
+
+
+@pytest.fixture(scope="module")
+def environ() -> dict[str, str]:
+    return engine_environment(LMCACHE_REMOTE_PASSWORD=SECRET)
+
+
+@pytest.fixture(scope="module")
+def server(environ: dict[str, str], tmp_path_factory: pytest.TempPathFactory) -> Iterator[StandIn]:
+    with stand_in(tmp_path_factory.mktemp("server"), environ, *FLAGS[1:]) as server:
+        yield server
+
+
+def test_config_prints_what_the_server_has(server: StandIn, environ: dict[str, str]) -> None:
+    done = command({**environ, "LMCACHE_CHUNK_SIZE": "64"}, "config")
+    assert done.code == 0, done.errors
+    lines = done.output.splitlines()
+    assert "chunk_size: 128  # --lmcache chunk_size" in lines
+    assert (
+        f"# This is the configuration of the running server: pid {server.pid} (port 8080)" in lines
+    )
+    assert yaml.safe_load(done.output)["remote_url"] == STORE
+    as_json = json.loads(command(environ, "config", "--json").output)
+    assert as_json["values"]["chunk_size"] == {"value": 128, "source": "--lmcache chunk_size"}
+    explained = command(environ, "config", "--explain", "chunk_size").output
+    assert "  value    128 (--lmcache chunk_size)" in explained
+
+
+def test_flags_are_about_another_server(server: StandIn, environ: dict[str, str]) -> None:
+    done = command(environ, "config", "--lmcache", "chunk_size=64")
+    assert "chunk_size: 64  # --lmcache chunk_size" in done.output
+    assert "running server" not in done.output
+    both = command(environ, "config", f"--pid={server.pid}", "--offload=off")
+    assert both.code == 2
+    assert "--pid names a running server, and other flags describe another one" in both.errors
+
+
+def test_one_of_several_servers_is_chosen(
+    server: StandIn, environ: dict[str, str], tmp_path: Path
+) -> None:
+    with stand_in(tmp_path, environ, "--lmcache", "chunk_size=512") as second:
+        for name in ("config", "doctor"):
+            several = command(environ, name)
+            assert several.code == 2
+            for each in (server, second):
+                assert f"pid {each.pid} (port 8080)" in several.errors
+        chosen = command(environ, "config", f"--pid={second.pid}")
+        assert "chunk_size: 512" in chosen.output
+        wrong = command(environ, "config", "--pid=1")
+        assert wrong.code == 2
+        assert "no server of this user has the number 1; these run here: pid" in wrong.errors
+    assert "chunk_size: 128" in command(environ, "config").output
+
+
+def test_doctor_looks_at_what_the_server_was_started_with(
+    server: StandIn, environ: dict[str, str]
+) -> None:
+    done = command(environ, "doctor", "--json", "--timeout=1")
+    assert done.code == 1
+    found = {each["name"]: each for each in json.loads(done.output)["findings"]}
+    assert f"of the running server: pid {server.pid}" in found["configuration"]["evidence"]
+    assert found["remote connection"]["status"] == "failure"
+    assert found["model"]["status"] == "ok"
+    assert "changes" not in found
+    changed = command({**environ, "LMCACHE_REMOTE_TTL": "7"}, "doctor", "--json", "--timeout=1")
+    found = {each["name"]: each for each in json.loads(changed.output)["findings"]}
+    assert found["changes"]["evidence"].startswith("remote_ttl: the running server has other")
+    for each in (done, changed, command(environ, "doctor", "--timeout=1")):
+        assert SECRET not in each.output + each.errors
+
+
+COMMANDS = (
+    ["config"],
+    ["config", "--json", f"--model_id={MODEL}", "--lmcache", f"remote_url={STORE}"],
+    ["config", "--explain", "chunk_size"],
+    ["doctor", "--timeout=1"],
+    ["doctor", "--timeout=1", f"--model_id={MODEL}", "--lmcache", f"remote_url={STORE}"],
+)
+
+
+@pytest.mark.parametrize("arguments", COMMANDS, ids=" ".join)
+def test_memory_and_imports(server: StandIn, environ: dict[str, str], arguments: list[str]) -> None:
+    done = command(environ, *arguments)
+    assert done.code in (0, 1), done.errors
+    assert HEAVY & set(done.modules) == set()
+    assert done.peak < 100 * MIB, f"{done.peak / MIB:.0f} MiB"
+
+
+@pytest.mark.parametrize("arguments", COMMANDS, ids=" ".join)
+def test_a_small_container(server: StandIn, environ: dict[str, str], arguments: list[str]) -> None:
+    with limited(128 * MIB) as prefix:
+        done = command(environ, *arguments, prefix=prefix)
+    assert done.code in (0, 1), done.errors
+
+
+@pytest.mark.parametrize("name", ["config", "doctor"])
+def test_the_kernel_ends_the_command_before_the_server(environ: dict[str, str], name: str) -> None:
+    assert command(environ, name, "--help").score == 1000
+    assert command(environ, "bench", "--help").score < 1000
+
+
+def test_a_score_that_cannot_be_raised_is_left(tmp_path: Path) -> None:
+    running.go_first(tmp_path / "nowhere" / "oom_score_adj")
+
+
+@pytest.mark.parametrize(
+    ("free", "servers", "is_refused"),
+    [(1.5, 1, True), (-0.1, 1, True), (2.5, 1, False), (None, 1, False), (0.5, 0, False)],
+)
+def test_vllm_is_not_imported_where_that_could_end_a_server(
+    free: float | None, servers: int, is_refused: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    limit = None if free is None else Limit(free * 2**30, "the test's limit")
+    live = [RunningServer(1, 8080, "0", Shown({}))] * servers
+    monkeypatch.setattr(running, "free_memory", lambda: limit)
+    monkeypatch.setattr(running.server_file, "running", lambda environ: live)
+    if not is_refused:
+        running.refuse_engine({})
+        return
+    with pytest.raises(UsageError, match="the kernel could end the server that runs here"):
+        running.refuse_engine({})
