@@ -50,9 +50,8 @@ def test_config_prints_what_the_server_has(server: StandIn, environ: dict[str, s
     assert done.code == 0, done.errors
     lines = done.output.splitlines()
     assert "chunk_size: 128  # --lmcache chunk_size" in lines
-    assert (
-        f"# This is the configuration of the running server: pid {server.pid} (port 8080)" in lines
-    )
+    note = f"# This is the configuration of the running server: pid {server.pid} (port 8080)"
+    assert note in lines
     assert yaml.safe_load(done.output)["remote_url"] == STORE
     as_json = json.loads(command(environ, "config", "--json").output)
     assert as_json["values"]["chunk_size"] == {"value": 128, "source": "--lmcache chunk_size"}

@@ -18,9 +18,8 @@ SECRET = "hunter2-of-the-test"
 
 
 def test_what_is_written_is_read_back(tmp_path: Path) -> None:
-    shown = Shown(
-        {"chunk_size": Value(64, "file:1"), "extra_config": Value({"a": [1]}, "x")}, ["n"]
-    )
+    values = {"chunk_size": Value(64, "file:1"), "extra_config": Value({"a": [1]}, "x")}
+    shown = Shown(values, ["a note"])
     written = RunningServer(os.getpid(), 8080, "0.1.0", shown, SHAPE)
     environ = {metrics_directory.VARIABLE: str(tmp_path)}
     own = metrics_directory.make(environ)
