@@ -119,7 +119,7 @@ def examine_server(server: RunningServer) -> Examination:
 
 def _changes(configuration: Configuration, server: RunningServer) -> Iterator[Finding]:
     """What a restart would change in the server: its files or variables are not what they were."""
-    before, now = ({**each} for each in (server.shown.values, configuration.redacted()))
+    before, now = server.shown.values, configuration.redacted()
     changed = [
         name
         for name in dict.fromkeys((*before, *now))
