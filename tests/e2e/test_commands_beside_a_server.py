@@ -28,7 +28,8 @@ def test_the_server_does_not_notice_them(logs: Path, tmp_path: Path) -> None:
                 for arguments in COMMANDS:
                     with limited(128 * MIB) as prefix:
                         done = command(environ, *arguments, prefix=prefix)
-                    assert done.code == 0, done.output + done.errors
+                    # The tier of the server is larger than the container of the doctor.
+                    assert done.code == (arguments[0] == "doctor"), done.output + done.errors
                     assert f"pid {server.process.pid} " in done.output
                     assert done.peak < 100 * MIB, arguments
                     row = (f"`{' '.join(arguments)}`", f"{done.seconds:.1f}")
