@@ -140,8 +140,8 @@ def _run(command: str, arguments: list[str]) -> int:
     if command == "serve":
         environment.ensure()
     imports_vllm = _imports_vllm(command, arguments)
-    if imports_vllm and command != "serve":
-        running.refuse_engine(os.environ)
+    if command in _LIGHT:
+        running.refuse_without_room(os.environ, imports_vllm)
     if imports_vllm or command not in _LIGHT:  # the others look for the directories of servers
         _choose_metrics_directory(command)
     if imports_vllm:

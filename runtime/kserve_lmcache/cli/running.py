@@ -13,9 +13,9 @@ from kserve_lmcache.config.resources import free_memory
 from kserve_lmcache.config.server_file import RunningServer
 from kserve_lmcache.errors import UsageError
 
-_GIB = 2**30
-# What importing vLLM and checking its flags takes, with some spare.
-_ENGINE_BYTES = 2 * _GIB
+_MIB = 2**20
+# What a command takes at most, without vLLM and with it.
+_BYTES, _ENGINE_BYTES = 100 * _MIB, 2048 * _MIB
 _WORST_SCORE = "1000"
 
 
@@ -59,21 +59,27 @@ def chosen(flags: Sequence[str], pid: int | None) -> RunningServer | None:
     return servers[0] if servers else None
 
 
-def refuse_engine(environ: Mapping[str, str]) -> None:
-    """Refuse to import vLLM where that could end a running server.
+def refuse_without_room(environ: Mapping[str, str], imports_vllm: bool) -> None:
+    """Refuse a command whose memory could end a running server.
 
     The kernel ends a container of Kubernetes as a whole when its memory is full.
+
+    Args:
+        environ: the environment of this process.
+        imports_vllm: whether the command imports vLLM.
 
     Raises:
         UsageError: a server runs, and its container has too little free memory.
     """
-    free = free_memory()
-    if free is None or free.value >= _ENGINE_BYTES or not server_file.running(environ):
+    needed, free = _ENGINE_BYTES if imports_vllm else _BYTES, free_memory()
+    if free is None or free.value >= needed or not server_file.running(environ):
         return
+    what, fix = "this command", "Run it in a container of its own"
+    if imports_vllm:
+        what, fix = "--engine", "Leave it out, or run the command in a container of its own"
     raise UsageError(
-        f"--engine needs {_ENGINE_BYTES / _GIB:.0f} GiB, and {max(free.value, 0) / _GIB:.1f} GiB "
-        f"are free ({free.source}): the kernel could end the server that runs here. Leave --engine "
-        "out, or run the command in a container of its own"
+        f"{what} needs {needed / _MIB:.0f} MiB, and {max(free.value, 0) / _MIB:.0f} MiB are free "
+        f"({free.source}): the kernel could end the server that runs here. {fix}."
     )
 
 

@@ -9,16 +9,20 @@ from __future__ import annotations
 import os
 import resource
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 # Without a limit, cgroup v1 reports the largest page-aligned integer.
 _V1_UNLIMITED = 1 << 60
-# Of version 2 and of version 1: the limit, the usage, and the unused files in memory.stat.
+# Of version 2 and of version 1: the limit, the usage, and what memory.stat has of files.
 _MEMORY_FILES = (
-    ("memory.max", "memory.current", "inactive_file"),
-    ("memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file"),
+    ("memory.max", "memory.current", ("active_file", "inactive_file")),
+    (
+        "memory.limit_in_bytes",
+        "memory.usage_in_bytes",
+        ("total_active_file", "total_inactive_file"),
+    ),
 )
 # The source of a limit that each process has for itself, and that counts what it does not use.
 ADDRESS_SPACE = "the process's limit (ulimit -v)"
@@ -53,31 +57,28 @@ def memory_limit(root: Path = Path("/")) -> Limit:
 def free_memory(root: Path = Path("/")) -> Limit | None:
     """The memory that the container's limit leaves, in bytes; ``None`` without a limit.
 
-    Files that were read and that nobody uses count as free: the kernel drops them.
+    The pages of files count as free: the kernel drops them before it ends a process.
 
     Args:
         root: the directory of ``/proc`` and ``/sys``.
     """
     free = []
     for directory in _cgroup_directories(root, "memory"):
-        for limit, usage, unused in _MEMORY_FILES:
+        for limit, usage, files in _MEMORY_FILES:
             most, used = _read(directory / limit), _read(directory / usage)
             if not (most and used and most.isdigit() and used.isdigit()):
                 continue
             if int(most) < _V1_UNLIMITED:
-                dropped = _statistic(directory / "memory.stat", unused)
+                dropped = _statistics(directory / "memory.stat", files)
                 left = int(most) - int(used) + dropped
                 free.append(Limit(left, f"the container's limit ({limit}), less what it uses"))
     return min(free, key=lambda limit: limit.value, default=None)
 
 
-def _statistic(path: Path, name: str) -> int:
-    """The number behind a name in a file of names and numbers; 0 when it is not there."""
-    for line in (_read(path) or "").splitlines():
-        key, _, value = line.partition(" ")
-        if key == name and value.isdigit():
-            return int(value)
-    return 0
+def _statistics(path: Path, names: Sequence[str]) -> int:
+    """The sum of the numbers behind names in a file of names and numbers."""
+    pairs = (line.partition(" ") for line in (_read(path) or "").splitlines())
+    return sum(int(value) for name, _, value in pairs if name in names and value.isdigit())
 
 
 @dataclass(frozen=True)

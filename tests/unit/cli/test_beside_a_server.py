@@ -137,18 +137,32 @@ def test_a_score_that_cannot_be_raised_is_left(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("free", "servers", "is_refused"),
-    [(1.5, 1, True), (-0.1, 1, True), (2.5, 1, False), (None, 1, False), (0.5, 0, False)],
+    ("free", "imports_vllm", "servers", "refused"),
+    [
+        (1536, True, 1, "--engine needs 2048 MiB, and 1536 MiB are free (the test's limit): "),
+        (-1, True, 1, "--engine needs 2048 MiB, and 0 MiB are free"),
+        (2560, True, 1, ""),
+        (None, True, 1, ""),
+        (512, True, 0, ""),
+        (512, False, 1, ""),
+        (90, False, 1, "this command needs 100 MiB, and 90 MiB are free"),
+    ],
 )
-def test_vllm_is_not_imported_where_that_could_end_a_server(
-    free: float | None, servers: int, is_refused: bool, monkeypatch: pytest.MonkeyPatch
+def test_a_command_that_could_end_a_server_is_refused(
+    free: int | None,
+    imports_vllm: bool,
+    servers: int,
+    refused: str,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    limit = None if free is None else Limit(free * 2**30, "the test's limit")
+    limit = None if free is None else Limit(free * MIB, "the test's limit")
     live = [RunningServer(1, 8080, "0", Shown({}))] * servers
     monkeypatch.setattr(running, "free_memory", lambda: limit)
     monkeypatch.setattr(running.server_file, "running", lambda environ: live)
-    if not is_refused:
-        running.refuse_engine({})
+    if not refused:
+        running.refuse_without_room({}, imports_vllm)
         return
-    with pytest.raises(UsageError, match="the kernel could end the server that runs here"):
-        running.refuse_engine({})
+    with pytest.raises(UsageError) as error:
+        running.refuse_without_room({}, imports_vllm)
+    assert str(error.value).startswith(refused)
+    assert "the kernel could end the server that runs here" in str(error.value)

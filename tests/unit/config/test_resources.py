@@ -66,7 +66,8 @@ def test_the_memory_that_a_limit_leaves(root: Path) -> None:
         "0::/pod/container",
         pod__container__memory_dot_max=str(4 * GIB),
         pod__container__memory_dot_current=str(3 * GIB),
-        pod__container__memory_dot_stat=f"anon {GIB}\ninactive_file {GIB // 2}",
+        pod__container__memory_dot_stat=f"anon {GIB}\ninactive_file {GIB // 4}\n"
+        f"active_file {GIB // 4}",
         pod__memory_dot_max="max",
         pod__memory_dot_current=str(9 * GIB),
     )
