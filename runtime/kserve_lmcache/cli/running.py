@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from kserve_lmcache.config import server_file
-from kserve_lmcache.config.resources import free_memory
+from kserve_lmcache.config.resources import free_memory, resident_memory
 from kserve_lmcache.config.server_file import RunningServer
 from kserve_lmcache.errors import UsageError
 
@@ -72,13 +72,16 @@ def refuse_without_room(environ: Mapping[str, str], imports_vllm: bool) -> None:
         UsageError: a server runs, and its container has too little free memory.
     """
     needed, free = _ENGINE_BYTES if imports_vllm else _BYTES, free_memory()
-    if free is None or free.value >= needed or not server_file.running(environ):
+    if free is None:
+        return
+    left = free.value + resident_memory()  # of which this process has taken a part already
+    if left >= needed or not server_file.running(environ):
         return
     what, fix = "this command", "Run it in a container of its own"
     if imports_vllm:
         what, fix = "--engine", "Leave it out, or run the command in a container of its own"
     raise UsageError(
-        f"{what} needs {needed / _MIB:.0f} MiB, and {max(free.value, 0) / _MIB:.0f} MiB are free "
+        f"{what} needs {needed / _MIB:.0f} MiB, and {max(left, 0) / _MIB:.0f} MiB are free "
         f"({free.source}): the kernel could end the server that runs here. {fix}."
     )
 

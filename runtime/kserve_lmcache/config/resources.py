@@ -75,6 +75,16 @@ def free_memory(root: Path = Path("/")) -> Limit | None:
     return min(free, key=lambda limit: limit.value, default=None)
 
 
+def resident_memory(root: Path = Path("/")) -> int:
+    """The memory that this process takes, in bytes.
+
+    Args:
+        root: the directory of ``/proc``.
+    """
+    _, pages, *_ = (_read(root / "proc/self/statm") or "0 0").split()
+    return int(pages) * os.sysconf("SC_PAGE_SIZE")
+
+
 def _statistics(path: Path, names: Sequence[str]) -> int:
     """The sum of the numbers behind names in a file of names and numbers."""
     pairs = (line.partition(" ") for line in (_read(path) or "").splitlines())

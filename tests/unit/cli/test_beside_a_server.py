@@ -158,6 +158,7 @@ def test_a_command_that_could_end_a_server_is_refused(
     limit = None if free is None else Limit(free * MIB, "the test's limit")
     live = [RunningServer(1, 8080, "0", Shown({}))] * servers
     monkeypatch.setattr(running, "free_memory", lambda: limit)
+    monkeypatch.setattr(running, "resident_memory", lambda: 0)
     monkeypatch.setattr(running.server_file, "running", lambda environ: live)
     if not refused:
         running.refuse_without_room({}, imports_vllm)

@@ -14,6 +14,7 @@ from kserve_lmcache.config.resources import (
     cpu_cores,
     free_memory,
     memory_limit,
+    resident_memory,
 )
 from tests.support.limits import cpu_limited, limited
 
@@ -73,6 +74,12 @@ def test_the_memory_that_a_limit_leaves(root: Path) -> None:
     )
     free = free_memory(root)
     assert free == Limit(1.5 * GIB, "the container's limit (memory.max), less what it uses")
+
+
+def test_the_memory_of_this_process(root: Path) -> None:
+    (root / "proc/self/statm").write_text("9000 512 3 4 5 6 7\n")
+    assert resident_memory(root) == 512 * os.sysconf("SC_PAGE_SIZE")
+    assert resident_memory() > 2**20
 
 
 def test_the_memory_that_a_limit_of_version_1_leaves(root: Path) -> None:
