@@ -104,11 +104,19 @@ def _with_dashes(argument: str) -> str:
     return f"{name.replace('_', '-')}{dot}{rest}{sign}{value}"
 
 
+def _file_in(arguments: Sequence[str]) -> str | None:
+    for position, argument in enumerate(arguments):
+        flag, sign, value = argument.partition("=")
+        if flag == _FILE:
+            return value if sign else next(iter(arguments[position + 1 :]), None)
+    return None
+
+
 def _of_file(arguments: Sequence[str]) -> Iterator[str]:
     """The arguments in the file that ``--config`` names, as vLLM reads it."""
-    if _FILE not in arguments[:-1]:
+    path = _file_in(arguments)
+    if path is None:
         return
-    path = arguments[arguments.index(_FILE) + 1]
     try:
         content = yaml.safe_load(Path(path).read_text("utf-8"))
         entries = list(dict(content).items())
