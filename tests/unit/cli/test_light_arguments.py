@@ -49,8 +49,8 @@ def test_a_file_of_flags(tmp_path: Path) -> None:
     file = tmp_path / "flags.yaml"
     file.write_text("offload: off\nmax-model-len: 512\nlmcache: [chunk_size=64]\nremote_ttl: 7\n")
     argv = ["--model_id=a", "--config", str(file), "--remote-ttl=8"]
-    for argv in (argv, ["--model_id=a", f"--config={file}", "--remote-ttl=8"]):
-        light, unchecked = parse_lightly(argv)
+    for each in (argv, ["--model_id=a", f"--config={file}", "--remote-ttl=8"]):
+        light, unchecked = parse_lightly(each)
         assert unchecked == ["--max-model-len"]
         assert (light.setting_remote_ttl, light.lmcache) == ("8", ["chunk_size=64"])
     file.write_text("a: [password=hunter2")
