@@ -19,7 +19,6 @@ from tests.support.limits import limited
 from tests.support.server import MODEL, engine_environment
 
 SECRET = "hunter2-of-the-test"
-STORE = "redis://127.0.0.1:1"
 FLAGS = (
     "serve",
     f"--model_id={MODEL}",
@@ -27,7 +26,6 @@ FLAGS = (
     "--max-model-len=512",
     "--lmcache",
     "chunk_size=128",
-    f"remote_url={STORE}",
 )
 # What a command beside a server must not import, for the sake of its memory.
 HEAVY = {"torch", "vllm", "lmcache", "kserve", "numpy", "prometheus_client", "transformers"}
@@ -36,7 +34,7 @@ MIB = 2**20
 
 @pytest.fixture(scope="module")
 def environ() -> dict[str, str]:
-    return engine_environment(LMCACHE_REMOTE_PASSWORD=SECRET)
+    return engine_environment(LMCACHE_REMOTE_URL=f"redis://:{SECRET}@127.0.0.1:1")
 
 
 @pytest.fixture(scope="module")
@@ -52,7 +50,7 @@ def test_config_prints_what_the_server_has(server: StandIn, environ: dict[str, s
     assert "chunk_size: 128  # --lmcache chunk_size" in lines
     note = f"# This is the configuration of the running server: pid {server.pid} (port 8080)"
     assert note in lines
-    assert yaml.safe_load(done.output)["remote_url"] == STORE
+    assert yaml.safe_load(done.output)["remote_url"] == "redis://:***@127.0.0.1:1"
     as_json = json.loads(command(environ, "config", "--json").output)
     assert as_json["values"]["chunk_size"] == {"value": 128, "source": "--lmcache chunk_size"}
     explained = command(environ, "config", "--explain", "chunk_size").output
@@ -104,10 +102,10 @@ def test_doctor_looks_at_what_the_server_was_started_with(
 
 COMMANDS = (
     ["config"],
-    ["config", "--json", f"--model_id={MODEL}", "--lmcache", f"remote_url={STORE}"],
+    ["config", "--json", f"--model_id={MODEL}", "--lmcache", "chunk_size=64"],
     ["config", "--explain", "chunk_size"],
     ["doctor", "--timeout=1"],
-    ["doctor", "--timeout=1", f"--model_id={MODEL}", "--lmcache", f"remote_url={STORE}"],
+    ["doctor", "--timeout=1", f"--model_id={MODEL}", "--lmcache", "chunk_size=64"],
 )
 
 
