@@ -19,7 +19,7 @@ from kserve_lmcache.config.engine_shape import EngineShape
 
 directory = metrics_directory.make(os.environ)
 found = examination.examine_flags(sys.argv[1:])
-shape = EngineShape("cpu", 2, 128, 23040, 512, 4)
+shape = EngineShape("cpu", 2, 128, 2**20, 512, 4)  # of a large model
 shown = found.configuration.shown()
 server_file.write(
     directory, server_file.RunningServer(os.getpid(), 8080, "0.1.0", shown, shape)

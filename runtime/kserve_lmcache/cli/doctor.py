@@ -14,7 +14,7 @@ from kserve_lmcache.cli import examination, running
 from kserve_lmcache.cli.examination import Examination
 from kserve_lmcache.cli.parser import Parser
 from kserve_lmcache.doctor.check import Finding, failure, ok
-from kserve_lmcache.doctor.context import context_of
+from kserve_lmcache.doctor.context import LARGEST_CHUNK_BYTES, context_of
 from kserve_lmcache.doctor.machine import connector_check
 from kserve_lmcache.doctor.report import as_json, exit_code, failures, table
 from kserve_lmcache.doctor.run import CHECKS
@@ -61,6 +61,9 @@ def run(argv: Sequence[str]) -> tuple[str, int]:
         if configuration.problems
         else Replica(hashing_of(configuration.get, os.environ)),
     )
+    if not own.engine:
+        chunk_bytes = min(context.chunk_bytes, LARGEST_CHUNK_BYTES)
+        context = replace(context, chunk_bytes=chunk_bytes)
     timeout = own.timeout or (_ENGINE_TIMEOUT if own.engine else _TIMEOUT)
     # The process ends before the check does, so that the check can report it.
     checks = (connector_check(0.9 * timeout), *CHECKS) if own.engine else CHECKS
