@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -128,6 +130,34 @@ def test_a_small_container(server: StandIn, environ: dict[str, str], arguments: 
 def test_the_kernel_ends_the_command_before_the_server(environ: dict[str, str], name: str) -> None:
     assert command(environ, name, "--help").score == 1000
     assert command(environ, "bench", "--help").score < 1000
+
+
+# The server is the larger one: without the score the kernel would end it.
+_SERVER = "import sys; held = b'x' * (120 << 20); print('ready', flush=True); sys.stdin.readline()"
+_COMMAND = """\
+from kserve_lmcache.cli import running
+running.go_first()
+held = [b"x" * (1 << 20) for _ in range(150)]
+"""
+
+
+def test_the_kernel_does_so() -> None:
+    with limited(200 * MIB) as prefix:
+        server = subprocess.Popen(
+            [*prefix, sys.executable, "-c", _SERVER],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+        )
+        try:
+            assert server.stdout is not None
+            assert server.stdout.readline() == "ready\n"
+            ended = subprocess.run([*prefix, sys.executable, "-c", _COMMAND], capture_output=True)
+            assert ended.returncode != 0
+            assert server.poll() is None
+        finally:
+            server.kill()
+            server.communicate()
 
 
 def test_a_score_that_cannot_be_raised_is_left(tmp_path: Path) -> None:
