@@ -60,7 +60,7 @@ def test_who_reaches_whom(
 
 def test_a_predictor_reaches_its_store(isolated: Namespace) -> None:
     (pod,) = isolated.ready_pods(SERVICE)
-    report = isolated.in_container(pod, "kserve-lmcache", "doctor", "--model_dir=/mnt/models")
+    report = isolated.in_container(pod, "kserve-lmcache", "doctor")
     assert "remote connection" in report
     assert "FAIL" not in report
 

@@ -11,7 +11,9 @@ from tests.support.metrics import samples
 from tests.support.server import MODEL, ROOT, engine_environment, running
 
 OTHER_COMMANDS = (
-    ["config", f"--model_id={MODEL}"],
+    ["config"],
+    ["config", "--engine", f"--model_id={MODEL}"],
+    ["doctor"],
     ["doctor", "--engine"],
     ["bench", "report", "/nonexistent"],
     ["--version"],

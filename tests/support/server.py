@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
+import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -26,12 +27,14 @@ MOST_LINES = 40  # of the log until the server is ready, every process included
 SMALL = ("--max-model-len=4096", "--kv-cache-memory-bytes=400M", "--enforce-eager")
 # No balancer has to take these servers out, so a test need not wait for one.
 AT_ONCE = "--drain-delay=0"
+_METRICS = tempfile.TemporaryDirectory(prefix="kserve-lmcache-test-")
 
 
 def engine_environment(**variables: str) -> dict[str, str]:
     """This process's environment without any setting of the product, plus ``variables``.
 
-    A use of what vLLM is about to remove is an error in the processes of this environment.
+    A use of what vLLM is about to remove is an error in the processes of this environment. The
+    commands of this environment see its servers, and no others.
     """
     ours = ("LMCACHE_", "VLLM_", "KSERVE_", "PYTHONHASHSEED", "PROMETHEUS_MULTIPROC_DIR")
     kept = {name: value for name, value in os.environ.items() if not name.startswith(ours)}
@@ -39,7 +42,8 @@ def engine_environment(**variables: str) -> dict[str, str]:
     if delay := option("--load-delay"):
         strict["FAULT_INJECTOR_LOAD_DELAY"] = str(delay)
         kept["PYTHONPATH"] = with_fault_injector(kept)
-    return {**kept, **strict, "PYTHON": sys.executable, **variables}
+    metrics = {"PROMETHEUS_MULTIPROC_DIR": tempfile.mkdtemp(dir=_METRICS.name)}
+    return {**kept, **strict, **metrics, "PYTHON": sys.executable, **variables}
 
 
 def with_fault_injector(environ: Mapping[str, str]) -> str:

@@ -22,7 +22,7 @@ from hypothesis import strategies as st
 from kserve_lmcache.cli import config, doctor
 from kserve_lmcache.cli import main as cli
 from kserve_lmcache.config import engine_file, remote_tier
-from kserve_lmcache.config.configuration import Configuration
+from kserve_lmcache.config.configuration import Configuration, Value
 from kserve_lmcache.config.credentials import remote_of
 from kserve_lmcache.config.resolve import Flags, resolve
 from kserve_lmcache.config.rules import FAST
@@ -86,7 +86,7 @@ def captured_log() -> Iterator[io.StringIO]:
 
 def configuration_of(environ: dict[str, str], device: str = "cpu") -> Configuration:
     configuration = resolve(Flags(), environ, device, NOWHERE, FAST)
-    configuration.values.setdefault("max_local_cpu_size", config.Value(1.0, "test"))
+    configuration.values.setdefault("max_local_cpu_size", Value(1.0, "test"))
     return configuration
 
 
@@ -96,9 +96,9 @@ def texts_of(configuration: Configuration) -> str:
     plan = OffloadPlan(configuration, reason="test")
     return "\n".join(
         [
-            json.dumps(config.as_json(configuration)),
-            config.as_yaml(configuration),
-            config.explain(configuration, "remote_url"),
+            json.dumps(configuration.shown().encode()),
+            config.as_yaml(configuration.shown()),
+            config.explain(configuration.shown(), "remote_url"),
             json.dumps(report.status(monitor, plan, "m"), default=str),
             str(ConfigurationError(configuration.problems)),
             repr(remote_of(configuration)),
@@ -164,6 +164,7 @@ def test_of_what_lmcache_is_told_and_logs(url: str, password: str) -> None:
 @given(url=urls, password=passwords)
 def test_of_the_doctor(url: str, password: str) -> None:
     variables = {"LMCACHE_REMOTE_URL": url, "LMCACHE_REMOTE_PASSWORD": password}
+    variables["PROMETHEUS_MULTIPROC_DIR"] = str(NOWHERE)  # no server runs
     for name, value in variables.items():
         os.environ[name] = value.encode("utf-8", "replace").decode()
     try:

@@ -7,17 +7,21 @@ nearest known flag; KServe's own server ignores it.
 from __future__ import annotations
 
 import argparse
-import json
 import re
 from argparse import Namespace
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from difflib import get_close_matches
 from typing import NoReturn
 
 from vllm.utils.argparse_utils import FlexibleArgumentParser
 
+from kserve_lmcache.cli.argument_rules import (
+    DEFAULT_MODEL_DIRECTORY,
+    refuse_blanks,
+    stray_words,
+    unquote,
+)
 from kserve_lmcache.cli.kserve_flags import REFUSED
-from kserve_lmcache.cli.main import DEFAULT_MODEL_DIRECTORY
 from kserve_lmcache.compat.kserve import argument_parser as kserve_argument_parser
 from kserve_lmcache.compat.vllm import make_arg_parser
 from kserve_lmcache.config.flags import add_setting_flags
@@ -53,8 +57,6 @@ _ENCODER_FLAGS = (
     "return_probabilities",
     "return_raw_logits",
 )
-# An item of a list of arguments that holds a flag and its value, with a blank between them.
-_FLAG_AND_BLANK = re.compile(r"\s*(--?[A-Za-z][\w.-]*)\s+(.*)|\s+(--?[A-Za-z].*)", re.DOTALL)
 
 
 def parse_arguments(argv: Sequence[str]) -> Namespace:
@@ -63,10 +65,10 @@ def parse_arguments(argv: Sequence[str]) -> Namespace:
     Raises:
         UsageError: an unknown flag, a bad value, or a flag that could not take effect.
     """
-    _refuse_blanks(argv)
+    refuse_blanks(argv)
     parser = build_parser()
-    args: Namespace = parser.parse_args([_unquote(argument) for argument in argv])
-    if problems := [*_stray_words(args), *_flags_without_effect(parser, args)]:
+    args: Namespace = parser.parse_args([unquote(argument) for argument in argv])
+    if problems := [*stray_words(args), *_flags_without_effect(parser, args)]:
         raise UsageError("; ".join(problems))
     return args
 
@@ -187,41 +189,6 @@ def _add_kserves_flags_again(
         )
 
 
-def _refuse_blanks(argv: Sequence[str]) -> None:
-    """Refuse an item that holds a flag and a blank. Parsers take such an item for a word.
-
-    Raises:
-        UsageError: with every such item. Its value is not shown: it may be a secret.
-    """
-    found = [match for match in map(_FLAG_AND_BLANK.fullmatch, argv) if match]
-    if not found:
-        return
-    lines = []
-    for match in found:
-        flag, value = (match[1], match[2]) if match[1] else (match[3].split("=")[0].split()[0], "")
-        fix = f"{flag}=… or two items, {flag} and its value" if value else flag
-        lines.append(f"one argument holds {flag} and a blank; write {fix}")
-    raise UsageError("; ".join(lines))
-
-
-def _stray_words(args: Namespace) -> Iterator[str]:
-    """The model that is named twice, which is mostly a word without its flag."""
-    named = {
-        "--model_id": args.model_id,
-        "--model": args.model,
-        "the word without a flag": args.model_tag,
-    }
-    given = {where: name for where, name in named.items() if name is not None}
-    if "" in given.values():
-        yield "an argument is empty; remove it, or give the model a name"
-    elif len(set(given.values())) > 1:
-        word = ""
-        if args.model_tag is not None:
-            shown = args.model_tag.partition("=")[0]
-            word = f"; {shown!r} stands alone: write the flag that it belongs to, or remove it"
-        yield f"{' and '.join(given)} name different models{word}"
-
-
 def _flags_without_effect(parser: argparse.ArgumentParser, args: Namespace) -> list[str]:
     refused = [
         f"--{name.replace('_', '-')} has no effect on KServe's HTTP server, which serves here"
@@ -238,21 +205,3 @@ def _flags_without_effect(parser: argparse.ArgumentParser, args: Namespace) -> l
     if args.workers != 1:
         refused.append("--workers above 1 never serves: the engine cannot be shared by processes")
     return refused
-
-
-def _unquote(argument: str) -> str:
-    """Remove the single quotes that YAML keeps around JSON: ``--flag='{"a": 1}'``."""
-    flag, separator, value = argument.rpartition("='") if "='" in argument else ("", "", argument)
-    if separator:
-        value = f"'{value}"
-    inner = value[1:-1]
-    if len(value) < 2 or not (value[0] == value[-1] == "'") or not _is_json_object(inner):
-        return argument
-    return f"{flag}={inner}" if separator else inner
-
-
-def _is_json_object(text: str) -> bool:
-    try:
-        return isinstance(json.loads(text), dict)
-    except json.JSONDecodeError:
-        return False

@@ -12,6 +12,8 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from kserve_lmcache import __version__, logs
+from kserve_lmcache.cli import running
+from kserve_lmcache.cli.argument_rules import DEFAULT_MODEL_DIRECTORY
 from kserve_lmcache.compat.kserve import import_without_flags
 from kserve_lmcache.config import environment, memory_budget, metrics_directory
 from kserve_lmcache.config.resources import memory_limit
@@ -23,8 +25,8 @@ from kserve_lmcache.server.ending import end
 
 logger = logging.getLogger(__name__)
 
-# Where KServe mounts a storageUri.
-DEFAULT_MODEL_DIRECTORY = "/mnt/models"
+# Commands that run beside a server, in its memory. They import vLLM only with --engine.
+_LIGHT = ("config", "doctor")
 _UNEXPECTED = "This is unexpected; KSERVE_LMCACHE_LOG_LEVEL=debug shows the traceback."
 # Each command with its line in the help. A command parses its own flags.
 COMMANDS = {
@@ -53,6 +55,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     command = "serve"
     if arguments and arguments[0] in COMMANDS:
         command = str(_parser().parse_args([arguments.pop(0)]).command)
+    if command in _LIGHT and argv is None:  # a process of the command's own
+        running.go_first()
     try:
         return _run(command, arguments)
     except KServeLMCacheError as error:
@@ -75,6 +79,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     if termination_log.is_of_this_process():
         termination_log.write(text)
     return exit_code
+
+
+def _imports_vllm(command: str, arguments: Sequence[str]) -> bool:
+    return command == "serve" or (command in _LIGHT and "--engine" in arguments)
 
 
 def _choose_metrics_directory(command: str) -> None:
@@ -131,15 +139,19 @@ def _run(command: str, arguments: list[str]) -> int:
     levels = logs.LibraryLevels(os.environ)
     if command == "serve":
         environment.ensure()
-    _choose_metrics_directory(command)
-    if command in ("serve", "config", "doctor"):  # these import vLLM
+    imports_vllm = _imports_vllm(command, arguments)
+    if command in _LIGHT:
+        running.refuse_without_room(os.environ, imports_vllm)
+    if imports_vllm or command not in _LIGHT:  # the others look for the directories of servers
+        _choose_metrics_directory(command)
+    if imports_vllm:
         levels.set(os.environ.get(logs.LEVEL_VARIABLE, ""))
     if command == "serve":
         logs.configure(os.environ)
     if command == "serve":
         _refuse_too_little_memory()
         _look_for_model(arguments)
-    if command in ("serve", "config", "doctor"):
+    if imports_vllm:
         import_without_flags()
     if command == "serve":
         from kserve_lmcache.cli import serve

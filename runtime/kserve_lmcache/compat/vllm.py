@@ -41,6 +41,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from kserve_lmcache.compat.source import directory_of, execute
+
 if TYPE_CHECKING:
     import torch
     from fastapi import FastAPI
@@ -219,10 +221,11 @@ def register_parsers(kind: str, plugin: str | None) -> list[str]:
 
 def knows_hash_algorithm(name: str) -> bool:
     """Whether vLLM has a hash of this name, and the package for it is installed."""
-    from vllm.utils.hashing import get_hash_fn_by_name
-
+    # The module needs nothing of vLLM, whose import takes seconds.
+    path = directory_of("vllm") / "utils" / "hashing.py"
+    module = execute(path, "vllm.utils.hashing", lambda name: None)
     try:
-        get_hash_fn_by_name(name)
+        module.get_hash_fn_by_name(name)
     except (ValueError, ImportError):
         return False
     return True

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -23,6 +24,37 @@ class Value:
 
     value: Any
     source: str
+
+
+@dataclass(frozen=True)
+class Shown:
+    """What may be shown of a configuration: it has no secret."""
+
+    values: Mapping[str, Value]
+    notes: Sequence[str] = ()
+
+    def encode(self) -> dict[str, Any]:
+        """``{"values": {KEY: {"value": …, "source": …}}, "notes": […]}``, for JSON."""
+        return {
+            "values": {
+                name: {"value": shown.value, "source": shown.source}
+                for name, shown in self.values.items()
+            },
+            "notes": list(self.notes),
+        }
+
+    @classmethod
+    def decode(cls, content: Mapping[str, Any]) -> Shown:
+        """The result of :func:`encode`, read back.
+
+        Raises:
+            LookupError, TypeError, AttributeError: the content is another.
+        """
+        values = {
+            str(name): Value(each["value"], str(each["source"]))
+            for name, each in content["values"].items()
+        }
+        return cls(values, [str(note) for note in content["notes"]])
 
 
 @dataclass
@@ -64,6 +96,10 @@ class Configuration:
             name: Value(show(name, self.values[name].value), self.values[name].source)
             for name in names
         }
+
+    def shown(self) -> Shown:
+        """What may be shown of this configuration."""
+        return Shown(self.redacted(), [redact(note) for note in self.notes])
 
     def add_problem(self, name: str, message: str, fix: str) -> None:
         """Add a problem of the key ``name``. The message follows the key's name."""

@@ -13,7 +13,7 @@ import fcntl
 import os
 import shutil
 import tempfile
-from collections.abc import MutableMapping
+from collections.abc import Mapping, MutableMapping
 from pathlib import Path
 
 from kserve_lmcache.errors import UsageError
@@ -38,9 +38,9 @@ def make(environ: MutableMapping[str, str]) -> Path:
     Raises:
         UsageError: the directory cannot be made.
     """
-    given = environ.get(VARIABLE) or environ.get(_OLD_VARIABLE)
+    given = _given(environ)
     try:
-        parent = Path(given or tempfile.gettempdir()).absolute()
+        parent = _parent(environ)
         parent.mkdir(parents=True, exist_ok=True)
         _remove_abandoned(parent)
         own = Path(tempfile.mkdtemp(prefix=PREFIX, dir=parent))
@@ -61,6 +61,39 @@ def leave(environ: MutableMapping[str, str]) -> None:
     """Let this process keep its metrics to itself: it has those of no server."""
     for name in (VARIABLE, _OLD_VARIABLE):
         environ.pop(name, None)
+
+
+def of_live_servers(environ: Mapping[str, str]) -> list[Path]:
+    """The directories that live processes of this user have made. Changes nothing.
+
+    Args:
+        environ: names the directory in which they are, or none, as for :func:`make`.
+    """
+    found = []
+    for lock in sorted(_parent(environ).glob(f"{PREFIX}*/{_LOCK}")):
+        with contextlib.suppress(OSError):  # it was removed meanwhile
+            if lock.parent.stat().st_uid == os.geteuid() and _is_locked(lock):
+                found.append(lock.parent)
+    return found
+
+
+def _given(environ: Mapping[str, str]) -> str | None:
+    return environ.get(VARIABLE) or environ.get(_OLD_VARIABLE)
+
+
+def _parent(environ: Mapping[str, str]) -> Path:
+    return Path(_given(environ) or tempfile.gettempdir()).absolute()
+
+
+def _is_locked(lock: Path) -> bool:
+    file = os.open(lock, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW)
+    try:
+        fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return True
+    finally:
+        os.close(file)
+    return False
 
 
 def _lock(own: Path) -> None:

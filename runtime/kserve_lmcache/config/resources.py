@@ -9,12 +9,21 @@ from __future__ import annotations
 import os
 import resource
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 # Without a limit, cgroup v1 reports the largest page-aligned integer.
 _V1_UNLIMITED = 1 << 60
+# Of version 2 and of version 1: the limit, the usage, and what memory.stat has of files.
+_MEMORY_FILES = (
+    ("memory.max", "memory.current", ("active_file", "inactive_file")),
+    (
+        "memory.limit_in_bytes",
+        "memory.usage_in_bytes",
+        ("total_active_file", "total_inactive_file"),
+    ),
+)
 # The source of a limit that each process has for itself, and that counts what it does not use.
 ADDRESS_SPACE = "the process's limit (ulimit -v)"
 
@@ -43,6 +52,43 @@ def memory_limit(root: Path = Path("/")) -> Limit:
             if text and text.isdigit() and int(text) < _V1_UNLIMITED:
                 limits.append(Limit(int(text), f"the container's limit ({name})"))
     return min(limits, key=lambda limit: limit.value)
+
+
+def free_memory(root: Path = Path("/")) -> Limit | None:
+    """The memory that the container's limit leaves, in bytes; ``None`` without a limit.
+
+    The pages of files count as free: the kernel drops them before it ends a process.
+
+    Args:
+        root: the directory of ``/proc`` and ``/sys``.
+    """
+    free = []
+    for directory in _cgroup_directories(root, "memory"):
+        for limit, usage, files in _MEMORY_FILES:
+            most, used = _read(directory / limit), _read(directory / usage)
+            if not (most and used and most.isdigit() and used.isdigit()):
+                continue
+            if int(most) < _V1_UNLIMITED:
+                dropped = _statistics(directory / "memory.stat", files)
+                left = int(most) - int(used) + dropped
+                free.append(Limit(left, f"the container's limit ({limit}), less what it uses"))
+    return min(free, key=lambda limit: limit.value, default=None)
+
+
+def resident_memory(root: Path = Path("/")) -> int:
+    """The memory that this process takes, in bytes.
+
+    Args:
+        root: the directory of ``/proc``.
+    """
+    _, pages, *_ = (_read(root / "proc/self/statm") or "0 0").split()
+    return int(pages) * os.sysconf("SC_PAGE_SIZE")
+
+
+def _statistics(path: Path, names: Sequence[str]) -> int:
+    """The sum of the numbers behind names in a file of names and numbers."""
+    pairs = (line.partition(" ") for line in (_read(path) or "").splitlines())
+    return sum(int(value) for name, _, value in pairs if name in names and value.isdigit())
 
 
 @dataclass(frozen=True)

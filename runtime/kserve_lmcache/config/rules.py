@@ -424,5 +424,5 @@ def _engine_names(context: Context) -> Iterator[Problem]:
 
 
 FAST: tuple[Check, ...] = (_ranges, _choices, _shutdown, *TABLE, _remote_url, _lmcache_accepts)
-# The last check imports parts of the engine, which takes seconds.
+# The last check reads files of the engine's packages.
 ALL: tuple[Check, ...] = (*FAST, _engine_names)

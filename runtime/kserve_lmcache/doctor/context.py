@@ -17,6 +17,9 @@ from kserve_lmcache.server.announcement import Replica
 
 # About the chunk of a model of a billion parameters.
 _DEFAULT_CHUNK_BYTES = 4 * 2**20
+# The largest chunk that a command beside a server stores and reads back, for the sake of its
+# memory. Large models have chunks of some 100 MiB.
+LARGEST_CHUNK_BYTES = 8 * 2**20
 
 
 @dataclass(frozen=True)

@@ -6,10 +6,9 @@ import atexit
 import dataclasses
 import logging
 import shutil
-import ssl
 import tempfile
 from argparse import Namespace
-from collections.abc import Iterator, Mapping, MutableMapping
+from collections.abc import Mapping, MutableMapping
 from pathlib import Path
 from typing import Any
 
@@ -19,21 +18,24 @@ from kserve_lmcache import redaction
 from kserve_lmcache.config import (
     disk_tier,
     engine_file,
-    local_tier,
     memory_budget,
     remote_tier,
 )
+from kserve_lmcache.config.completion import complete, size_local_tier
 from kserve_lmcache.config.configuration import Configuration, show
-from kserve_lmcache.config.credentials import remote_of
 from kserve_lmcache.config.engine_shape import EngineShape
-from kserve_lmcache.config.flags import flags_of
 from kserve_lmcache.config.memory_budget import Needs
-from kserve_lmcache.config.resolve import resolve
 from kserve_lmcache.config.resources import memory_limit
-from kserve_lmcache.config.settings import SETTINGS, VARIABLE_PREFIX, route_groups
+from kserve_lmcache.config.settings import SETTINGS, VARIABLE_PREFIX
 from kserve_lmcache.config.stores import Remote
 from kserve_lmcache.engine.arguments import create_engine_config, device, resolve_engine_arguments
 from kserve_lmcache.engine.memory import needs_of, size_kv_cache
+from kserve_lmcache.engine.resolution import (
+    GRPC,
+    REMOVED_CONNECTOR,
+    has_model,
+    resolve_arguments,
+)
 from kserve_lmcache.engine.shape import shape_of
 from kserve_lmcache.engine.supported_models import check_supported
 from kserve_lmcache.errors import (
@@ -41,7 +43,6 @@ from kserve_lmcache.errors import (
     IdentityError,
     KServeLMCacheError,
     OffloadUnavailableError,
-    Problem,
     UnsupportedModelError,
     UsageError,
 )
@@ -59,12 +60,10 @@ CONNECTOR = "KServeLMCacheConnector"
 CONNECTOR_MODULE = "kserve_lmcache.connector"
 # LMCache's connectors in a worker. The first is in KServe's guide, and both are in manifests.
 _STOCK_CONNECTORS = ("LMCacheConnectorV1", "LMCacheConnectorV1Dynamic")
-_REMOVED_CONNECTOR = "LMCacheConnector"
-_GRPC = "--enable_grpc"
 # The start of the sources of settings that have nothing to do with LMCache.
 _OF_THE_SERVER = (
     VARIABLE_PREFIX,
-    _GRPC,
+    GRPC,
     *(
         setting.flag
         for setting in SETTINGS
@@ -126,7 +125,7 @@ def plan_offload(
     _raise_problems_of_the_server(configuration)
     _refuse_what_cannot_fit(needs_of(args, device(), environ))
     wanted = args.kv_transfer_config
-    is_ours = wanted is None or wanted.kv_connector in (*_STOCK_CONNECTORS, _REMOVED_CONNECTOR)
+    is_ours = wanted is None or wanted.kv_connector in (*_STOCK_CONNECTORS, REMOVED_CONNECTOR)
     if is_ours and not configuration.get("offload"):
         for problem in configuration.problems:
             logger.warning("Ignored, because offloading is off: %s", problem)
@@ -135,7 +134,7 @@ def plan_offload(
         _log_memory(needs_of(args, device(), environ))
         reason = f"{configuration.source('offload')} is off"
         return _disabled(args, configuration, reason), create_engine_config(args)
-    if wanted is not None and wanted.kv_connector == _REMOVED_CONNECTOR:
+    if wanted is not None and wanted.kv_connector == REMOVED_CONNECTOR:
         configuration.raise_problems()
     if not is_ours:
         # The user asks for another connector (NIXL, multi-process LMCache, …).
@@ -180,51 +179,8 @@ def _raise_problems_of_the_server(configuration: Configuration) -> None:
 
 
 def resolve_configuration(args: Namespace, environ: Mapping[str, str]) -> Configuration:
-    """The configuration from flags, file, variables and defaults.
-
-    :func:`complete` adds the values that depend on the machine and the engine.
-    """
-    configuration = resolve(flags_of(args), environ, device())
-    configuration.problems += _open_doors(args, configuration, environ)
-    if configuration.get("offload"):
-        configuration.problems += _contradictions(args)
-    return configuration
-
-
-def _open_doors(
-    args: Namespace, configuration: Configuration, environ: Mapping[str, str]
-) -> Iterator[Problem]:
-    """A port that lets anybody do what another port lets only the holder of a key do."""
-    groups = route_groups(configuration.get("enable_routes"), environ)
-    if not args.enable_grpc or "repository" not in groups:
-        return
-    guards = {
-        "API keys": bool(args.api_key or environ.get("VLLM_API_KEY")),
-        "certificates of clients": args.ssl_cert_reqs == ssl.CERT_REQUIRED,
-    }
-    if asked := " and ".join(name for name, is_asked in guards.items() if is_asked):
-        yield Problem(
-            f"opens a port that asks for no {asked}, by which anybody could unload the model",
-            _GRPC,
-            "Leave --enable_grpc out, or the group repository of --enable-routes.",
-        )
-
-
-def _contradictions(args: Namespace) -> Iterator[Problem]:
-    """Flags of vLLM that would take the place of this server's offloading."""
-    if getattr(args, "kv_offloading_size", None) is not None:
-        yield Problem(
-            "turns vLLM's own offloading on, in the place of this server's",
-            "--kv-offloading-size",
-            "Use --lmcache max_local_cpu_size=SIZE, or --offload=off.",
-        )
-    wanted = args.kv_transfer_config
-    if wanted is not None and wanted.kv_connector == _REMOVED_CONNECTOR:
-        yield Problem(
-            f"names {_REMOVED_CONNECTOR}, which vLLM has no longer",
-            "--kv-transfer-config",
-            "Leave the flag out: offloading needs none.",
-        )
+    """The configuration from flags, file, variables and defaults, for vLLM's device."""
+    return resolve_arguments(args, environ, device())
 
 
 def examine(
@@ -263,47 +219,6 @@ def examine(
     return shape, complete(configuration, shape, needs)
 
 
-def has_model(args: Namespace) -> bool:
-    """Whether the flags name a model, or one is mounted."""
-    mounted = Path(args.model_dir)
-    is_mounted = mounted.is_dir() and any(mounted.iterdir())
-    return bool(args.model_id or args.model_tag or args.model or is_mounted)
-
-
-def complete(
-    configuration: Configuration, shape: EngineShape | None, needs: Needs
-) -> Remote | None:
-    """Add the values that depend on the machine and the engine, and the problems of these values.
-
-    Args:
-        configuration: changed in place.
-        shape: the sizes of the engine's KV cache; ``None`` when there is no model.
-        needs: what the server needs besides the local tier.
-
-    Returns:
-        The remote store; ``None`` when there is none.
-    """
-    _size_local_tier(configuration, shape, needs)
-    if shape:
-        local_tier.check(configuration, memory_limit(), shape)
-    remote_tier.complete(configuration)
-    disk_tier.complete(configuration, shape)
-    return remote_of(configuration)
-
-
-def _size_local_tier(configuration: Configuration, shape: EngineShape | None, needs: Needs) -> None:
-    """Size the local tier by default, and check that it fits beside everything else."""
-    memory, name = memory_limit(), "max_local_cpu_size"
-    if name not in configuration.values or configuration.source(name).startswith("default"):
-        request = shape.request_bytes if shape else 0
-        configuration.values[name] = local_tier.default_size(memory, needs, request)
-    size = configuration.get(name) * memory_budget.GIB
-    # A tier that is too large by itself has a problem of its own.
-    if shape and size * needs.all_workers <= memory.value:
-        problem = memory_budget.problem(memory, needs, size)
-        configuration.problems += [problem] if problem else []
-
-
 def _sized_anew(
     args: Namespace,
     engine_config: VllmConfig,
@@ -326,7 +241,7 @@ def _sized_anew(
     needs = needs_of(args, device(), environ, model_path(engine_config))
     needs = size_kv_cache(args, memory_limit(), needs, environ)
     engine_config.cache_config.kv_cache_memory_bytes = args.kv_cache_memory_bytes
-    _size_local_tier(configuration, shape, needs)
+    size_local_tier(configuration, shape, needs)
     configuration.raise_problems()
     return needs
 

@@ -39,13 +39,19 @@ _REPLACED = ("", "V1", "V1Dynamic")  # LMCacheConnector, LMCacheConnectorV1, …
 _OFF = ("", "0", "false")
 
 
-def check_arguments(args: Namespace, environ: Mapping[str, str]) -> None:
+def check_arguments(args: Namespace, environ: Mapping[str, str], asks_vllm: bool = True) -> None:
     """Refuse arguments and variables with which a server would not start.
+
+    Args:
+        args: the server's arguments.
+        environ: the environment.
+        asks_vllm: whether vLLM is imported for what it alone knows.
 
     Raises:
         UsageError: with every mistake.
     """
-    found = [problem for check in _CHECKS for problem in check(args, environ)]
+    checks = (check for check in _CHECKS if asks_vllm or check not in _ASK_VLLM)
+    found = [problem for check in checks for problem in check(args, environ)]
     if found:
         raise UsageError("; ".join(found))
 
@@ -147,3 +153,4 @@ _CHECKS: tuple[_Check, ...] = (
     _variables_without_effect,
     _load_format,
 )
+_ASK_VLLM: tuple[_Check, ...] = (_vllms_own_check, _parsers, _connector, _variables)

@@ -28,7 +28,7 @@ sys.stdin.readline()
 """
 OTHER_COMMANDS = (
     ["config"],
-    ["config", f"--model_id={MODEL}", "--offload=off"],
+    ["config", "--engine", f"--model_id={MODEL}", "--offload=off"],
     ["doctor", "--timeout=2"],
     ["bench", "report", "/nonexistent"],
     ["demo-model", "--help"],
@@ -83,6 +83,17 @@ def test_no_other_command_touches_it(live: Path, command: list[str]) -> None:
     )
     assert contents(live) == before
     assert {path.name for path in live.parent.iterdir()} == {live.name, "users.db"}
+
+
+def test_other_commands_find_the_directories_of_live_servers(live: Path) -> None:
+    variables = {"PROMETHEUS_MULTIPROC_DIR": str(live.parent)}
+    with server(live.parent) as (second, process):
+        assert set(metrics_directory.of_live_servers(variables)) == {live, second}
+        process.kill()
+        process.wait()
+        assert second.exists()
+        assert metrics_directory.of_live_servers(variables) == [live]
+    assert metrics_directory.of_live_servers({"PROMETHEUS_MULTIPROC_DIR": "/nonexistent"}) == []
 
 
 def test_a_second_server_has_its_own(live: Path) -> None:

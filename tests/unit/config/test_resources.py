@@ -12,7 +12,9 @@ from kserve_lmcache.config.resources import (
     Limit,
     _schedulable_cores,
     cpu_cores,
+    free_memory,
     memory_limit,
+    resident_memory,
 )
 from tests.support.limits import cpu_limited, limited
 
@@ -57,6 +59,40 @@ def test_memory_of_cgroup_v1(root: Path) -> None:
     (root / "proc/self/cgroup").write_text("5:memory:/\n4:cpu,cpuacct:/\n")
     expected = Limit(3 * GIB, "the container's limit (memory.limit_in_bytes)")
     assert memory_limit(root) == expected
+
+
+def test_the_memory_that_a_limit_leaves(root: Path) -> None:
+    cgroup(
+        root,
+        "0::/pod/container",
+        pod__container__memory_dot_max=str(4 * GIB),
+        pod__container__memory_dot_current=str(3 * GIB),
+        pod__container__memory_dot_stat=f"anon {GIB}\ninactive_file {GIB // 4}\n"
+        f"active_file {GIB // 4}",
+        pod__memory_dot_max="max",
+        pod__memory_dot_current=str(9 * GIB),
+    )
+    free = free_memory(root)
+    assert free == Limit(1.5 * GIB, "the container's limit (memory.max), less what it uses")
+
+
+def test_the_memory_of_this_process(root: Path) -> None:
+    (root / "proc/self/statm").write_text("9000 512 3 4 5 6 7\n")
+    assert resident_memory(root) == 512 * os.sysconf("SC_PAGE_SIZE")
+    assert resident_memory() > 2**20
+
+
+def test_the_memory_that_a_limit_of_version_1_leaves(root: Path) -> None:
+    folder = root / "sys/fs/cgroup/memory"
+    folder.mkdir(parents=True)
+    (root / "proc/self/cgroup").write_text("5:memory:/\n")
+    (folder / "memory.limit_in_bytes").write_text(str(2 * GIB))
+    (folder / "memory.usage_in_bytes").write_text(str(GIB))
+    free = free_memory(root)
+    assert free is not None
+    assert free.value == GIB
+    (folder / "memory.limit_in_bytes").write_text("9223372036854771712")
+    assert free_memory(root) is None
 
 
 def test_no_limit_is_the_machine(root: Path) -> None:

@@ -14,6 +14,8 @@ from typing import Any
 import pytest
 
 from kserve_lmcache.cli.arguments import parse_arguments
+from kserve_lmcache.config import completion
+from kserve_lmcache.config.completion import complete
 from kserve_lmcache.config.configuration import Configuration
 from kserve_lmcache.config.engine_shape import EngineShape
 from kserve_lmcache.config.memory_budget import GIB, Needs
@@ -21,12 +23,7 @@ from kserve_lmcache.config.resources import Limit, machine_memory
 from kserve_lmcache.engine import arguments, memory, plan
 from kserve_lmcache.engine.arguments import resolve_engine_arguments
 from kserve_lmcache.engine.memory import needs_of
-from kserve_lmcache.engine.plan import (
-    OffloadPlan,
-    complete,
-    plan_offload,
-    resolve_configuration,
-)
+from kserve_lmcache.engine.plan import OffloadPlan, plan_offload, resolve_configuration
 from kserve_lmcache.errors import ConfigurationError, UsageError
 from kserve_lmcache.identity.weights import weights_bytes
 from tests.support.limits import limited
@@ -37,7 +34,7 @@ WEIGHTS = weights_bytes(MODEL)
 
 def container(monkeypatch: pytest.MonkeyPatch, gib: float) -> None:
     """Let this process be in a container of so much memory."""
-    for module in (arguments, plan):
+    for module in (arguments, plan, completion):
         monkeypatch.setattr(module, "memory_limit", lambda: Limit(gib * GIB, "the test's limit"))
 
 

@@ -140,6 +140,13 @@ INPUTS: list[tuple[list[str], dict[str, str], str]] = [
 ]
 
 
+ASKED_OF_VLLM = (
+    "vLLM refuses the arguments",
+    "is loaded by --load-format=dummy",
+    "vLLM cannot read VLLM_PORT",
+)
+
+
 def plan(flags: list[str], environ: dict[str, str]) -> None:
     """As `serve` does up to the engine's start."""
     args = parse_arguments(flags)
@@ -157,8 +164,8 @@ def test_the_three_commands_agree(
         monkeypatch.setenv(name, value)
     flags = [f"--model_id={MODEL}", "--lmcache", "max_local_cpu_size=0.5", *argv]
     with pytest.raises(KServeLMCacheError) as of_config:
-        config.run(flags)
-    report, code = doctor.run(["--json", "--timeout=1", *flags])
+        config.run(["--engine", *flags])
+    report, code = doctor.run(["--engine", "--json", "--timeout=1", *flags])
     failures = [
         f"{finding['evidence']} {finding['fix']}"
         for finding in json.loads(report)["findings"]
@@ -169,6 +176,24 @@ def test_the_three_commands_agree(
     assert message in str(of_config.value)
     assert message in str(of_serve.value)
     assert message in " ".join(failures)
+    assert code == 1
+
+
+@pytest.mark.parametrize(
+    ("argv", "environ", "message"), [each for each in INPUTS if each[2] not in ASKED_OF_VLLM]
+)
+def test_what_vllm_is_not_asked_for_is_refused_without_it(
+    argv: list[str], environ: dict[str, str], message: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name, value in environ.items():
+        monkeypatch.setenv(name, value)
+    flags = [f"--model_id={MODEL}", "--lmcache", "max_local_cpu_size=0.5", *argv]
+    with pytest.raises(KServeLMCacheError) as of_config:
+        config.run(flags)
+    assert message in str(of_config.value)
+    report, code = doctor.run(["--json", "--timeout=1", *flags])
+    findings = json.loads(report)["findings"]
+    assert message in " ".join(f"{each['evidence']} {each['fix']}" for each in findings)
     assert code == 1
 
 
