@@ -22,15 +22,18 @@ SERVE_LOCK := $(VENV)/.locked-$(DEVICE)
 TEST_LOCK := $(VENV)/.locked-test
 DOCS_LOCK := $(VENV)/.locked-docs
 
-.PHONY: help install install-test serve test test-all test-matrix test-kserve lint docs reference \
-	lock clean
+.PHONY: help install install-test serve test test-all test-cluster test-matrix test-kserve test-gpu \
+	gpu-wheels lint docs reference lock clean
 
 help:
 	@echo "make serve [REMOTE_URL=redis://…] [DEVICE=gpu] [PORT=8080] [MODEL=dir or hub id] [ARGS=…]"
 	@echo "make test      lint, types and the default selection of tests (what .ci/run runs)"
-	@echo "make test-all  lint, types and every test; takes hours"
+	@echo "make test-all  lint, types and every test that needs no cluster; takes hours"
+	@echo "make test-cluster IMAGE=… [KUBECONFIG=…] [MODEL_URI=…] [OCI_MODEL=oci://…] [POLICIES=no]"
 	@echo "make test-matrix [MATRIX_ARGS=--sets=0.24,…]   tests on every supported set of versions"
 	@echo "make test-kserve KSERVE_SRC=DIR   the clients' tests on the versions of KServe's image"
+	@echo "make test-gpu [WHEELS=DIR] [OUTPUT=DIR] [GPU_ARGS=…]   10 minutes on a machine with a GPU"
+	@echo "make gpu-wheels [OUTPUT=DIR] [WHEELS_ARGS=…]   what that needs without a package index"
 	@echo "make install   only the set-up, into $(VENV)"
 	@echo "make docs      the documentation, into build/docs; a dead link fails"
 	@echo "make reference renew the generated pages in docs/reference"
@@ -105,7 +108,21 @@ reference: install-test
 # tests/README.md lists the markers and the options for PYTEST_ARGS.
 test test-all: lint $(VENV)/.debian
 	@test -f $(DEMO_MODEL)/config.json || $(BIN)/python -m kserve_lmcache demo-model $(DEMO_MODEL)
-	$(BIN)/pytest $(if $(filter test-all,$@),-m '') $(PYTEST_ARGS)
+	$(BIN)/pytest $(if $(filter test-all,$@),-m 'not kubernetes') $(PYTEST_ARGS)
+
+# On any cluster with KServe: in namespaces of its own, which are gone at the end. Nothing that a policy
+# keeps out can be seen where no network plugin enforces policies: POLICIES=no leaves these tests out.
+KUBECONFIG ?=
+MODEL_URI ?= hf://HuggingFaceTB/SmolLM2-135M-Instruct
+OCI_MODEL ?=
+POLICIES ?= yes
+test-cluster: install-test
+	@test -n '$(IMAGE)' || { echo "IMAGE=…: this package's image for CPUs" >&2; exit 1; }
+	$(BIN)/pytest -m kubernetes --cluster-kubeconfig='$(KUBECONFIG)' --cluster-image='$(IMAGE)' \
+		--cluster-model='$(MODEL_URI)' --cluster-oci-model='$(OCI_MODEL)' \
+		$(if $(OCI_MODEL),,--deselect tests/cluster/test_models.py::test_a_model_from_an_image) \
+		$(if $(filter no,$(POLICIES)),--deselect tests/cluster/test_policies.py) \
+		$(PYTEST_ARGS) tests/cluster
 
 # Each set of versions in an environment of its own below .venv-matrix (tests/matrix).
 MATRIX := $(PYTHON) -m tests.matrix
@@ -120,19 +137,31 @@ test-kserve:
 	PYTHONPATH='$(abspath $(KSERVE_SRC))/python/huggingfaceserver' \
 		.venv-matrix/0.24/bin/python -m pytest $(or $(PYTEST_ARGS),tests/e2e/clients)
 
+# One script of ten minutes for a machine with a GPU (tests/gpu). It reaches no package index: WHEELS
+# is what gpu-wheels makes. Without WHEELS it runs in the environment that is there.
+GPU_DEVICE = $(if $(filter command environment,$(firstword $(origin DEVICE))),$(DEVICE),auto)
+test-gpu:
+	$(PYTHON) -m tests.gpu --device=$(GPU_DEVICE) $(if $(WHEELS),--wheels=$(WHEELS)) \
+		$(if $(OUTPUT),--output=$(OUTPUT)) $(GPU_ARGS)
+
+gpu-wheels:
+	$(PYTHON) -m tests.gpu.wheels pack --output=$(or $(OUTPUT),build/gpu-wheels) $(WHEELS_ARGS)
+
 # Hashes and no addresses, so that the locks work wherever packages come from.
 OVERRIDES = --overrides overrides.txt --overrides
 COMPILE = .venv-lock/bin/uv pip compile --quiet --upgrade --generate-hashes \
 	--no-emit-index-url --no-emit-find-links --custom-compile-command 'make lock'
 lock:
 	$(PYTHON) -m venv .venv-lock && .venv-lock/bin/pip install --quiet uv
-	cd requirements && rm -f cpu.txt test.txt vllm-*.txt gpu.txt sbom.txt docs.txt
+	cd requirements && rm -f cpu.txt test.txt vllm-*.txt gpu*.txt sbom.txt docs.txt
 	cd requirements && ../$(COMPILE) --universal --python-version 3.11 \
 		$(OVERRIDES) overrides-cpu.txt test.in -o test.txt
 	cd requirements && ../$(COMPILE) --universal --python-version 3.11 \
 		$(OVERRIDES) overrides-cpu.txt --constraints test.txt cpu.in -o cpu.txt
 	cd requirements && ../$(COMPILE) --python-version 3.12 --python-platform x86_64-manylinux_2_28 \
 		gpu.in -o gpu.txt
+	cd requirements && ../$(COMPILE) --python-version 3.12 --python-platform x86_64-manylinux_2_28 \
+		--overrides overrides-gpu.txt --constraints gpu.txt gpu-test.in -o gpu-test.txt
 	cd requirements && ../$(COMPILE) --universal --python-version 3.11 \
 		$(OVERRIDES) vllm-0.24.in test.in -o vllm-0.24.txt
 	cd requirements && ../$(COMPILE) --universal --python-version 3.11 \

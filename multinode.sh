@@ -21,7 +21,8 @@ case "$role" in
 head)
     ray start --head --node-ip-address="$POD_IP" --port="$gcs_port" --node-manager-port=6380 \
         --include-dashboard=false
-    # The server waits until the workers have joined.
+    # The server would wait for the workers, too, and not say for what.
+    "${PYTHON:-python3}" -m kserve_lmcache.cli.await_nodes "${RAY_NODE_COUNT:-1}"
     exec entrypoint.sh --distributed-executor-backend=ray \
         --tensor-parallel-size="$TENSOR_PARALLEL_SIZE" \
         --pipeline-parallel-size="$PIPELINE_PARALLEL_SIZE" "$@"

@@ -9,11 +9,15 @@ import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
+from redis import Redis
+
 from kserve_lmcache.bench.own import Servers, free_port
 
 ROOT = Path(__file__).parents[1]
 MODEL = ROOT / ".models" / "SmolLM2-135M-Instruct"
 ENGINE = ("--max-model-len=8192", "--kv-cache-memory-bytes=800M", "--enforce-eager")
+# vLLM wants nine tenths of a GPU to be free, and several servers share it.
+SHARED_GPU = ("--gpu-memory-utilization=0.08",)
 # Left to itself vLLM computes with fewer threads than there are cores, and LMCache changes that.
 # One thread: while vLLM's worker computes, its scheduler spins, and that needs a core as well.
 THREADS = {"VLLM_CPU_OMP_THREADS_BIND": "0"}
@@ -38,6 +42,12 @@ def redis(started: Servers) -> str:
         return started.redis(None)
 
 
+def stored_chunks(store: str) -> int:
+    """The number of chunks in a Redis, which has the announcements of its replicas as well."""
+    with Redis.from_url(store) as client:
+        return sum(b":replicas:" not in key for key in client.scan_iter(count=1000))
+
+
 def ours(started: Servers, name: str, store: str) -> str:
     """This package with the Redis."""
     return _ours(started, name, **_lmcache(store))
@@ -46,6 +56,11 @@ def ours(started: Servers, name: str, store: str) -> str:
 def off(started: Servers, name: str, _store: str) -> str:
     """This package with offloading off."""
     return _ours(started, name, "--offload=off")
+
+
+def alone(started: Servers, name: str, *arguments: str) -> str:
+    """This package with its local tier alone, and further arguments of the engine."""
+    return _ours(started, name, *arguments, LMCACHE_MAX_LOCAL_CPU_SIZE="1")
 
 
 def vllm(started: Servers, name: str, _store: str) -> str:
@@ -100,7 +115,7 @@ def _transfer(connector: dict[str, object]) -> str:
 
 def _ours(started: Servers, name: str, *arguments: str, **environ: str) -> str:
     command = [str(ROOT / "entrypoint.sh"), f"--model_id={MODEL}", "--model_name=small"]
-    return _start(started, name, [*command, *arguments], "--http_port", OURS, environ)
+    return _start(started, name, command, arguments, "--http_port", OURS, environ)
 
 
 def _vllm(started: Servers, name: str, *arguments: str, **environ: str) -> str:
@@ -108,18 +123,21 @@ def _vllm(started: Servers, name: str, *arguments: str, **environ: str) -> str:
     command = [sys.executable, "-m", "vllm.entrypoints.launchers.api_server.entry"]
     command += [f"--model={MODEL}", "--served-model-name=small", "--host=127.0.0.1"]
     command += ["--enable-prompt-tokens-details"]
-    return _start(started, name, [*command, *arguments], "--port", VLLM, environ)
+    return _start(started, name, command, arguments, "--port", VLLM, environ)
 
 
 def _start(
     started: Servers,
     name: str,
     command: Sequence[str],
+    arguments: Sequence[str],
     port_flag: str,
     health: str,
     environ: dict[str, str],
 ) -> str:
     url = f"http://127.0.0.1:{free_port()}"
     port = f"{port_flag}={url.rpartition(':')[2]}"
-    started.start(name, [*command, *ENGINE, port], url + health, **environ)
+    shared = SHARED_GPU if any(Path("/dev").glob("nvidia[0-9]*")) else ()
+    whole = [*command, *ENGINE, *shared, *arguments, port]  # the last of two equal flags counts
+    started.start(name, whole, url + health, **environ)
     return url

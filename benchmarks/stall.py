@@ -21,7 +21,8 @@ import random
 import statistics
 import tempfile
 import time
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -56,6 +57,26 @@ class Link:
         return f"load, {self.rate / 1e6:g} MB/s" if self.rate else "load, any rate"
 
 
+@dataclass(frozen=True)
+class Row:
+    """What was measured on a link, in seconds.
+
+    Attributes:
+        load: median time to the first token of the prompts.
+        quiet: longest gap between tokens while no prompt came.
+        median: of the longest gaps during each prompt.
+        longest: of these gaps.
+        goal: for ``longest``.
+    """
+
+    link: Link
+    load: float
+    quiet: float
+    median: float
+    longest: float
+    goal: float
+
+
 def main() -> None:
     """Measure, and print the table."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
@@ -66,28 +87,62 @@ def main() -> None:
     args = parser.parse_args()
     links = [Link(rate=rate * 1e6) for rate in args.rate]
     links += [Link(delay=delay / 1000, is_lookup=True) for delay in (0.0, *args.delay)]
-    stored = [prompt(number, _LOADED) for number in range(args.prompts)]
     print("| link | first token, ms | quiet gap, ms | gap, ms: median | longest | goal, ms |")
     print("|---|---|---|---|---|---|", flush=True)
-    with tempfile.TemporaryDirectory() as name, contenders.servers(Path(name)) as outer:
+    with tempfile.TemporaryDirectory() as name:
+        for row in measured(links, args.prompts, args.streams, Path(name)):
+            figures = (row.load, row.quiet, row.median, row.longest, row.goal)
+            cells = " | ".join(f"{1000 * each:.0f}" for each in figures)
+            print(f"| {row.link} | {cells} |", flush=True)
+
+
+def measured(
+    links: Sequence[Link], prompts: int, streams: int, directory: Path, at_once: int = 1
+) -> Iterator[Row]:
+    """Measure each link.
+
+    Args:
+        links: those of lookups behind the one without a delay.
+        prompts: of each link.
+        streams: answers that run meanwhile.
+        directory: for the logs of the servers.
+        at_once: servers that run at the same time. All but the measured one are idle.
+    """
+    stored = [prompt(number, _LOADED) for number in range(prompts)]
+    with contenders.servers(directory) as outer:
         store = contenders.redis(outer)
-        with contenders.servers(Path(name)) as servers:
-            asyncio.run(store_all(contenders.ours(servers, "writer", store), stored))
+        with contenders.servers(directory) as servers:
+            url = contenders.ours(servers, "writer", store)
+            asyncio.run(store_all(url, stored, store))
         undelayed = 0.0
-        for number, link in enumerate(links):
+        for number, (link, url) in enumerate(readers(links, store, directory, at_once)):
             asked = stored
-            if link.is_lookup:
-                asked = [prompt(1000 + each, _NEW) for each in range(args.prompts)]
-            with relayed(store, link) as way, contenders.servers(Path(name)) as servers:
-                url = contenders.ours(servers, f"reader-{number}", way)
-                seconds, quiet, gaps = asyncio.run(measure(url, asked, args.streams))
+            if link.is_lookup:  # another link's are in the store by now
+                asked = [prompt(1000 * (1 + number) + each, _NEW) for each in range(prompts)]
+            seconds, quiet, gaps = asyncio.run(measure(url, asked, streams))
             load = statistics.median(seconds)
             if link.is_lookup and not link.delay:
                 undelayed = max(gaps)
             goal = undelayed + 0.01 if link.is_lookup else quiet + 0.15 * load
-            figures = (load, quiet, statistics.median(gaps), max(gaps), goal)
-            cells = " | ".join(f"{1000 * each:.0f}" for each in figures)
-            print(f"| {link} | {cells} |", flush=True)
+            yield Row(link, load, quiet, statistics.median(gaps), max(gaps), goal)
+
+
+def readers(
+    links: Sequence[Link], store: str, directory: Path, at_once: int
+) -> Iterator[tuple[Link, str]]:
+    """Each link with the address of a server behind it, which ends with its group."""
+    for begin in range(0, len(links), at_once):
+        group = links[begin : begin + at_once]
+        with contextlib.ExitStack() as stack:
+            ways = [stack.enter_context(relayed(store, link)) for link in group]
+            servers = stack.enter_context(contenders.servers(directory))
+            with ThreadPoolExecutor(at_once) as pool:
+                starts = [
+                    pool.submit(contenders.ours, servers, f"reader-{begin + number}", way)
+                    for number, way in enumerate(ways)
+                ]
+                urls = [each.result() for each in starts]
+            yield from zip(group, urls, strict=True)
 
 
 def prompt(number: int, tokens: int) -> list[int]:
@@ -96,12 +151,19 @@ def prompt(number: int, tokens: int) -> list[int]:
     return [chance.randrange(1000, 40_000) for _ in range(tokens)]
 
 
-async def store_all(url: str, prompts: list[list[int]]) -> None:
-    """Ask every prompt, and wait until all chunks are written."""
+async def store_all(url: str, prompts: list[list[int]], store: str) -> None:
+    """Ask every prompt, and wait until all chunks are in the store.
+
+    Raises:
+        TimeoutError: they are not within a minute.
+    """
+    chunks = sum(len(each) // _CHUNK for each in prompts)
     async with httpx.AsyncClient(base_url=url, timeout=300) as client:
         for each in prompts:
             await first_token(client, each)
-        await asyncio.sleep(3)
+    async with asyncio.timeout(60):
+        while contenders.stored_chunks(store) < chunks:
+            await asyncio.sleep(0.1)
 
 
 async def measure(

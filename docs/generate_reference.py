@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from kserve_lmcache.cli import arguments, bench, config, demo_model, doctor
+from kserve_lmcache.cli.kserve_flags import KSERVE_FLAGS
 from kserve_lmcache.cli.main import COMMANDS
 from kserve_lmcache.config import keys
 from kserve_lmcache.config.environment import DEFAULTS as ENVIRONMENT
@@ -43,8 +44,9 @@ documentation](https://docs.lmcache.ai/api_reference/configurations.html) has th
 _ENVIRONMENT = """\
 ## Environment of the process
 
-The entry point sets these variables before Python starts, unless they are set. It also makes
-`PROMETHEUS_MULTIPROC_DIR`, an empty directory for the metrics of vLLM and LMCache.
+The entry point sets these variables before Python starts, unless they are set.
+`PROMETHEUS_MULTIPROC_DIR` names the directory in which every server makes a directory of its own,
+for the metrics of vLLM and LMCache. The default is the directory for temporary files (`TMPDIR`).
 """
 _METRICS = """\
 # Metrics
@@ -80,6 +82,12 @@ names cannot be set.
 Every [setting](settings.md) but the password has a flag. `--lmcache KEY=VALUE …` sets keys of
 LMCache. The table has the flags of KServe's Hugging Face server.
 """
+_KSERVE_FLAGS = """\
+# Flags of KServe's servers
+
+Every flag of KServe's model server and of KServe's Hugging Face server is honoured, or the server
+refuses to start and says what to use instead. [Command line](command-line.md) has the other flags.
+"""
 _HUGGING_FACE, _OFFLOADING = "KServe Hugging Face server", "KV-cache offloading"
 _OWN_FLAGS = "The flags of the [settings](settings.md) and `--lmcache` work here too.\n"
 
@@ -91,6 +99,7 @@ def pages() -> dict[str, str]:
         "metrics.md": [_METRICS, _metrics()],
         "routes.md": [_ROUTES, _routes()],
         "command-line.md": _command_line(),
+        "kserve-flags.md": [_KSERVE_FLAGS, _kserve_flags()],
     }
     return {name: "\n".join([_HEAD, *texts]).rstrip() + "\n" for name, texts in parts.items()}
 
@@ -179,6 +188,21 @@ def _routes() -> str:
         names = "<br>".join(f"`{name}`" for name in row.routes)
         rows.append((names, row.source, row.when, "; ".join(notes)))
     return _table(("Route", "From", "Is", "Notes"), rows)
+
+
+def _kserve_flags() -> str:
+    actions = arguments.build_parser()._option_string_actions
+    # The spelling of the flag that KServe has: with underscores, where there are both.
+    spelling = {name: f"--{name}" for name in KSERVE_FLAGS if f"--{name}" in actions}
+    spelling.update({n: f"--{n.replace('_', '-')}" for n in KSERVE_FLAGS if n not in spelling})
+    rows = []
+    for name, decision in KSERVE_FLAGS.items():
+        here = "honoured"
+        if decision.instead:
+            allowed = ", ".join(f"`{value}`" for value in decision.allowed)
+            here = f"refused, but {allowed}" if allowed else "refused"
+        rows.append((f"`{spelling[name]}`", here, decision.instead or decision.note))
+    return _table(("Flag", "Here", "Notes, or what to use instead"), rows)
 
 
 def _command_line() -> Iterator[str]:

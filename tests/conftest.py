@@ -13,6 +13,7 @@ from tests.support import options
 # Seconds after which a test fails; a module's fixtures count for its first test. A test that needs
 # longer has a marker of its own.
 TIME_LIMITS = {"unit": 300, "packaging": 300, "integration": 300, "e2e": 900, "matrix": 900}
+TIME_LIMITS["cluster"] = 5400
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:

@@ -16,7 +16,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from kserve_lmcache.redaction import redact_urls
+from kserve_lmcache.redaction import redact_text
 
 
 class KServeLMCacheError(Exception):
@@ -46,7 +46,7 @@ class Problem:
     fix: str
 
     def __str__(self) -> str:
-        return redact_urls(f"{self.source}: {self.message}. {self.fix}")
+        return redact_text(f"{self.source}: {self.message}. {self.fix}")
 
 
 class _ProblemsError(KServeLMCacheError):

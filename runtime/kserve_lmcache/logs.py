@@ -18,10 +18,15 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, MutableMappin
 from contextvars import ContextVar
 from datetime import UTC, datetime
 
+from kserve_lmcache.redaction import redact_logs
+
 FORMAT_VARIABLE = "KSERVE_LMCACHE_LOG_FORMAT"
 LEVEL_VARIABLE = "KSERVE_LMCACHE_LOG_LEVEL"
 # The ID of the active request.
 REQUEST_ID: ContextVar[str] = ContextVar("request_id", default="")
+
+# Whether the active request is a probe or a scrape.
+IS_PROBE: ContextVar[bool] = ContextVar("is_probe", default=False)
 
 _PACKAGE = "kserve_lmcache"
 _FORMAT = "%(asctime)s %(levelname)s %(message)s"
@@ -42,6 +47,7 @@ _REPEATING = (
     "vllm.config",
     "vllm.platforms",
     "vllm.distributed.kv_transfer.kv_connector.v1.base",
+    "vllm.utils.torch_utils",  # that OMP_NUM_THREADS is set, which this server does
 )
 _STDERR = 2
 
@@ -95,6 +101,7 @@ def _loggers(name: str) -> Iterator[logging.Logger]:
 
 def configure(environ: Mapping[str, str]) -> None:
     """Write this package's records, at the level and in the format that the variables say."""
+    redact_logs()
     set_level(environ.get(LEVEL_VARIABLE, "info"))
     if environ.get(FORMAT_VARIABLE, "").strip().lower() == "json":
         use_json()
@@ -192,5 +199,11 @@ def use_json() -> None:
     logging.setLoggerClass(OneHandler)
     logging.root.handlers = [handler]
     for logger in logging.root.manager.loggerDict.values():
-        if isinstance(logger, logging.Logger) and logger.handlers:
+        # Also those that exist: vLLM gives its logger new handlers when an engine's process has
+        # read its configuration, and LMCache whenever a module of its own asks for its logger.
+        if type(logger) is logging.Logger:
+            logger.__class__ = OneHandler
+        elif isinstance(logger, logging.Logger) and logger.handlers:
             logger.handlers = [handler]
+    # A Python warning is a line of text otherwise.
+    logging.captureWarnings(True)

@@ -82,6 +82,24 @@ def test_the_engine_uses_what_the_config_command_prints(
         assert (value, source) == (str(values[name]["value"]), values[name]["source"])
 
 
+def test_config_and_doctor_are_about_the_running_server(
+    server: Server, environ: dict[str, str]
+) -> None:
+    printed = command(environ, "config", "--json")
+    assert printed.returncode == 0, printed.stderr
+    content = json.loads(printed.stdout)
+    assert f"of the running server: pid {server.process.pid} " in content["notes"][-1]
+    flags = ("--engine", f"--model_id={MODEL}", "--max-model-len=4096", "--drain-delay=0")
+    of_flags = json.loads(command(environ, "config", "--json", *flags).stdout)
+    assert content["values"] == of_flags["values"]
+    report = command(environ, "doctor", "--json")
+    assert report.returncode == 0, report.stdout
+    found = {each["name"]: each for each in json.loads(report.stdout)["findings"]}
+    assert f"running server: pid {server.process.pid}" in found["configuration"]["evidence"]
+    assert found["remote round trip"]["status"] == "ok"
+    assert "changes" not in found
+
+
 def test_a_variable_that_loses_is_named(server: Server, environ: dict[str, str]) -> None:
     path = environ["LMCACHE_CONFIG_FILE"]
     log = server.process.output()

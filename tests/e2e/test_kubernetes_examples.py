@@ -30,6 +30,7 @@ from tests.support.cluster.container import ContainerProcess
 from tests.support.cluster.deployment import (
     SECRETS,
     Replica,
+    claim_with,
     hub_cache,
     of_kind,
     preflight,
@@ -37,6 +38,7 @@ from tests.support.cluster.deployment import (
     start_store,
     wait_until_ready,
 )
+from tests.support.cluster.kserve import storage_uri
 from tests.support.metrics import samples
 from tests.support.models import adapter
 from tests.support.server import MODEL, cached_tokens, long_prompt
@@ -44,8 +46,10 @@ from tests.support.waiting import until
 
 # The overlay that everyone tries first: preflight, runtime, Redis, two replicas.
 DEFAULT = "local"
-MANY_NODES = {"multinode"}  # test_kubernetes_multinode.py
-ALL = ["local", "guide", *sorted({path.stem for path in examples()} - MANY_NODES)]
+# On many nodes (test_kubernetes_multinode.py), and by a sidecar in the same process namespace
+# (tests/unit/identity/test_arrival.py).
+NOT_HERE = {"multinode", "oci"}
+ALL = ["local", "guide", *sorted({path.stem for path in examples()} - NOT_HERE)]
 # What a request says beside its prompt, and how it must be answered where another's would not be.
 MODELS = {"guide": "llama3", "lora": "sql"}
 PROBES = ("startupProbe", "readinessProbe", "livenessProbe")
@@ -77,8 +81,10 @@ def test_the_second_replica_takes_what_the_first_computed(name: str, tmp_path: P
     if name == "model-id":
         hub_cache(tmp_path, "meta-llama/Llama-3.2-1B-Instruct", MODEL)
     applied, headers = _documents(name), TENANT.get(name, {})
+    (service,) = of_kind(applied, "InferenceService")
+    if (storage_uri(service) or "").startswith("pvc://"):
+        claims["models"] = claim_with(tmp_path / "models", service, MODEL)
     with Cluster.up(tmp_path, applied, SECRETS, MODEL, claims) as cluster:
-        (service,) = of_kind(applied, "InferenceService")
         _, store = start_store(cluster)
         if "initContainers" in service["spec"]["predictor"]:
             checked = preflight(cluster, service, "preflight")

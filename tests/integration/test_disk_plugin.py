@@ -21,13 +21,10 @@ from tests.support.stores import redis_process
 from tests.support.tiers import LAYOUT, chunks, disk_tier, load, store_all
 from tests.support.waiting import until
 
+pytestmark = pytest.mark.usefixtures("same_keys")
+
 CORRUPTIONS = 1_000
 GIB = 2**30
-
-
-@pytest.fixture(autouse=True)
-def _same_keys(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("PYTHONHASHSEED", "0")
 
 
 @pytest.fixture

@@ -13,9 +13,12 @@ from pathlib import Path
 
 import pytest
 
+from kserve_lmcache.config.tier_limits import TierLimits
 from kserve_lmcache.doctor import report
 from kserve_lmcache.doctor.check import Finding, Status
 from kserve_lmcache.doctor.redis_server import kind
+from kserve_lmcache.tiers.guard.store import Entry
+from kserve_lmcache.tiers.redis.store import COMMANDS, RedisStore
 from tests.support.doctor import (
     STORE_CHECKS,
     find,
@@ -85,6 +88,27 @@ def test_a_healthy_valkey(tmp_path: Path) -> None:
     assert find(findings, "remote server").evidence.startswith("Valkey 9.")
 
 
+def test_a_store_whose_way_opens_late(tmp_path: Path) -> None:
+    with redis_process(tmp_path) as late:
+        late.kill()
+        assert find(look_at(redis_remote(late)), "remote connection").status is Status.FAILURE
+        opener = threading.Timer(1.5, late.start)
+        opener.start()
+        findings = look_at(redis_remote(late), patient=True)
+        opener.join()
+    assert "tries in" in find(findings, "remote connection").evidence
+    assert find(findings, "remote round trip").status is Status.OK
+
+
+def test_a_store_that_never_answers_is_told_within_the_time(tmp_path: Path) -> None:
+    start = time.monotonic()
+    remote = redis_remote(f"redis://127.0.0.1:{free_port()}")
+    findings = look_at(remote, timeout=4, patient=True)
+    assert 2 < time.monotonic() - start < 4
+    assert "refuses the connection" in find(findings, "remote connection").evidence
+    unchecked_after(findings, "remote connection")
+
+
 def test_a_wrong_password(healthy: Store) -> None:
     findings = look_at(redis_remote(healthy, password="another-password-2b"))
     login = find(findings, "remote login")
@@ -114,7 +138,8 @@ def test_a_password_where_none_is_wanted(plain: Store) -> None:
 
 def test_users_of_an_acl(healthy: Store) -> None:
     with healthy.client() as client:
-        client.execute_command("ACL SETUSER cache on >cache-password-9e ~* +ping +get +set +unlink")
+        rights = "+ping +getrange +set +strlen +expire +unlink"
+        client.execute_command(f"ACL SETUSER cache on >cache-password-9e ~* {rights}")
         client.execute_command("ACL SETUSER other on >cache-password-9e ~other:* +@all")
     remote = redis_remote(healthy, username="cache", password="cache-password-9e")
     findings = look_at(remote)
@@ -132,6 +157,45 @@ def test_users_of_an_acl(healthy: Store) -> None:
     last = find(look_at(remote), "remote round trip")
     assert last.status is Status.FAILURE
     assert "ACL SETUSER … ~*" in last.fix
+
+
+@pytest.mark.parametrize("missing", COMMANDS)
+def test_a_user_without_one_of_the_tiers_commands(healthy: Store, missing: str) -> None:
+    """The advice is enough for the doctor and for the tier, and every part of it is needed."""
+    with healthy.client() as client:
+        rights = " ".join(f"+{command}" for command in COMMANDS if command != missing)
+        client.execute_command(f"ACL SETUSER less reset on >cache-password-9e ~* {rights}")
+    remote = redis_remote(healthy, username="less", password="cache-password-9e")
+    found = find(look_at(remote), "remote round trip")
+    if missing == "unlink":
+        assert found.status is Status.WARNING
+        assert found.fix == "Allow this user to delete: ACL SETUSER … +unlink."
+        return
+    assert found.status is Status.FAILURE
+    assert missing.upper() in found.evidence
+    advice = found.fix.partition("…")[2].rstrip(".")
+    with healthy.client() as client:
+        client.execute_command(f"ACL SETUSER less reset on >cache-password-9e {advice}")
+    assert find(look_at(remote), "remote round trip").status is Status.OK
+
+
+def test_the_tier_sends_no_command_that_is_not_in_the_list(plain: Store) -> None:
+    store = RedisStore(redis_remote(plain), TierLimits(), "write", 100)
+    with closing(store), plain.client() as client, client.monitor() as monitor:
+        entry = Entry("key", b"header", b"payload")
+        store.ping()
+        store.write([entry])
+        assert store.sizes(["key"]) == [13]
+        assert len(list(store.read(["key"]))) == 1
+        store.keep(["key"])
+        store.delete(["key"])
+        store.write([Entry("last", b"", b"")])
+        sent = set()
+        for command in monitor.listen():
+            sent.add(command["command"].split()[0].lower())
+            if "last" in command["command"]:
+                break
+    assert sent - {"client", "hello", "select"} == set(COMMANDS)
 
 
 def test_no_limit_on_memory(plain: Store) -> None:
@@ -325,8 +389,8 @@ def test_a_url_that_cannot_be_used() -> None:
     (address,) = look_at(redis_remote("redis://host:six/0"))
     assert address.name == "remote address"
     assert address.status is Status.FAILURE
-    assert address.evidence == "remote_url names no number as the port of host"
-    assert address.fix == "Correct remote_url (the test)."
+    assert address.evidence == "remote_url names a port that is no number up to 65535"
+    assert address.fix == "Correct the port. remote_url is set by the test."
 
 
 def test_another_service_on_the_port() -> None:
@@ -424,3 +488,27 @@ def test_sentinels(tmp_path: Path, plain: Store) -> None:
     wrong = find(look_at(redis_remote(f"redis-sentinel://{primary}/cache")), "remote sentinel")
     assert wrong.status is Status.FAILURE
     assert f"{primary} is no sentinel" in wrong.evidence
+
+
+def test_sentinels_with_a_password_of_their_own(tmp_path: Path, healthy: Store) -> None:
+    mounted, own = tmp_path / "password", "sentinel-password-3b"
+    with sentinel(tmp_path, "cache", healthy, password=own) as watcher:
+        url = f"redis-sentinel://{watcher.host}:{watcher.port}/cache"
+
+        def found(**fields: str) -> list[Finding]:
+            return look_at(redis_remote(url, password=PASSWORD, **fields))
+
+        missing = find(found(), "remote sentinel")
+        assert missing.status is Status.FAILURE
+        assert missing.evidence.endswith("asks for a password of its own")
+        assert "LMCACHE_REMOTE_SENTINEL_PASSWORD" in missing.fix
+        wrong = find(found(sentinel_password="other-password-1"), "remote sentinel")
+        assert "refuses remote_sentinel_password" in wrong.evidence
+        mounted.write_text(f"{own}\n")
+        for fields in (
+            {"sentinel_password": own},
+            {"sentinel_password": own, "sentinel_password_file": str(mounted)},
+        ):
+            findings = found(**fields)
+            assert find(findings, "remote sentinel").status is Status.OK
+            assert find(findings, "remote round trip").status is Status.OK

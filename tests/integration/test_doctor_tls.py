@@ -11,6 +11,7 @@ import pytest
 
 from kserve_lmcache.config.stores import Remote
 from kserve_lmcache.doctor.check import Finding, Status
+from kserve_lmcache.tiers.redis import client as redis_client
 from tests.support.doctor import (
     STORE_CHECKS,
     find,
@@ -19,7 +20,7 @@ from tests.support.doctor import (
     statuses,
     unchecked_after,
 )
-from tests.support.stores import Store, redis_server, silent_server
+from tests.support.stores import Store, redis_server, sentinel, silent_server
 from tests.support.tls import Authority, Certificate, tls_before
 
 PASSWORD = "test-password-c0de"
@@ -172,3 +173,26 @@ def test_a_server_that_never_shakes_hands(authority: Authority) -> None:
     assert found.status is Status.FAILURE
     assert found.evidence == f"{host}:{port} does not shake hands within 0.6 s"
     assert "Find out why the server hangs" in found.fix
+
+
+def test_sentinels_and_their_primary_behind_tls(
+    store: Store, authority: Authority, tmp_path: Path
+) -> None:
+    certificate = authority.issue("127.0.0.1", days=90)
+    with (
+        tls_before(store.host, store.port, certificate) as primary,
+        sentinel(tmp_path, "cache", Store("127.0.0.1", primary), password="sentinel-pw-5") as plain,
+        tls_before(plain.host, plain.port, certificate) as port,
+    ):
+        remote = Remote(
+            f"rediss-sentinel://127.0.0.1:{port}/cache",
+            "the test",
+            password=PASSWORD,
+            sentinel_password="sentinel-pw-5",
+            ca_file=str(authority.file),
+        )
+        findings = look_at(remote)
+        for name in ("remote TLS", "remote sentinel", "remote login", "remote round trip"):
+            assert find(findings, name).status is Status.OK
+        with redis_client.connect(remote, 5) as client:
+            assert client.ping()

@@ -15,7 +15,7 @@ import pytest
 
 from tests.packaging.manifests import documents
 from tests.support.cluster import Cluster, images, kserve
-from tests.support.cluster.deployment import RUNTIME_KINDS, of_kind
+from tests.support.cluster.deployment import RUNTIME_KINDS, claim_with, of_kind
 from tests.support.server import MODEL
 
 pytestmark = [pytest.mark.slow, pytest.mark.cluster, pytest.mark.timeout(600)]
@@ -60,9 +60,11 @@ def test_two_nodes_form_one_cluster(tmp_path: Path) -> None:
     ours = images.ours()
     commands = [stand_in, *(path for path in ours.commands if path.name != stand_in.name)]
     image = dataclasses.replace(ours, commands=commands)
-    with Cluster.up(tmp_path, applied, {}, MODEL) as cluster:
-        head = cluster.pod("head", kserve.predictor(runtime, service), "svc-head.models.svc")
-        worker = cluster.pod("worker", kserve.worker(runtime, service, "svc-head"))
+    claims = {"models": claim_with(tmp_path / "models", service, MODEL)}
+    with Cluster.up(tmp_path, applied, {}, None, claims) as cluster:
+        name = f"{kserve.head_service(service)}.models.svc"
+        head = cluster.pod("head", kserve.predictor(runtime, service), name)
+        worker = cluster.pod("worker", kserve.worker(runtime, service))
         # The worker first: it has to wait for the head.
         joined = cluster.start(worker, "worker-container", image, MEMORY)
         joined.process.wait_until(lambda: "Waiting for Ray's head" in joined.process.output(), 30)

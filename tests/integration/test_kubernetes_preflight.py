@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import re
 from pathlib import Path
 
@@ -14,12 +15,24 @@ from tests.support.cluster.deployment import SECRETS, of_kind, preflight, start_
 pytestmark = pytest.mark.cluster
 
 SECONDS = 60
+TOLD = "termination-log"
 
 
-def _preflight(cluster: Cluster, name: str) -> tuple[int, str]:
-    (service,) = of_kind(cluster.documents, "InferenceService")
+def _preflight(cluster: Cluster, name: str, **context: int) -> tuple[int, str]:
+    """How the container ends, with more of a securityContext."""
+    (service,) = copy.deepcopy(of_kind(cluster.documents, "InferenceService"))
+    (container,) = service["spec"]["predictor"]["initContainers"]
+    container["securityContext"] |= context
+    container["env"].append({"name": "TERMINATION_LOG", "value": f"/tmp/{TOLD}"})  # noqa: S108
     running = preflight(cluster, service, name)
-    return running.process.wait(SECONDS), running.process.output()
+    told = running.pod.volumes["tmp"] / TOLD
+    told.touch()
+    told.chmod(0o666)  # as the kubelet makes it
+    code, output = running.process.wait(SECONDS), running.process.output()
+    # What `kubectl describe` shows is what the report says has failed.
+    failed = [line.split("  ")[1].strip() for line in output.splitlines() if line[:4] == "FAIL"]
+    assert [line.split(":")[0] for line in told.read_text().splitlines()] == failed
+    return code, output
 
 
 def _line(output: str, name: str) -> str:
@@ -37,6 +50,9 @@ def test_preflight_lets_a_pod_start_or_says_why_not(tmp_path: Path) -> None:
         assert "of 2.0 GiB, the container's limit" in _line(output, "memory")
         assert "allkeys-lru" in _line(output, "remote memory")
         assert "by password" in _line(output, "remote login")
+        # A user that the image does not know: KServe's for a model from an image, or OpenShift's.
+        code, output = _preflight(cluster, "another-user", runAsUser=1010)
+        assert code == 0, output
 
         cluster.secrets = {"lmcache-remote": {"password": "of yesterday"}}
         code, output = _preflight(cluster, "another-password")

@@ -51,6 +51,22 @@ def test_store_runs_as_the_manifest_says(name: str, tmp_path: Path) -> None:
         assert "NOAUTH" in answer.stdout
 
 
+@pytest.mark.parametrize("name", ["overlay redis", "component valkey"])
+def test_store_runs_as_the_user_that_a_cluster_gives_it(name: str, tmp_path: Path) -> None:
+    """As OpenShift does it where components/any-user has left the user out."""
+    with Cluster.up(tmp_path, documents(name), SECRETS) as cluster:
+        (workload,) = of_kind(cluster.documents, "StatefulSet")
+        context = workload["spec"]["template"]["spec"]["securityContext"]
+        del context["runAsGroup"]
+        context["runAsUser"] = 1000670000
+        _, store = start_store(cluster)
+        with store.client() as client:
+            assert client.set("key", "value")
+            assert client.get("key") == b"value"
+        (uid,) = {line.split()[1] for line in _status(inner_pid(store), "Uid")}
+        assert uid == "1000670000"
+
+
 def test_store_without_a_password_does_not_start(tmp_path: Path) -> None:
     secrets = {"lmcache-remote": {"password": ""}}
     with Cluster.up(tmp_path, documents("overlay redis"), secrets) as cluster:

@@ -27,13 +27,10 @@ from tests.support.stores import (
 from tests.support.tiers import chunks, load, redis_tier, store_all
 from tests.support.waiting import until
 
+pytestmark = pytest.mark.usefixtures("same_keys")
+
 PASSWORD = "test-password-b2f0"
 RECOVERY = 5.0
-
-
-@pytest.fixture(autouse=True)
-def _same_keys(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("PYTHONHASHSEED", "0")
 
 
 def remote_of(store: Store | Watched | Cluster) -> Remote:

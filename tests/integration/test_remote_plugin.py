@@ -29,27 +29,12 @@ from kserve_lmcache.tiers.guard.codec import Layout, encode_header
 from kserve_lmcache.tiers.redis.client import KEY_PREFIX
 from tests.support.lmcache_engine import CHUNK, HEAD_SIZE, HEADS, LAYERS
 from tests.support.replica import CHUNKS, TOKENS, Replica, alike, pages, prompt, replica
-from tests.support.stores import Store, redis_process
+from tests.support.stores import Store
 from tests.support.waiting import until
 
+pytestmark = pytest.mark.usefixtures("same_keys")
+
 NAMES = {plugin.name: plugin.tier for plugin in PLUGINS}
-
-
-@pytest.fixture(scope="module")
-def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Store]:
-    with redis_process(tmp_path_factory.mktemp("redis")) as server:
-        yield server
-
-
-@pytest.fixture(autouse=True)
-def _same_keys(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("PYTHONHASHSEED", "0")
-
-
-@pytest.fixture
-def remote(server: Store) -> Remote:
-    server.client().flushall()
-    return Remote(server.url, "test")
 
 
 def test_a_corrupt_chunk_ends_the_load_before_it(server: Store, remote: Remote) -> None:

@@ -21,24 +21,9 @@ from kserve_lmcache.metrics.snapshots import NOT_PROVEN
 from tests.support.lmcache_engine import BLOCKS, NAMES, PAGES, use
 from tests.support.replica import Replica, pages, replica
 from tests.support.simulated_engine import LAYERS, SimulatedEngine, simulated
-from tests.support.stores import Store, redis_process
+from tests.support.stores import Store
 
-
-@pytest.fixture(scope="module")
-def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Store]:
-    with redis_process(tmp_path_factory.mktemp("redis")) as server:
-        yield server
-
-
-@pytest.fixture(autouse=True)
-def _same_keys(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("PYTHONHASHSEED", "0")
-
-
-@pytest.fixture
-def remote(server: Store) -> Remote:
-    server.client().flushall()
-    return Remote(server.url, "test")
+pytestmark = pytest.mark.usefixtures("same_keys")
 
 
 def proven(one: Replica) -> str:

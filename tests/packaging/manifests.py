@@ -29,10 +29,14 @@ MONITORING = COMPONENTS / "monitoring"
 PARTS = {"image", "remote-store"}
 STORES = ("redis", "redis-sentinel", "valkey", "lmcache-server", "mooncake")
 # What a component needs before it.
-NEEDS = {"tls": ["redis"], "tls-cert-manager": ["redis", "tls"]}
+NEEDS = {
+    "tls": ["redis"],
+    "tls-cert-manager": ["redis", "tls"],
+    "any-user": ["redis-sentinel"],
+}
 # Everything that goes with any store.
 OTHERS = ("predictor-isolation", "monitoring", "autoscaling", "preflight", "compile-cache")
-ALTERNATIVES = {"autoscaling-hpa", "preflight-cpu"}  # to one of those above
+ALTERNATIVES = {"autoscaling-hpa", "preflight-cpu", "any-user"}  # to one of those above
 ANY_SERVICE = "two-replicas"
 
 

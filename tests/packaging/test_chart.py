@@ -30,6 +30,7 @@ SAME: dict[str, dict[str, Any]] = {
     "component valkey": {"store": {"type": "valkey"}},
     "component mooncake": {"store": {"type": "mooncake"}},
     "component tls": {"store": {"type": "redis", "tls": {"enabled": True}}},
+    "component any-user": {"store": {"type": "redis-sentinel", "anyUser": True}},
     "component predictor-isolation": {"predictorIsolation": {"enabled": True}},
     "component monitoring": {"monitoring": {"enabled": True}},
     "component compile-cache": KEPT,
@@ -44,7 +45,11 @@ each = pytest.mark.parametrize("name", SAME)
 def test_chart_and_kustomize_agree(name: str) -> None:
     ours = _by_name(helm.documents(SAME[name]))
     # Services are their owners' own; the chart brings what they need.
-    theirs = [d for d in documents(name) if d["kind"] != "InferenceService"]
+    theirs = [
+        document
+        for document in documents(name)
+        if document["kind"] not in ("InferenceService", "ServiceAccount")
+    ]
     assert ours == _by_name(theirs)
 
 
@@ -67,6 +72,15 @@ def test_the_charts_version_is_the_packages() -> None:
     assert version
     with helm_python.Chart.load(helm.CHART) as chart:
         assert chart.metadata["version"] == chart.metadata["appVersion"] == version[1]
+
+
+@each
+def test_a_store_changes_no_runtime(name: str) -> None:
+    """A release in one namespace must not roll out the services of another."""
+    scope = SAME[name].get("runtimes", {})
+    plain = {label(d): d for d in helm.documents({"runtimes": scope})}
+    ours = {label(d): d for d in helm.documents(SAME[name])}
+    assert {key: ours[key] for key in plain} == plain
 
 
 def test_every_value_reaches_an_object() -> None:
@@ -116,7 +130,16 @@ def test_every_value_reaches_an_object() -> None:
         {"image": {"repository": "kserve-lmcache:latest"}},
         {"image": {"digests": {"gpu": "sha256:1"}}},
         {"runtimes": {"scope": "both"}},
-        {"runtimes": {"gpu": {"gpus": 1}}},
+        {"image": {"version": 1.0}},  # YAML's 1.0 and 1.10 are no tags any more
+        *({"runtimes": {"gpu": {"gpus": each}}} for each in (0, 1.5, "0", "1.5", "1Gi", -1)),
+        *(
+            {"runtimes": {"cpu": {"cpu": each}}}
+            for each in (0, -1, "0", "0.0", "0m", "4Gi", "4 ", "x")
+        ),
+        *(
+            {"runtimes": {"cpu": {"memory": each}}}
+            for each in (0, 24, "24", 1.5, "0Gi", "24GiB", "24gi", "100m", "1e3", "24 Gi", "-1Gi")
+        ),
         {"store": {"type": "memcached"}},
         {"store": {"memory": "5 GB"}},
         {"store": {"image": "redis"}},
@@ -129,6 +152,63 @@ def test_every_value_reaches_an_object() -> None:
 def test_the_schema_refuses_mistakes(values: dict[str, Any]) -> None:
     with pytest.raises(helm_python.HelmError):
         helm.documents(values)
+
+
+@pytest.mark.parametrize(
+    ("given", "shown"),
+    [
+        (8, "8"),
+        (1.5, "1.5"),
+        (0.25, "0.25"),
+        ("8", "8"),
+        ("1500m", "1500m"),
+        (".5", ".5"),
+        ("1e1", "1e1"),
+    ],
+)
+def test_cores_are_any_quantity_of_kubernetes(given: object, shown: str) -> None:
+    assert _quantities("cpu", given) == {shown}
+
+
+@pytest.mark.parametrize(
+    ("given", "shown"),
+    [
+        ("24Gi", "24Gi"),
+        ("24Pi", "24Pi"),
+        ("1e9", "1e9"),
+        ("1E9", "1E9"),
+        ("2.5e10", "2.5e10"),
+        (1e9, "1000000000"),  # YAML reads 1e9 so
+        (25769803776, "25769803776"),
+        ("25769803776", "25769803776"),
+        ("1.5Gi", "1.5Gi"),
+        ("24000000Ki", "24000000Ki"),
+        ("16G", "16G"),
+    ],
+)
+def test_memory_is_any_quantity_of_kubernetes(given: object, shown: str) -> None:
+    assert _quantities("memory", given) == {shown}
+
+
+@pytest.mark.parametrize("given", [2, "2"])
+def test_gpus_are_a_number_or_a_string(given: object) -> None:
+    (runtime,) = (
+        d
+        for d in helm.documents({"runtimes": {"gpu": {"gpus": given}}})
+        if d["metadata"]["name"] == "kserve-lmcache"
+    )
+    assert runtime["spec"]["containers"][0]["resources"]["limits"]["nvidia.com/gpu"] == "2"
+
+
+def _quantities(name: str, given: object) -> set[str]:
+    """What the runtime for CPUs and a Redis get of a quantity."""
+    values = {"runtimes": {"cpu": {name: given}}, "store": {"type": "redis", name: given}}
+    applied = {label(document): document for document in helm.documents(values)}
+    runtime = applied["ClusterServingRuntime/kserve-lmcache-cpu"]
+    store = applied["StatefulSet/lmcache-remote"]["spec"]["template"]
+    found = [runtime["spec"]["containers"][0]["resources"]["limits"]]
+    found += [each["resources"]["requests"] for each in store["spec"]["containers"]]
+    return {str(each[name]) for each in found if name in each}
 
 
 def _by_name(applied: list[Document]) -> dict[str, Document]:

@@ -39,7 +39,7 @@ Parser = Callable[[], argparse.ArgumentParser]
 PARSERS: Mapping[str, tuple[Parser, ...]] = {
     "serve": (arguments.build_parser,),
     "config": (config.build_parser, arguments.build_parser),
-    "doctor": (doctor.build_parser,),
+    "doctor": (doctor.build_parser, arguments.build_parser),
     "bench": (bench.build_parser,),
     "demo-model": (demo_model.build_parser,),
 }

@@ -22,6 +22,7 @@ from tests.support.cluster.strategic_merge import merge
 WITH_A_SERVICE = [name for name in SETS if name.startswith(("example", "overlay local", "guide"))]
 
 RUNTIME = {
+    "kind": "ClusterServingRuntime",
     "metadata": {"name": "runtime"},
     "spec": {
         "supportedModelFormats": [{"name": "huggingface-lmcache", "autoSelect": True}],
@@ -134,14 +135,59 @@ def test_a_made_up_pod_merges_as_kubernetes_does_it(tmp_path: Path) -> None:
 def test_many_nodes_get_their_sizes() -> None:
     runtime, service = _runtime_and_service("example multinode")
     head = kserve.predictor(runtime, service)
-    worker = kserve.worker(runtime, service, "head")
+    worker = kserve.worker(runtime, service)
     for pod in (head, worker):
         values = {each["name"]: each.get("value") for each in pod["containers"][0]["env"]}
         assert values["TENSOR_PARALLEL_SIZE"] == "8"
         assert values["PIPELINE_PARALLEL_SIZE"] == "2"
+        assert (values["RAY_NODE_COUNT"], values["REQUEST_GPU_COUNT"]) == ("2", "8")
         assert pod["containers"][0]["resources"]["limits"]["nvidia.com/gpu"] == "8"
     assert head["containers"][0]["args"] == ["--model_name=llama-405b"]
-    assert "HEAD_SVC" in {each["name"] for each in worker["containers"][0]["env"]}
+    of_head, of_worker = (
+        {each["name"]: each.get("value") for each in pod["containers"][0]["env"]}
+        for pod in (head, worker)
+    )
+    assert of_head["MODEL_DIR"] == "/mnt/models"
+    assert of_head["INFERENCE_SERVICE_NAME"] == of_worker["ISVC_NAME"] == "llama-405b"
+    assert of_worker["HEAD_SVC"] == "llama-405b-head-1"
+    assert of_worker["WORKER_SVC"] == "llama-405b-workers-1"
+    # Only the pods of the head are the service's.
+    assert "INFERENCE_SERVICE_NAME" not in of_worker
+
+
+def test_a_model_comes_from_a_claim() -> None:
+    runtime, service = _runtime_and_service("example pvc")
+    pod = kserve.predictor(runtime, service)
+    (container,) = pod["containers"]
+    assert "initContainers" not in pod
+    assert container["volumeMounts"][-1] == {
+        "name": kserve.CLAIM_VOLUME,
+        "mountPath": kserve.MODELS,
+        "subPath": "Llama-3.2-1B-Instruct",
+        "readOnly": True,
+    }
+    claim = {"claimName": "models"}
+    assert pod["volumes"][-1] == {"name": kserve.CLAIM_VOLUME, "persistentVolumeClaim": claim}
+
+
+def test_a_model_is_downloaded_after_the_services_own_init_containers() -> None:
+    runtime, service = _runtime_and_service("overlay local")
+    pod = kserve.predictor(runtime, service)
+    assert [each["name"] for each in pod["initContainers"]] == ["preflight", "storage-initializer"]
+
+
+def test_a_model_comes_from_an_image() -> None:
+    service = {
+        **SERVICE,
+        "spec": {"predictor": {"model": dict(SERVICE["spec"]["predictor"]["model"])}},
+    }
+    service["spec"]["predictor"]["model"]["storageUri"] = "oci://registry.example/model:1"
+    pod = kserve.predictor(RUNTIME, service)
+    ours, sidecar = pod["containers"]
+    assert sidecar["image"] == "registry.example/model:1"
+    assert ours["securityContext"]["runAsUser"] == sidecar["securityContext"]["runAsUser"] == 1010
+    assert ours["env"][-1] == {"name": "MODEL_INIT_MODE", "value": "async"}
+    assert pod["shareProcessNamespace"] is True
 
 
 def _runtime_and_service(name: str) -> tuple[Document, Document]:

@@ -18,6 +18,7 @@ LOCKS = ROOT / "requirements"
 LEAST = {
     "cpu": 100,
     "gpu": 100,
+    "gpu-test": 100,
     "test": 100,
     "vllm-0.24": 100,
     "vllm-0.28": 100,
@@ -89,13 +90,19 @@ def test_a_lock_of_older_versions_holds_all_that_the_tests_need(name: str) -> No
     assert {canonicalize_name(each.name) for each in wanted(LOCKS / "test.in")} <= names
 
 
-@pytest.mark.parametrize("name", ["cpu", "gpu", "test", *OTHER_SETS])
+@pytest.mark.parametrize("name", ["cpu", "gpu", "gpu-test", "test", *OTHER_SETS])
 @pytest.mark.parametrize("bound", [*map(Requirement, UPPER_BOUNDS)], ids=str)
 def test_no_lock_passes_the_upper_bounds_of_lmcache(name: str, bound: Requirement) -> None:
     found = [each for each, _ in locked(name) if canonicalize_name(each.name) == bound.name]
     assert found
     for requirement in found:
         assert bound.specifier.contains(str(requirement.specifier).removeprefix("=="))
+
+
+def test_what_a_gpu_is_tested_with_is_what_a_gpu_serves_with() -> None:
+    tested = {requirement.name: (requirement, hashes) for requirement, hashes in locked("gpu-test")}
+    for requirement, hashes in locked("gpu"):
+        assert tested[requirement.name] == (requirement, hashes)
 
 
 def test_nothing_is_overridden_but_what_pins_says() -> None:

@@ -50,9 +50,12 @@ spec:
 ---
 apiVersion: serving.kserve.io/v1beta1
 kind: InferenceService
-metadata: {name: service}
+metadata:
+  name: service
+  annotations: {serving.kserve.io/deploymentMode: RawDeployment}
 spec:
   predictor:
+    securityContext: {seccompProfile: {type: RuntimeDefault}}
     initContainers:
       - name: preflight
         resources: {limits: {memory: 1Gi}}
@@ -152,6 +155,14 @@ def _pod(deployment: Document) -> dict[str, Any]:
     return pod
 
 
+def _asks(service: Document, **resources: dict[str, str]) -> None:
+    _model(service)["resources"] = resources
+
+
+def _variable(setting: str, value: str) -> dict[str, str]:
+    return {"name": f"KSERVE_LMCACHE_{setting}", "value": value}
+
+
 def _redis(deployment: Document) -> dict[str, Any]:
     container: dict[str, Any] = _pod(deployment)["containers"][0]
     return container
@@ -165,7 +176,8 @@ def _ingress(policy: Document) -> dict[str, Any]:
 RUNTIME, MULTINODE, SERVICE = "ClusterServingRuntime", "ServingRuntime", "InferenceService"
 DEPLOYMENT, POLICY = "Deployment", "NetworkPolicy"
 WORKERS = {"containers": [{"name": "worker-container"}]}
-NO_AUTOSCALER = {"serving.kserve.io/autoscalerClass": "none"}
+MODE = "serving.kserve.io/deploymentMode"
+NO_AUTOSCALER = {"serving.kserve.io/autoscalerClass": "none", MODE: "RawDeployment"}
 
 FAULTS: list[tuple[str, str, Plant]] = [
     ("identity", "ConfigMap", lambda d: d.pop("apiVersion")),
@@ -230,6 +242,28 @@ FAULTS: list[tuple[str, str, Plant]] = [
         ),
     ),
     (
+        "resources",
+        RUNTIME,
+        lambda d: _container(d)["resources"].update(requests={"nvidia.com/gpu": "1"}),
+    ),
+    ("resources", SERVICE, lambda d: _asks(d, limits={"nvidia.com/mig-1g.10gb": "1"})),
+    ("resources", SERVICE, lambda d: _asks(d, requests={"memory": "2Gi"})),
+    ("resources", SERVICE, lambda d: _asks(d, requests={"nvidia.com/gpu": "2"})),
+    (
+        "grace-period",
+        SERVICE,
+        lambda d: d["spec"]["predictor"].update(terminationGracePeriodSeconds=60),
+    ),
+    (
+        "grace-period",
+        SERVICE,
+        lambda d: (
+            d["spec"]["predictor"].update(terminationGracePeriodSeconds=60),
+            _model(d)["env"].append(_variable("TERMINATION_GRACE_PERIOD", "45")),
+        ),
+    ),
+    ("grace-period", SERVICE, lambda d: _model(d)["env"].append(_variable("DRAIN_DELAY", "10"))),
+    (
         "python-path",
         SERVICE,
         lambda d: _model(d)["env"].append({"name": "PYTHONPATH", "value": "/plugins"}),
@@ -243,7 +277,7 @@ FAULTS: list[tuple[str, str, Plant]] = [
     (
         "resource-names",
         RUNTIME,
-        lambda d: _container(d)["resources"].update(requests={"nvidia.com.gpu": "1"}),
+        lambda d: _container(d)["resources"]["limits"].update({"nvidia.com.gpu": "1"}),
     ),
     ("memory-limit", DEPLOYMENT, lambda d: _redis(d).pop("resources")),
     ("memory-limit", SERVICE, lambda d: _init(d).pop("resources")),
@@ -306,7 +340,17 @@ FAULTS: list[tuple[str, str, Plant]] = [
         MULTINODE,
         lambda d: _worker(d)["containers"][0]["securityContext"].pop("seccompProfile"),
     ),
-    ("restricted", SERVICE, lambda d: _init(d)["securityContext"].pop("seccompProfile")),
+    ("restricted", SERVICE, lambda d: _init(d)["securityContext"].pop("capabilities")),
+    ("pod-seccomp", SERVICE, lambda d: d["spec"]["predictor"].pop("securityContext")),
+    ("pod-seccomp", SERVICE, lambda d: d["metadata"].pop("annotations")),
+    (
+        "pod-seccomp",
+        SERVICE,
+        lambda d: d["spec"].update(
+            canary=[{"predictor": {**d["spec"]["predictor"], "securityContext": {}}}]
+        ),
+    ),
+    ("pod-seccomp", SERVICE, lambda d: d["metadata"]["annotations"].update({MODE: "Serverless"})),
     (
         "read-only-root",
         DEPLOYMENT,
@@ -443,6 +487,25 @@ def test_planted_fault_trips_its_rule(rule: str, kind: str, plant: Plant) -> Non
     assert {finding.rule for finding in check(planted)} == {rule}
 
 
+@pytest.mark.parametrize(
+    "resources",
+    [
+        {"limits": {"nvidia.com/gpu": "2"}},
+        {"limits": {"memory": "512Mi"}},
+        {"limits": {"nvidia.com/gpu": "0", "nvidia.com/mig-1g.10gb": "1"}},
+        {"limits": {"nvidia.com/gpu": "0"}},
+        {"requests": {"memory": "512Mi"}},
+        {"limits": {"memory": "2Gi"}, "requests": {"memory": "2Gi"}},
+    ],
+    ids=str,
+)
+def test_a_service_may_name_a_part_of_its_resources(resources: dict[str, dict[str, str]]) -> None:
+    """Each of them is a pod that the API server takes, beside what the runtime names."""
+    documents = _sound()
+    _asks(documents[SERVICE], **resources)
+    assert check(list(documents.values())) == []
+
+
 def test_every_rule_has_a_planted_fault() -> None:
     assert {rule for rule, _, _ in FAULTS} == set(RULES)
 
@@ -457,6 +520,7 @@ def test_the_guide_as_printed_trips_its_rules() -> None:
     )
     assert found == {
         ("identity", service),
+        ("pod-seccomp", service),
         ("quoted-arguments", f"{service} model"),
         ("resource-names", f"{service} model"),
         ("images", f"{redis} redis"),

@@ -17,11 +17,15 @@ from tests.packaging.manifests import (
     STORES,
     components,
     documents,
+    kustomize,
     load,
     render,
 )
 from tests.packaging.pods import RUNTIME_KINDS, Document, all_containers, label, pods
 from tests.packaging.rules import check
+from tests.support.cluster.controller import objects
+
+DEADLINE = "serving.knative.dev/progress-deadline"
 
 each_set = pytest.mark.parametrize("name", list(SETS))
 
@@ -167,6 +171,25 @@ def test_a_worker_has_what_the_head_has() -> None:
     assert worker.labels["kserve-lmcache/multinode"] == head.labels["kserve-lmcache/multinode"]
 
 
+@each_set
+def test_our_image_runs_as_any_user(name: str) -> None:
+    """The image has a user; KServe (oci://) and OpenShift give others."""
+    for container in all_containers(documents(name)):
+        if container.spec.get("image", "").startswith("kserve-lmcache"):
+            context = container.spec.get("securityContext", {})
+            assert not {"runAsUser", "runAsGroup"} & set(context), container.where
+
+
+@pytest.mark.parametrize("store", STORES)
+def test_no_store_must_name_a_user(store: str) -> None:
+    """OpenShift gives each namespace a user, and refuses pods that name another."""
+    applied = load(kustomize([RUNTIMES / "base"], [store, "any-user"]))
+    stores = [document for document in applied if document["kind"] == "StatefulSet"]
+    assert stores
+    assert not any(word in str(stores) for word in ("runAsUser", "runAsGroup", "fsGroup"))
+    assert check(applied) == []
+
+
 def test_the_namespaced_runtimes_differ_in_their_kind_alone() -> None:
     namespaced = documents("namespaced")
     assert {document["kind"] for document in namespaced} == {"ServingRuntime"}
@@ -188,10 +211,53 @@ def test_the_stores_config_is_what_the_runtimes_mount(name: str) -> None:
         assert mounted == {"name": "lmcache-config", "optional": True}
 
 
+@pytest.mark.parametrize("name", components())
+def test_a_component_changes_no_runtime_of_the_cluster(name: str) -> None:
+    """A changed runtime is a rollout of all its services, another team's as well."""
+    found = {label(d): d for d in documents(f"component {name}") if d["kind"] in RUNTIME_KINDS}
+    assert found == {label(document): document for document in _runtimes()}
+
+
+@each_set
+def test_no_set_changes_a_runtime_of_the_cluster(name: str) -> None:
+    plain = {label(document): document for document in _runtimes()}
+    for document in documents(name):
+        if document["kind"] == "ClusterServingRuntime":
+            assert document == plain[label(document)]
+
+
 def test_loading_may_take_an_hour() -> None:
     for runtime in _runtimes():
         probe = runtime["spec"]["containers"][0]["startupProbe"]
-        assert probe["periodSeconds"] * probe["failureThreshold"] >= 60 * 60
+        seconds = probe["periodSeconds"] * probe["failureThreshold"]
+        assert seconds >= 60 * 60
+        # Knative's own patience, which is ten minutes otherwise.
+        assert runtime["spec"]["annotations"][DEADLINE] == f"{seconds}s"
+
+
+def test_knative_takes_the_serverless_service_with_its_default_features() -> None:
+    """https://knative.dev/docs/serving/configuration/feature-flags/"""
+    (service,) = (
+        each
+        for each in objects(documents("example canary"), "models")
+        if each["apiVersion"].startswith("serving.knative.dev/")
+    )
+    pod = service["spec"]["template"]["spec"]
+    assert set(pod) == {"containers", "volumes"}  # no initContainers, no securityContext, …
+    (container,) = pod["containers"]
+    for variable in container["env"]:
+        assert not {"fieldRef", "resourceFieldRef"} & set(variable.get("valueFrom", {})), variable
+    kinds = {kind for volume in pod["volumes"] for kind in volume if kind != "name"}
+    assert kinds <= {"configMap", "secret", "projected", "emptyDir"}
+
+
+def test_knatives_patience_reaches_its_revisions() -> None:
+    (service,) = (
+        each
+        for each in objects(documents("example canary"), "models")
+        if each["apiVersion"].startswith("serving.knative.dev/")
+    )
+    assert service["spec"]["template"]["metadata"]["annotations"][DEADLINE] == "3600s"
 
 
 def _version() -> str:

@@ -8,24 +8,38 @@ from tests.packaging.manifests import documents
 from tests.packaging.network import Peer, flows
 from tests.packaging.pods import Document, pods
 
-DNS, HTTP, HTTPS, REDIS, SENTINEL = 53, 8080, 443, 6379, 26379
+DNS, OPENSHIFT_DNS, HTTP, HTTPS, REDIS, SENTINEL = 53, 5353, 8080, 443, 6379, 26379
 LM, MOONCAKE, MEMORY = 65432, 50051, 15000
 PORTS = [(port, "TCP") for port in (22, HTTP, HTTPS, REDIS, SENTINEL, LM, MOONCAKE, MEMORY)]
-PORTS.append((DNS, "UDP"))
+PORTS += [(DNS, "UDP"), (OPENSHIFT_DNS, "UDP")]
 
 GATEWAY = Peer("gateway", {"app": "gateway"}, namespace="istio-system")
 PROMETHEUS = Peer("prometheus", {"app": "prometheus"}, namespace="monitoring")
 CALLER = Peer("caller", {"kserve-lmcache/api-client": "true"})
 NEIGHBOUR = Peer("neighbour", {"app": "web"})
 RESOLVER = Peer("resolver", {"k8s-app": "kube-dns"}, namespace="kube-system")
+# A node's cache of DNS is no pod that a policy could select.
+NODE_DNS = Peer("node's DNS cache", address="169.254.20.10", outside=True)
+OPENSHIFT = Peer("OpenShift's resolver", {"dns": "default"}, namespace="openshift-dns")
+RESOLVERS = {
+    RESOLVER.name: [DNS],
+    NODE_DNS.name: [DNS],
+    OPENSHIFT.name: [OPENSHIFT_DNS],
+}
 HUB = Peer("hub", address="18.0.0.1", outside=True)
+HUB_6 = Peer("hub by IPv6", address="2600:1f18::1", outside=True)
 NODE = Peer("node's metadata", address="169.254.169.254", outside=True)
+OUTSIDE_6 = [
+    Peer("the cluster's IPv6", address="fd00:10:96::1", outside=True),
+    Peer("a node's IPv6", address="fe80::1", outside=True),
+]
 
 
 def _set_peers(name: str) -> tuple[list[Document], list[Peer]]:
     applied = documents(name)
     policies = [document for document in applied if document["kind"] == "NetworkPolicy"]
-    peers = [GATEWAY, PROMETHEUS, CALLER, NEIGHBOUR, RESOLVER, HUB, NODE]
+    peers = [GATEWAY, PROMETHEUS, CALLER, NEIGHBOUR, HUB, HUB_6, NODE, *OUTSIDE_6]
+    peers += [RESOLVER, NODE_DNS, OPENSHIFT]
     for document in applied:
         for pod, role in zip(pods(document), ("", " worker"), strict=False):
             ports = {
@@ -71,18 +85,23 @@ def test_exactly_the_declared_flows_pass(store: str) -> None:
     declared |= {
         (client, server, port)
         for client, server in ((PREDICTORS[1], PREDICTORS[2]), (PREDICTORS[2], PREDICTORS[1]))
-        for port, _ in PORTS
-        if port >= 1024
+        for port, protocol in PORTS
+        if port >= 1024 and protocol == "TCP"
     }
-    declared |= {(predictor, RESOLVER.name, DNS) for predictor in PREDICTORS}
-    declared |= {(predictor, HUB.name, HTTPS) for predictor in serving}
+    resolving = [*PREDICTORS, *(("store 0", "store 1") if store == "redis-sentinel" else ())]
+    declared |= {
+        (each, name, port)
+        for each in resolving
+        for name, ports in RESOLVERS.items()
+        for port in ports
+    }
+    declared |= {(predictor, hub.name, HTTPS) for predictor in serving for hub in (HUB, HUB_6)}
     if store == "redis-sentinel":
         declared |= {
             (f"store {one}", f"store {1 - one}", port)
             for one in (0, 1)
             for port in STORE_PORTS[store]
         }
-        declared |= {(f"store {number}", RESOLVER.name, DNS) for number in (0, 1)}
     ours = {peer.name for peer in peers if peer.name.startswith(("predictor", "store"))}
     found = {
         (client, server, port)

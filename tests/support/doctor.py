@@ -45,6 +45,7 @@ def look_at(
     timeout: float = 10.0,
     chunk_bytes: int = CHUNK_BYTES,
     replica: Replica = OBSERVER,
+    patient: bool = False,
     **fields: Any,
 ) -> list[Finding]:
     """The findings of the store's checks; no report may show the password.
@@ -52,7 +53,7 @@ def look_at(
     ``fields`` are more of the context's.
     """
     context = Context(remote=remote, chunk_bytes=chunk_bytes, replica=replica, **fields)
-    findings = examine(context, (Check("remote store", store.store),), timeout)
+    findings = examine(context, (Check("remote store", store.store),), timeout, patient)
     if remote.password:
         for shown in (
             report.table(findings, colour=True),

@@ -22,6 +22,7 @@ from kserve_lmcache.server.http import vllm_app
 from kserve_lmcache.server.http.limits import Limits
 from kserve_lmcache.server.lifecycle import Lifecycle
 from kserve_lmcache.server.rest_server import OffloadRESTServer
+from kserve_lmcache.server.start_up_responder import StartUpResponder
 from tests.support.ports import free_port
 from tests.support.tls import Certificate
 
@@ -79,9 +80,19 @@ class HTTPServer:
 
 @contextmanager
 def serving(
-    *groups: str, certificate: Certificate | None = None, **limits: Any
+    *groups: str,
+    certificate: Certificate | None = None,
+    responder: StartUpResponder | None = None,
+    **limits: Any,
 ) -> Iterator[HTTPServer]:
-    """Serve on a port, in a thread; with a certificate by TLS, whose client trusts anybody."""
+    """Serve on a port, in a thread; with a certificate by TLS, whose client trusts anybody.
+
+    Args:
+        groups: groups of routes that are on.
+        certificate: of the server.
+        responder: has the port; a free one without it.
+        limits: fields of the limits.
+    """
     files = {}
     if certificate is not None:
         files = {"ssl_certfile": certificate.cert_file, "ssl_keyfile": certificate.key_file}
@@ -94,10 +105,11 @@ def serving(
         lifecycle,
         dict,
         groups,
+        responder,
         app=FastAPI(default_response_class=ORJSONResponse),
         data_plane=OffloadDataPlane(repository, lifecycle),
         model_repository_extension=ModelRepositoryExtension(repository),
-        http_port=free_port(),
+        http_port=responder.listeners[0].getsockname()[1] if responder else free_port(),
         **{name: str(file) for name, file in files.items()},
     )
     url = f"http{'s' if files else ''}://127.0.0.1:{rest.config.port}"

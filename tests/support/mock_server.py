@@ -42,7 +42,12 @@ class MockEngineModel(MockModel):
 
 
 def run(
-    log: Path, port: int, grpc_port: int, drain_seconds: float, exit_on_engine_death: bool
+    log: Path,
+    port: int,
+    grpc_port: int,
+    leave_seconds: float,
+    drain_seconds: float,
+    exit_on_engine_death: bool,
 ) -> None:
     """All of a process's life; what it writes goes to the log."""
     with log.open("wb") as output:
@@ -55,6 +60,7 @@ def run(
         parse_arguments(["--host=127.0.0.1"]),
         model,
         Limits(),
+        leave_seconds,
         drain_seconds,
         exit_on_engine_death,
         http_port=port,

@@ -41,6 +41,14 @@ OPTIONS = (
         "Connector in the fault table; LMCache's own one is shown, and not checked.",
         ("kserve", "lmcache"),
     ),
+    Option("--cluster-kubeconfig", "", "Kubeconfig of a cluster; empty: where kubectl looks."),
+    Option("--cluster-image", "", "Image of this package for CPUs that the cluster can pull."),
+    Option(
+        "--cluster-model",
+        "hf://HuggingFaceTB/SmolLM2-135M-Instruct",
+        "Model that KServe downloads in the cluster.",
+    ),
+    Option("--cluster-oci-model", "", "The same model as an image, by oci://."),
     Option("--pictures", Path("build/pictures"), "Directory for pictures of the status page."),
 )
 _values: dict[str, Any] = {}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
+import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -24,12 +25,16 @@ MOST_LINES = 40  # of the log until the server is ready, every process included
 
 # The sizes keep two servers on a small machine; compiling would take longer than the tests.
 SMALL = ("--max-model-len=4096", "--kv-cache-memory-bytes=400M", "--enforce-eager")
+# No balancer has to take these servers out, so a test need not wait for one.
+AT_ONCE = "--drain-delay=0"
+_METRICS = tempfile.TemporaryDirectory(prefix="kserve-lmcache-test-")
 
 
 def engine_environment(**variables: str) -> dict[str, str]:
     """This process's environment without any setting of the product, plus ``variables``.
 
-    A use of what vLLM is about to remove is an error in the processes of this environment.
+    A use of what vLLM is about to remove is an error in the processes of this environment. The
+    commands of this environment see its servers, and no others.
     """
     ours = ("LMCACHE_", "VLLM_", "KSERVE_", "PYTHONHASHSEED", "PROMETHEUS_MULTIPROC_DIR")
     kept = {name: value for name, value in os.environ.items() if not name.startswith(ours)}
@@ -37,7 +42,8 @@ def engine_environment(**variables: str) -> dict[str, str]:
     if delay := option("--load-delay"):
         strict["FAULT_INJECTOR_LOAD_DELAY"] = str(delay)
         kept["PYTHONPATH"] = with_fault_injector(kept)
-    return {**kept, **strict, "PYTHON": sys.executable, **variables}
+    metrics = {"PROMETHEUS_MULTIPROC_DIR": tempfile.mkdtemp(dir=_METRICS.name)}
+    return {**kept, **strict, **metrics, "PYTHON": sys.executable, **variables}
 
 
 def with_fault_injector(environ: Mapping[str, str]) -> str:
@@ -86,10 +92,28 @@ def start(
     name: str = "smollm2",
     model: Sequence[str] = (f"--model_id={MODEL}",),
     prefix: Sequence[str] = (),
+    sizes: Sequence[str] = SMALL,
 ) -> Server:
-    """Start a server through ``entrypoint.sh``; it is not ready yet."""
+    """Start a server through ``entrypoint.sh``; it is not ready yet.
+
+    Args:
+        log: where its output goes.
+        arguments: more flags.
+        environ: its whole environment.
+        name: of the model.
+        model: the flags of the model.
+        prefix: what stands before the command, for example for a memory limit.
+        sizes: the flags that keep it small; none for its own defaults.
+    """
     port = free_port()
-    command = [*prefix, str(ROOT / "entrypoint.sh"), *model, f"--model_name={name}", *SMALL]
+    command = [
+        *prefix,
+        str(ROOT / "entrypoint.sh"),
+        *model,
+        f"--model_name={name}",
+        *sizes,
+        AT_ONCE,
+    ]
     process = Process(
         [*command, f"--http_port={port}", *arguments], log, environ or engine_environment()
     )

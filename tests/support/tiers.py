@@ -29,8 +29,10 @@ def redis_tier(
 ) -> Iterator[Tier]:
     """Makes a tier of a Redis store, and waits until it answers."""
     limits = limits or TierLimits()
+    largest = header_size(LAYOUT) + SIZE
 
-    tier = Tier(remote.url, functools.partial(RedisStore, remote, limits), limits, 16, SIZE)
+    make_store = functools.partial(RedisStore, remote, limits, max_value_bytes=largest)
+    tier = Tier(remote.url, make_store, limits, 16, SIZE)
     try:
         if wait:
             until(lambda: bool(tier.report()["up"]))

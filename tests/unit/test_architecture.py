@@ -95,6 +95,8 @@ def test_every_folder_says_what_belongs_there(folder: Path) -> None:
         "kserve_lmcache.compat.vllm, kserve_lmcache.compat.kserve",
         # A laptop without an engine measures a remote endpoint.
         "kserve_lmcache.cli.bench, kserve_lmcache.bench.report",
+        # These run beside a server, in its memory.
+        "kserve_lmcache.cli.config, kserve_lmcache.cli.doctor",
     ],
 )
 def test_importing_the_package_imports_neither_vllm_nor_torch(modules: str) -> None:

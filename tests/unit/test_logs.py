@@ -5,9 +5,11 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
+from kserve_lmcache.config import engine_file
 from tests.support.server import engine_environment
 
 JSON_PROBE = """
@@ -205,6 +207,35 @@ def test_every_record_is_one_line_of_json_without_secrets() -> None:
     assert "request_id" not in first
     assert (second["logger"], second["request_id"]) == ("late", "mine-7")
     assert "ValueError: ***" in second["exception"]
+
+
+def test_a_logger_that_gets_handlers_later_writes_json_too() -> None:
+    """vLLM configures its logger again in each process of the engine, LMCache at each import."""
+    probe = """
+import logging, logging.config, warnings
+existing = logging.getLogger("vllm")
+from kserve_lmcache import logs
+logs.configure({"KSERVE_LMCACHE_LOG_FORMAT": "json"})
+logging.config.dictConfig({
+    "version": 1, "disable_existing_loggers": False,
+    "handlers": {"vllm": {"class": "logging.StreamHandler"}},
+    "loggers": {"vllm": {"handlers": ["vllm"], "level": "INFO", "propagate": False}},
+})
+existing.warning("configured again")
+logging.getLogger("vllm.below").warning("below")
+warnings.warn("of Python", UserWarning)
+"""
+    result = subprocess.run([sys.executable, "-c", probe], capture_output=True, text=True)
+    lines = [json.loads(line) for line in result.stderr.splitlines()]
+    assert [line["logger"] for line in lines] == ["vllm", "vllm.below", "py.warnings"]
+
+
+def test_level_and_format_reach_the_engines_processes(tmp_path: Path) -> None:
+    environ = {"KSERVE_LMCACHE_LOG_FORMAT": "json", "KSERVE_LMCACHE_LOG_LEVEL": "debug"}
+    expected = {**environ, "LMCACHE_CONFIG_FILE": str(tmp_path / "lmcache.yaml")}
+    environ["KSERVE_LMCACHE_OFFLOAD"] = "on"
+    engine_file.hand_over(tmp_path / "lmcache.yaml", environ)
+    assert environ == expected
 
 
 def test_text_is_left_alone() -> None:

@@ -1,11 +1,20 @@
 from __future__ import annotations
 
 import logging
+import time
 
 import pytest
 
 from kserve_lmcache.errors import Problem
-from kserve_lmcache.redaction import is_secret_name, redact, redact_logs, redact_urls, secrets_in
+from kserve_lmcache.redaction import (
+    hide,
+    is_secret_name,
+    redact,
+    redact_logs,
+    redact_text,
+    redact_urls,
+    secrets_in,
+)
 
 
 @pytest.mark.parametrize(
@@ -24,6 +33,47 @@ from kserve_lmcache.redaction import is_secret_name, redact, redact_logs, redact
 def test_passwords_in_urls(text: str, expected: str) -> None:
     assert redact_urls(text) == expected
     assert redact({"a": [text]}) == {"a": [expected]}
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("redis://:hun'ter2@h", "redis://:***@h"),
+        ("redis://:hun/ter2@h or redis://:a?b#c@h", "redis://:***@h or redis://:***@h"),
+        ("at 1redis://:hunter2@h", "at 1redis://:***@h"),
+        (":hunter2@h:6379", ":***@h:6379"),
+        ("me:hunter2@h:6379", "me:***@h:6379"),
+        ("h:6379,password=hunter2", "h:6379,password=***"),
+        ("{'password': 'hunter2', 'a': 1}", "{'password': '***', 'a': 1}"),
+        ('{"api_key": "hun\\"ter2"}', '{"api_key": "***"}'),
+        ("password=None token=", "password=None token="),
+        ("remote_password_file=/run/password", "remote_password_file=/run/password"),
+        ("registry:5000/image@sha256:0123", "registry:5000/image@sha256:0123"),
+        ("min_retrieve_tokens=5", "min_retrieve_tokens=5"),
+        ("https://h:1/a@b https://u:hunter2@h/a@b", "https://h:1/a@b https://u:***@b"),
+    ],
+)
+def test_secrets_that_their_place_shows(text: str, expected: str) -> None:
+    assert redact_text(text) == expected
+
+
+@pytest.mark.parametrize("secret", ["on", "cache", "info", "6379", "127.0.0.1", "password", "a1"])
+def test_a_common_word_or_number_does_not_shred_a_text(secret: str) -> None:
+    text = "on 127.0.0.1:6379 the cache is on; password info: a1"
+    assert hide(text, [secret]) == text
+    assert hide(f"redis://:{secret}@h password={secret}", [secret]) == (
+        "redis://:***@h password=***"
+    )
+    assert hide(f"unknown command 'AUTH', args '{secret}'", [secret], in_quotes=True).endswith(
+        "args '***'"
+    )
+
+
+def test_a_long_record_is_searched_in_little_time() -> None:
+    start = time.monotonic()
+    for text in ("a" * 10**6, "redis://" + "a:" * 10**5, "a=" * 10**5, "a:b,@" * 10**4):
+        redact_text(text)
+    assert time.monotonic() - start < 5
 
 
 @pytest.mark.parametrize(

@@ -32,7 +32,7 @@ class Servers:
     """
 
     def __init__(self, directory: Path, environ: Mapping[str, str]) -> None:
-        left_out = ("LMCACHE_REMOTE_", "PROMETHEUS_MULTIPROC_DIR")
+        left_out = "LMCACHE_REMOTE_"
         self._environ = {n: value for n, value in environ.items() if not n.startswith(left_out)}
         self._directory = directory
         self._processes: list[subprocess.Popen[bytes]] = []

@@ -11,23 +11,48 @@ from typing import Any
 import redis
 
 from kserve_lmcache.bench.records import BenchmarkError
+from kserve_lmcache.config import store_url
+from kserve_lmcache.config.store_url import StoreURLError
+from kserve_lmcache.config.stores import Remote
 from kserve_lmcache.errors import UsageError
-from kserve_lmcache.redaction import redact_urls
+from kserve_lmcache.tiers.redis import client as redis_client
 
 _PART = 4 * 2**20  # bytes of one value: about one chunk
 _KEEP_SECONDS = 600  # should the run be killed
+_TIMEOUT = 60.0  # seconds for each answer
+_SCHEMES = ("redis", "rediss", "valkey", "valkeys", "unix")  # of one server
+
+
+def remote_of(url: str) -> Remote:
+    """The Redis of the flag ``--redis``.
+
+    Raises:
+        UsageError: the URL does not fit the grammar of :mod:`kserve_lmcache.config.store_url`, or
+            names no single server.
+    """
+    try:
+        parsed = store_url.parse(url)
+    except StoreURLError as error:
+        faults = "; ".join(f"it {message}. {fix}" for message, fix in error.faults)
+        raise UsageError(f"--redis={store_url.shown(url)} cannot be used: {faults}") from None
+    if parsed.scheme not in _SCHEMES:
+        schemes = ", ".join(f"{name}://" for name in _SCHEMES)
+        raise UsageError(f"--redis={store_url.shown(url)} names no single Redis: use {schemes}")
+    return Remote(parsed.bare, "--redis", parsed.username, parsed.password)
 
 
 class BareStore:
-    """One connection to a Redis. Every method raises ``BenchmarkError`` if the Redis is gone."""
+    """One connection to a Redis. Every method raises ``BenchmarkError`` if the Redis is gone.
 
-    def __init__(self, url: str) -> None:
-        self._url = redact_urls(url)
-        try:
-            pool = redis.Redis.from_url(url, protocol=2).connection_pool
-        except ValueError as error:
-            raise UsageError(f"--redis={self._url} is not redis://HOST:PORT") from error
-        self._connection: Any = pool.make_connection()
+    Args:
+        remote: the Redis (:func:`remote_of`).
+    """
+
+    def __init__(self, remote: Remote) -> None:
+        self._url = remote.url
+        address = next(iter(remote.redis_location().addresses), None)
+        client = redis_client.node_client(remote, address, _TIMEOUT)
+        self._connection: Any = client.connection_pool.make_connection()
         self._call("PING")
 
     def sent_bytes(self) -> tuple[int, int]:

@@ -7,7 +7,6 @@ nearest known flag; KServe's own server ignores it.
 from __future__ import annotations
 
 import argparse
-import json
 import re
 from argparse import Namespace
 from collections.abc import Sequence
@@ -16,6 +15,13 @@ from typing import NoReturn
 
 from vllm.utils.argparse_utils import FlexibleArgumentParser
 
+from kserve_lmcache.cli.argument_rules import (
+    DEFAULT_MODEL_DIRECTORY,
+    refuse_blanks,
+    stray_words,
+    unquote,
+)
+from kserve_lmcache.cli.kserve_flags import REFUSED
 from kserve_lmcache.compat.kserve import argument_parser as kserve_argument_parser
 from kserve_lmcache.compat.vllm import make_arg_parser
 from kserve_lmcache.config.flags import add_setting_flags
@@ -59,9 +65,11 @@ def parse_arguments(argv: Sequence[str]) -> Namespace:
     Raises:
         UsageError: an unknown flag, a bad value, or a flag that could not take effect.
     """
+    refuse_blanks(argv)
     parser = build_parser()
-    args: Namespace = parser.parse_args([_unquote(argument) for argument in argv])
-    _refuse_flags_without_effect(parser, args)
+    args: Namespace = parser.parse_args([unquote(argument) for argument in argv])
+    if problems := [*stray_words(args), *_flags_without_effect(parser, args)]:
+        raise UsageError("; ".join(problems))
     return args
 
 
@@ -82,8 +90,10 @@ def build_parser() -> argparse.ArgumentParser:
     parser.set_defaults(
         # None marks a flag that the user did not give.
         model=None,
+        model_name=None,
         tensor_parallel_size=None,
         port=None,
+        http_port=None,
         gpu_memory_utilization=None,
         enable_prompt_tokens_details=True,
         # A progress bar is for a terminal; in a log each of its steps is a line.
@@ -120,7 +130,7 @@ def _add_hugging_face_flags(parser: argparse.ArgumentParser) -> None:
     group = parser.add_argument_group("KServe Hugging Face server")
     group.add_argument(
         "--model_dir",
-        default="/mnt/models",
+        default=DEFAULT_MODEL_DIRECTORY,
         help="Directory of the model when there is no --model_id; KServe mounts storageUri here.",
     )
     group.add_argument("--model_id", default=None, help="Hugging Face hub id or a directory.")
@@ -179,33 +189,19 @@ def _add_kserves_flags_again(
         )
 
 
-def _refuse_flags_without_effect(parser: argparse.ArgumentParser, args: Namespace) -> None:
+def _flags_without_effect(parser: argparse.ArgumentParser, args: Namespace) -> list[str]:
     refused = [
         f"--{name.replace('_', '-')} has no effect on KServe's HTTP server, which serves here"
         for name in _HTTP_SERVER_FLAGS
+        if getattr(args, name, None) != parser.get_default(name)
+    ]
+    refused += [
+        f"--{name} has no effect here. {fix.rstrip('.')}"
+        for name, fix in REFUSED.items()
         if getattr(args, name, None) != parser.get_default(name)
     ]
     if args.backend == "huggingface":
         refused.append("--backend=huggingface has no KV cache to offload; use KServe's own runtime")
     if args.workers != 1:
         refused.append("--workers above 1 never serves: the engine cannot be shared by processes")
-    if refused:
-        raise UsageError("; ".join(refused))
-
-
-def _unquote(argument: str) -> str:
-    """Remove the single quotes that YAML keeps around JSON: ``--flag='{"a": 1}'``."""
-    flag, separator, value = argument.rpartition("='") if "='" in argument else ("", "", argument)
-    if separator:
-        value = f"'{value}"
-    inner = value[1:-1]
-    if len(value) < 2 or not (value[0] == value[-1] == "'") or not _is_json_object(inner):
-        return argument
-    return f"{flag}={inner}" if separator else inner
-
-
-def _is_json_object(text: str) -> bool:
-    try:
-        return isinstance(json.loads(text), dict)
-    except json.JSONDecodeError:
-        return False
+    return refused

@@ -25,11 +25,11 @@ from kserve_lmcache.bench.client import Endpoint, parse
 from kserve_lmcache.bench.load import Load
 from kserve_lmcache.bench.own import Servers
 from kserve_lmcache.bench.report import as_text, report, write
-from kserve_lmcache.bench.store import BareStore
+from kserve_lmcache.bench.store import BareStore, remote_of
 from kserve_lmcache.bench.sweep import Sweep
 from kserve_lmcache.cli.parser import Parser, at_least
 from kserve_lmcache.errors import UsageError
-from kserve_lmcache.redaction import redact_urls
+from kserve_lmcache.redaction import redact_text, redact_urls
 
 _INTERRUPTED = 130  # as a shell has it: 128 + SIGINT
 _LENGTHS = [512, 1024, 2048, 4096, 8192]
@@ -52,6 +52,8 @@ def run(argv: Sequence[str]) -> tuple[str, int]:
     args, flags = build_parser().parse_args(argv[:end]), argv[end + 1 :]
     if not args.own and (args.baseline or args.redis_server or flags):
         raise UsageError("--baseline, --redis-server and flags behind -- are for --own")
+    if args.redis:
+        remote_of(args.redis)  # refused before anything is measured or written
     if args.seed is None:
         args.seed = secrets.randbelow(10**9)
     directory = args.output or Path(f"bench-{datetime.now():%Y%m%d-%H%M%S}")
@@ -67,7 +69,7 @@ def run(argv: Sequence[str]) -> tuple[str, int]:
                 "format": records.FORMAT,
                 "version": __version__,
                 "started": datetime.now(UTC).isoformat(timespec="seconds"),
-                "command": redact_urls(shlex.join(["kserve-lmcache", "bench", *argv])),
+                "command": shlex.join(["kserve-lmcache", "bench", *map(redact_text, argv)]),
                 "endpoints": [{"label": label, "urls": urls} for label, urls in named],
                 "model": endpoints[0].replicas[0].model,
                 "seed": args.seed,
@@ -113,7 +115,7 @@ def _endpoints(
 
 
 def _measure(args: Namespace, endpoints: Sequence[Endpoint], directory: Path, log: Any) -> None:
-    store = BareStore(args.redis) if args.redis else None
+    store = BareStore(remote_of(args.redis)) if args.redis else None
     extra = {"max_tokens": args.output_tokens, **args.extra_body}
     sweep = Sweep(endpoints, args.lengths, args.rounds, extra, args.seed, args.pause, store)
     sweep.warm_up(args.warm_up)

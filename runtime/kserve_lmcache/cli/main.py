@@ -4,17 +4,30 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import logging
 import os
+import signal
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 
 from kserve_lmcache import __version__, logs
-from kserve_lmcache.config import environment, resources
-from kserve_lmcache.errors import KServeLMCacheError
+from kserve_lmcache.cli import running
+from kserve_lmcache.cli.argument_rules import DEFAULT_MODEL_DIRECTORY
+from kserve_lmcache.compat.kserve import import_without_flags
+from kserve_lmcache.config import environment, memory_budget, metrics_directory
+from kserve_lmcache.config.resources import memory_limit
+from kserve_lmcache.errors import KServeLMCacheError, UsageError
+from kserve_lmcache.identity import arrival
+from kserve_lmcache.redaction import redact_text
+from kserve_lmcache.server import termination_log
+from kserve_lmcache.server.ending import end
 
-# The file from which Kubernetes takes the reason of a container's end.
-TERMINATION_LOG = "TERMINATION_LOG"
+logger = logging.getLogger(__name__)
+
+# Commands that run beside a server, in its memory. They import vLLM only with --engine.
+_LIGHT = ("config", "doctor")
+_UNEXPECTED = "This is unexpected; KSERVE_LMCACHE_LOG_LEVEL=debug shows the traceback."
 # Each command with its line in the help. A command parses its own flags.
 COMMANDS = {
     "serve": "serve a model (the default command)",
@@ -42,13 +55,59 @@ def main(argv: Sequence[str] | None = None) -> int:
     command = "serve"
     if arguments and arguments[0] in COMMANDS:
         command = str(_parser().parse_args([arguments.pop(0)]).command)
+    if command in _LIGHT and argv is None:  # a process of the command's own
+        running.go_first()
     try:
         return _run(command, arguments)
     except KServeLMCacheError as error:
-        print(f"kserve-lmcache: error: {error}", file=sys.stderr, flush=True)
-        if command == "serve":
-            _write_termination_message(str(error))
-        return error.exit_code
+        reason, exit_code = str(error), error.exit_code
+        logger.debug("The cause of the end", exc_info=True)
+    except SystemExit as ended:
+        if command != "serve" or ended.code in (None, 0):
+            raise
+        reason, exit_code = _reason_of_exit(ended.code)
+    except KeyboardInterrupt:
+        reason, exit_code = "interrupted", 128 + signal.SIGINT
+    except Exception as error:
+        reason, exit_code = f"{type(error).__name__}: {error}. {_UNEXPECTED}", 1
+        logger.debug("The cause of the end", exc_info=True)
+    if command == "serve":
+        return end(reason, exit_code)
+    # It may quote a library that quotes a flag.
+    text = redact_text(reason)
+    print(f"kserve-lmcache: error: {text}", file=sys.stderr, flush=True)
+    if termination_log.is_of_this_process():
+        termination_log.write(text)
+    return exit_code
+
+
+def _imports_vllm(command: str, arguments: Sequence[str]) -> bool:
+    return command == "serve" or (command in _LIGHT and "--engine" in arguments)
+
+
+def _choose_metrics_directory(command: str) -> None:
+    """Keep this process's metrics apart from a server's, before prometheus_client is imported.
+
+    Raises:
+        UsageError: the directory of a server cannot be made.
+    """
+    if command == "serve":
+        metrics_directory.make(os.environ)
+        return
+    metrics_directory.leave(os.environ)
+    if command == "doctor":  # it may load LMCache, which makes a directory of its own otherwise
+        with contextlib.suppress(UsageError):
+            metrics_directory.make(os.environ)
+
+
+def _reason_of_exit(code: object) -> tuple[str, int]:
+    """Why a library or a signal ended this process, and the exit code."""
+    if isinstance(code, str):
+        return f"{code}. {_UNEXPECTED}", 1
+    number = code if isinstance(code, int) else 1
+    if number > 128:
+        return f"stopped by {signal.Signals(number - 128).name} during the start", number
+    return f"a library ended the process. {_UNEXPECTED}", number
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -80,12 +139,21 @@ def _run(command: str, arguments: list[str]) -> int:
     levels = logs.LibraryLevels(os.environ)
     if command == "serve":
         environment.ensure()
-        resources.check_memory()
-    if command in ("serve", "config"):  # these two import vLLM
+    imports_vllm = _imports_vllm(command, arguments)
+    if command in _LIGHT:
+        running.refuse_without_room(os.environ, imports_vllm)
+    if imports_vllm or command not in _LIGHT:  # the others look for the directories of servers
+        _choose_metrics_directory(command)
+    if imports_vllm:
         levels.set(os.environ.get(logs.LEVEL_VARIABLE, ""))
+    given = dict(os.environ)  # some libraries set variables when they are imported
     if command == "serve":
         logs.configure(os.environ)
-        given = dict(os.environ)
+        _refuse_too_little_memory()
+        _look_for_model(arguments)
+    if imports_vllm:
+        import_without_flags()
+    if command == "serve":
         from kserve_lmcache.cli import serve
 
         serve.run(arguments, levels, given)
@@ -114,9 +182,33 @@ def _run(command: str, arguments: list[str]) -> int:
     return exit_code
 
 
-def _write_termination_message(reason: str) -> None:
-    """Write the reason where ``kubectl describe pod`` shows it, when this process is in a pod."""
-    path = Path(os.environ.get(TERMINATION_LOG, "/dev/termination-log"))
-    with contextlib.suppress(OSError):
-        if path.exists():
-            path.write_text(reason)
+def _refuse_too_little_memory() -> None:
+    """Refuse a container in which not even the processes fit: the kernel would kill the import.
+
+    Raises:
+        UsageError: they do not fit.
+    """
+    has_gpu = Path("/proc/driver/nvidia/version").exists()
+    needs = memory_budget.Needs("cuda" if has_gpu else "cpu")
+    if problem := memory_budget.problem(memory_limit(), needs):
+        raise UsageError(str(problem))
+
+
+def _look_for_model(arguments: Sequence[str]) -> None:
+    """Wait for the model's files, and find out at once that there are none.
+
+    Importing vLLM takes many seconds. Only flags that name a model are looked at; a model that has
+    a name on a hub, or an address, is none of a directory.
+
+    Raises:
+        UsageError: there is no model where one is expected.
+    """
+    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False, exit_on_error=False)
+    parser.add_argument("--model_dir", "--model-dir", default=DEFAULT_MODEL_DIRECTORY)
+    parser.add_argument("--model_id", "--model-id", "--model", default="")
+    try:
+        named, _ = parser.parse_known_args(list(arguments))
+    except argparse.ArgumentError:
+        return  # the real parser says it better
+    if not named.model_id or named.model_id.startswith("/"):
+        arrival.await_model(Path(named.model_id or named.model_dir), os.environ)

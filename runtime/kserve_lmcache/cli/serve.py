@@ -7,20 +7,25 @@ import logging
 import os
 from argparse import Namespace
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from kserve.logging import KSERVE_LOG_CONFIG, configure_logging
 
-from kserve_lmcache import logs
+from kserve_lmcache import __version__, logs
 from kserve_lmcache.cli.arguments import parse_arguments
+from kserve_lmcache.compat.kserve import use_arguments
 from kserve_lmcache.compat.vllm import configure_logging as configure_vllms_logging
-from kserve_lmcache.config import directories
+from kserve_lmcache.config import directories, metrics_directory, server_file
 from kserve_lmcache.config.configuration import Configuration
+from kserve_lmcache.config.server_file import RunningServer
 from kserve_lmcache.doctor import at_start
 from kserve_lmcache.engine.arguments import compiles, resolve_engine_arguments
 from kserve_lmcache.engine.compiled_code import Keeper
-from kserve_lmcache.engine.plan import plan_offload, resolve_configuration
+from kserve_lmcache.engine.plan import OffloadPlan, plan_offload, resolve_configuration
+from kserve_lmcache.engine.validation import check_arguments
 from kserve_lmcache.metrics import start_up_timing
+from kserve_lmcache.redaction import redact_text
 from kserve_lmcache.server.http import access_log
 from kserve_lmcache.server.model_server import serve
 from kserve_lmcache.server.start_up_responder import listen
@@ -41,6 +46,8 @@ def run(argv: Sequence[str], levels: logs.LibraryLevels, given: Mapping[str, str
     """
     start_up_timing.reached(start_up_timing.IMPORTED)
     args = parse_arguments(argv)
+    use_arguments(args)
+    check_arguments(args, os.environ)
     configuration = resolve_configuration(args, os.environ)
     _configure_logging(args, configuration, levels)
     resolve_engine_arguments(args, os.environ)
@@ -51,6 +58,7 @@ def run(argv: Sequence[str], levels: logs.LibraryLevels, given: Mapping[str, str
         start_up_timing.reached(start_up_timing.PLANNED)
         if (context := at_start.context_at_start(args, offload)) is not None:
             at_start.log_findings(context, logger)
+        _tell_other_commands(args, offload)
         serve(args, offload, engine_config, responder, os.environ, keeper)
 
 
@@ -72,6 +80,22 @@ def _keeper(
     return keeper
 
 
+def _tell_other_commands(args: Namespace, offload: OffloadPlan) -> None:
+    """Leave the configuration in force to ``config`` and ``doctor`` beside the server."""
+    directory = os.environ.get(metrics_directory.VARIABLE)
+    if not directory:
+        return
+    shown = offload.configuration.shown()
+    if offload.reason:
+        reason = " ".join(redact_text(offload.reason).split())
+        shown = replace(shown, notes=[*shown.notes, f"The KV cache is not offloaded: {reason}"])
+    server = RunningServer(os.getpid(), args.http_port, __version__, shown, offload.shape)
+    try:
+        server_file.write(Path(directory), server)
+    except OSError as error:
+        logger.warning("config and doctor will not find this server: %s", error)
+
+
 def _configure_logging(
     args: Namespace, configuration: Configuration, levels: logs.LibraryLevels
 ) -> None:
@@ -91,5 +115,6 @@ def _configure_logging(
         configure_logging(KSERVE_LOG_CONFIG)
         levels.set(level, verbose)  # KServe's configuration has the level of KServe's import
         access_log.configure(args, level)
+    access_log.leave_out_probes(args, level)
     if format_ == "json":
         logs.use_json()

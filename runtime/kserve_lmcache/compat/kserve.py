@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import argparse
 import copy
+import importlib
 import sys
 from typing import Any
 
@@ -24,15 +25,32 @@ def __getattr__(name: str) -> Any:
     return _RefreshingServer
 
 
-def argument_parser() -> argparse.ArgumentParser:
-    """A copy of KServe's parser of the model server's flags.
+def import_without_flags() -> Any:
+    """Import KServe's model server as if this process had no flags. Returns its module.
 
-    A parser that resolves conflicts takes flags away from the parsers that it is made of. KServe
-    parses ``sys.argv`` while it is imported, and would guess at flags of other parsers.
+    KServe parses ``sys.argv`` while any of its modules is imported. It takes abbreviations of its
+    flags for them (``--config`` for ``--configure_logging``), and ends the process with a usage of
+    its own when a value is wrong. Call this before KServe is imported in another way.
     """
     argv, sys.argv = sys.argv, sys.argv[:1]
     try:
-        from kserve.model_server import parser
+        return importlib.import_module("kserve.model_server")
     finally:
         sys.argv = argv
-    return copy.deepcopy(parser)  # type: ignore[no-any-return]
+
+
+def argument_parser() -> argparse.ArgumentParser:
+    """A copy of KServe's parser of the model server's flags.
+
+    A parser that resolves conflicts takes flags away from the parsers that it is made of.
+    """
+    parser: argparse.ArgumentParser = copy.deepcopy(import_without_flags().parser)
+    return parser
+
+
+def use_arguments(args: argparse.Namespace) -> None:
+    """Give KServe's model server the parsed flags: it reads some of them from its own module."""
+    kserves = import_without_flags().args
+    for name in vars(kserves):
+        if hasattr(args, name):
+            setattr(kserves, name, getattr(args, name))

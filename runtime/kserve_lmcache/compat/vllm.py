@@ -33,11 +33,15 @@ name                                   what differs between versions
 
 from __future__ import annotations
 
+import contextlib
 import importlib
 import inspect
 from argparse import Namespace
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+
+from kserve_lmcache.compat.source import directory_of, execute
 
 if TYPE_CHECKING:
     import torch
@@ -57,6 +61,7 @@ _CONSTANTS = (
     "vllm.entrypoints.launchers.utils.constants",
     "vllm.entrypoints.serve.utils.constants",
 )
+_TOOL_PARSERS = ("vllm.tool_parsers", "vllm.entrypoints.openai.tool_parsers")
 # The modules that may have a name, the newest version's first.
 _MODULES = {
     "make_arg_parser": _CLI,
@@ -138,12 +143,89 @@ def configure_logging(args: Namespace) -> None:
         configure(args)
 
 
+def refused_variables(environ: Mapping[str, str]) -> dict[str, str]:
+    """vLLM's reason for each of its variables whose value it cannot read.
+
+    vLLM reads most variables late, in any of its processes. Kubernetes sets ``VLLM_PORT`` to an
+    address when the namespace has a Service of the name ``vllm``.
+    """
+    import vllm.envs
+
+    reasons = {}
+    for name in sorted(set(environ) & set(vllm.envs.environment_variables)):
+        try:
+            vllm.envs.environment_variables[name]()
+        except Exception as error:
+            reasons[name] = str(error)
+    return reasons
+
+
+def connector_class(config: Any) -> Any:
+    """The class of the KV connector that a ``KVTransferConfig`` names.
+
+    Raises:
+        Exception: vLLM knows no such connector, or cannot import it.
+    """
+    from vllm.distributed.kv_transfer.kv_connector.factory import KVConnectorFactory
+
+    return KVConnectorFactory.get_connector_class(config)
+
+
+def exit_codes(client: Any) -> dict[str, int]:
+    """The exit codes of the engine's processes that have ended, by name, as far as vLLM has them.
+
+    Args:
+        client: vLLM's client of the engine.
+    """
+    resources = getattr(getattr(client, "engine_core", None), "resources", None)
+    processes = getattr(getattr(resources, "engine_manager", None), "processes", ())
+    codes = {}
+    for each in processes:
+        with contextlib.suppress(ValueError):  # closed
+            codes[each.name] = each.exitcode
+    return {name: code for name, code in codes.items() if code is not None}
+
+
+def loads_adapters() -> bool:
+    """Whether vLLM may load adapters while it serves, by its routes and by its resolvers."""
+    import vllm.envs
+
+    return bool(vllm.envs.VLLM_ALLOW_RUNTIME_LORA_UPDATING)
+
+
+def skips_model_names() -> bool:
+    """Whether vLLM takes any name for one of its model."""
+    import vllm.envs
+
+    return bool(vllm.envs.VLLM_SKIP_MODEL_NAME_VALIDATION)
+
+
+def register_parsers(kind: str, plugin: str | None) -> list[str]:
+    """The names of the parsers of a kind, after those of a plugin were registered.
+
+    Args:
+        kind: ``tool`` or ``reasoning``.
+        plugin: the plugin's file, if there is one.
+    """
+    manager: Any
+    if kind == "tool":
+        manager = _first_module(_TOOL_PARSERS).ToolParserManager
+        register = manager.import_tool_parser
+    else:
+        manager = importlib.import_module("vllm.reasoning").ReasoningParserManager
+        register = manager.import_reasoning_parser
+    if plugin:
+        register(plugin)
+    return list(manager.list_registered())
+
+
 def knows_hash_algorithm(name: str) -> bool:
     """Whether vLLM has a hash of this name, and the package for it is installed."""
-    from vllm.utils.hashing import get_hash_fn_by_name
-
+    # The module needs nothing of vLLM, whose import takes seconds.
+    path = directory_of("vllm") / "utils" / "hashing.py"
+    module = execute(path, "vllm.utils.hashing", lambda name: None)
     try:
-        get_hash_fn_by_name(name)
+        module.get_hash_fn_by_name(name)
     except (ValueError, ImportError):
         return False
     return True

@@ -21,7 +21,11 @@ What the result means on this machine:
 ``credentials``    the address and the credentials of the remote store
 ``stores``         a remote store and a disk, as values
 ``tier_limits``    deadlines and memory of one tier, as values
+``completion``     adds to a configuration what depends on the machine
+``device``         the kind of device that the installed vLLM is for
 ``environment``    variables that must be set before Python starts
+``metrics_directory``  the directory for the metrics of vLLM and LMCache in one server
+``server_file``    what a live server tells the commands beside it
 
 What the engine's processes read:
 

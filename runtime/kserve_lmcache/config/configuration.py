@@ -2,12 +2,20 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from kserve_lmcache.config import keys
+from kserve_lmcache.config import keys, store_url
 from kserve_lmcache.errors import ConfigurationError, Problem
 from kserve_lmcache.redaction import redact
+
+
+def show(name: str, value: Any) -> Any:
+    """A copy of the value of a key without its secrets."""
+    if name == "remote_url" and isinstance(value, str) and value:
+        return store_url.shown(value)
+    return redact(value, name)
 
 
 @dataclass(frozen=True)
@@ -16,6 +24,37 @@ class Value:
 
     value: Any
     source: str
+
+
+@dataclass(frozen=True)
+class Shown:
+    """What may be shown of a configuration: it has no secret."""
+
+    values: Mapping[str, Value]
+    notes: Sequence[str] = ()
+
+    def encode(self) -> dict[str, Any]:
+        """``{"values": {KEY: {"value": …, "source": …}}, "notes": […]}``, for JSON."""
+        return {
+            "values": {
+                name: {"value": shown.value, "source": shown.source}
+                for name, shown in self.values.items()
+            },
+            "notes": list(self.notes),
+        }
+
+    @classmethod
+    def decode(cls, content: Mapping[str, Any]) -> Shown:
+        """The result of :func:`encode`, read back.
+
+        Raises:
+            LookupError, TypeError, AttributeError: the content is another.
+        """
+        values = {
+            str(name): Value(each["value"], str(each["source"]))
+            for name, each in content["values"].items()
+        }
+        return cls(values, [str(note) for note in content["notes"]])
 
 
 @dataclass
@@ -54,9 +93,13 @@ class Configuration:
         """All values without their secrets. LMCache's keys come first."""
         names = sorted(self.values, key=lambda name: keys.table()[name].is_setting)
         return {
-            name: Value(redact(self.values[name].value, name), self.values[name].source)
+            name: Value(show(name, self.values[name].value), self.values[name].source)
             for name in names
         }
+
+    def shown(self) -> Shown:
+        """What may be shown of this configuration."""
+        return Shown(self.redacted(), [redact(note) for note in self.notes])
 
     def add_problem(self, name: str, message: str, fix: str) -> None:
         """Add a problem of the key ``name``. The message follows the key's name."""

@@ -3,70 +3,59 @@
 from __future__ import annotations
 
 from pathlib import Path
-from urllib.parse import unquote, urlsplit
 
+from kserve_lmcache.config import store_url
 from kserve_lmcache.config.configuration import Configuration
-from kserve_lmcache.config.stores import LARGEST_FILE, Remote, password_of
-
-_NOT_TEXT = ("is not UTF-8", "Write the password as text.")
+from kserve_lmcache.config.store_url import StoreURL, StoreURLError
+from kserve_lmcache.config.stores import LARGEST_FILE, Remote, password_of, without_line_end
 
 
 def remote_of(configuration: Configuration) -> Remote | None:
     """The remote store of the configuration. Adds the problems of its credentials and files.
 
     Returns:
-        None when the configuration has no ``remote_url``.
+        None when the configuration has no ``remote_url``, or one that the rules refuse.
     """
     url = configuration.get("remote_url")
     if not url:
         return None
-    source = configuration.source("remote_url")
-    bare, username, password = _split(url)
-    if password and source.startswith("--"):
+    try:
+        parsed = store_url.parse(url)
+    except StoreURLError:
+        parsed = StoreURL("", "")
+    if parsed.password and configuration.source("remote_url").startswith("--"):
         configuration.add_problem(
             "remote_url",
             "has a password on the command line, which every process can read",
             "Use LMCACHE_REMOTE_PASSWORD or LMCACHE_REMOTE_PASSWORD_FILE.",
         )
-    username = _setting_or_url(configuration, "remote_username", username)
-    password = _setting_or_url(configuration, "remote_password", password)
-    if password and not _is_text(password):
-        configuration.add_problem("remote_password", *_NOT_TEXT)
-        password = None
-    from_file = _password_file(configuration)
-    if from_file is not None:
-        if password and password != from_file:
-            configuration.add_problem(
-                "remote_password_file",
-                "holds another password than remote_password or remote_url",
-                "Keep one of them.",
-            )
-        password = from_file
+    username = _setting_or_url(configuration, "remote_username", parsed.username)
+    password, password_file = _password(configuration, "remote_password", parsed.password)
+    sentinel_password, sentinel_file = _password(configuration, "remote_sentinel_password")
+    if parsed.username and not (password or configuration.get("remote_password_file")):
+        configuration.add_problem(
+            "remote_url",
+            "names a user without a password",
+            "Set LMCACHE_REMOTE_PASSWORD. If it is the password, write a colon before it.",
+        )
+        username = None  # perhaps the password
     for name in ("remote_ca_file", "remote_cert_file", "remote_key_file"):
         _read(configuration, name)
+    if not parsed.scheme:
+        return None
     return Remote(
-        url=bare,
-        source=source,
+        url=parsed.bare,
+        source=configuration.source("remote_url"),
         username=username,
         password=password,
-        password_file=configuration.get("remote_password_file") if from_file else None,
+        password_file=password_file,
         ca_file=configuration.get("remote_ca_file"),
         cert_file=configuration.get("remote_cert_file"),
         key_file=configuration.get("remote_key_file"),
+        sentinel_username=configuration.get("remote_sentinel_username"),
+        sentinel_password=sentinel_password,
+        sentinel_password_file=sentinel_file,
     )
-
-
-def _split(url: str) -> tuple[str, str | None, str | None]:
-    """The URL without credentials, the user and the password."""
-    try:
-        netloc = urlsplit(url).netloc
-    except ValueError:  # the rules refuse such a URL
-        return url, None, None
-    credentials, at, host = netloc.rpartition("@")
-    if not at:
-        return url, None, None
-    user, _, password = credentials.partition(":")
-    return url.replace(netloc, host, 1), unquote(user) or None, unquote(password) or None
 
 
 def _setting_or_url(configuration: Configuration, name: str, in_url: str | None) -> str | None:
@@ -77,24 +66,47 @@ def _setting_or_url(configuration: Configuration, name: str, in_url: str | None)
     return setting or in_url
 
 
-def _is_text(value: str) -> bool:
-    """Whether UTF-8 can encode the value. Python reads other bytes of a variable as surrogates."""
-    try:
-        value.encode("utf-8")
-    except UnicodeEncodeError:
-        return False
-    return True
+def _password(
+    configuration: Configuration, name: str, in_url: str | None = None
+) -> tuple[str | None, str | None]:
+    """The password of a setting, of its file or of the URL; and the file, if it is from there."""
+    if setting := configuration.get(name):
+        setting = without_line_end(setting)
+        if fault := store_url.fault_of_password(setting):
+            configuration.add_problem(name, *fault)
+            setting = None
+        elif in_url and setting != in_url:
+            configuration.add_problem(name, "contradicts remote_url", "Keep one of them.")
+    password = setting or in_url
+    from_file = _password_in_file(configuration, f"{name}_file")
+    if from_file is None:
+        return password, None
+    if not from_file and not password:
+        configuration.add_problem(
+            f"{name}_file", "is empty", "Write the password into it, or leave it out."
+        )
+        return None, None
+    if password and password != from_file:
+        others = f"{name} or remote_url" if name == "remote_password" else name
+        configuration.add_problem(
+            f"{name}_file", f"holds another password than {others}", "Keep one of them."
+        )
+    return from_file or None, configuration.get(f"{name}_file") if from_file else None
 
 
-def _password_file(configuration: Configuration) -> str | None:
-    content = _read(configuration, "remote_password_file")
+def _password_in_file(configuration: Configuration, name: str) -> str | None:
+    content = _read(configuration, name)
     if content is None:
         return None
     try:
-        return password_of(content)
+        password = password_of(content)
     except UnicodeDecodeError:
-        configuration.add_problem("remote_password_file", *_NOT_TEXT)
+        configuration.add_problem(name, *store_url.NOT_TEXT)
         return None
+    if fault := store_url.fault_of_password(password):
+        configuration.add_problem(name, *fault)
+        return None
+    return password
 
 
 def _read(configuration: Configuration, name: str) -> bytes | None:
@@ -108,6 +120,8 @@ def _read(configuration: Configuration, name: str) -> bytes | None:
     except (OSError, ValueError) as error:
         reason = getattr(error, "strerror", None) or str(error)
         configuration.add_problem(
-            name, f"{path!r} cannot be read ({reason})", "Mount the file so that uid 1000 reads it."
+            name,
+            f"{path!r} cannot be read ({reason})",
+            "Mount the file so that this process may read it.",
         )
         return None

@@ -12,11 +12,11 @@ from dataclasses import dataclass, replace
 from enum import StrEnum
 from pathlib import Path
 
+from kserve_lmcache.config.metrics_directory import VARIABLE as METRICS_VARIABLE
 from kserve_lmcache.config.resources import execute_error, nearest_existing, write_error
 from kserve_lmcache.errors import DirectoryError, Problem
 
 SHARED_MEMORY = "dev/shm"
-METRICS_VARIABLE = "PROMETHEUS_MULTIPROC_DIR"
 
 _MIB = 2**20
 _TEMPORARY = "/tmp"  # noqa: S108

@@ -6,15 +6,17 @@ The file is in a directory of its own, where these processes write their snapsho
 
 from __future__ import annotations
 
+import json
 import os
 from collections.abc import Mapping, MutableMapping
 from pathlib import Path
 from typing import Any
-from urllib.parse import quote, urlencode, urlsplit
+from urllib.parse import quote, urlencode
 
 import yaml
 
-from kserve_lmcache.config import keys
+from kserve_lmcache import logs, redaction
+from kserve_lmcache.config import keys, store_url
 from kserve_lmcache.config.sources import CONFIG_FILE
 from kserve_lmcache.config.stores import Disk, Remote
 from kserve_lmcache.config.tier_limits import TierLimits
@@ -29,6 +31,9 @@ _DISK_KEYS = ("local_disk", "max_local_disk_size", "local_disk_path_sharding")
 # LMCache counts the loads that fail, and after ten in 30 seconds it uses no tier for five minutes.
 # Our tiers have a circuit breaker of their own, which leaves the other tiers alone.
 _NO_SWITCH_OFF = {"get_blocking_failed_threshold": 2**62}
+
+# The file beside LMCache's that holds the passwords.
+_SECRETS = "secrets.json"
 
 # The key of kv_connector_extra_config that says whether the server's process receives vLLM's stats.
 STATS_ARE_RECEIVED = "kserve_lmcache.stats_are_received"
@@ -59,11 +64,32 @@ def write(
         _add(content, DISK_PLUGIN.encode(*disk), first=DISK_PLUGIN.name)
     if remote is not None and limits is not None:
         del content["remote_url"]
-        _add(content, REMOTE_PLUGIN.encode(remote, limits), last=REMOTE_PLUGIN.name)
+        secrets_file = _written_secrets(remote, path)
+        _add(content, REMOTE_PLUGIN.encode(remote, limits, secrets_file), last=REMOTE_PLUGIN.name)
     elif remote is not None and remote.speaks_redis:
         content["remote_url"] = _redis_url(remote)
+    _write(path, yaml.safe_dump(content))
+
+
+def _written_secrets(remote: Remote, path: Path) -> Path | None:
+    """Write the store's passwords to a file beside ``path``.
+
+    LMCache never learns them, so it cannot log them: it logs its whole configuration.
+
+    Returns:
+        The file; None when there is no password.
+    """
+    secrets = {name: text for name, text in REMOTE_PLUGIN.secrets(remote).items() if text}
+    if not secrets:
+        return None
+    file = path.with_name(_SECRETS)
+    _write(file, json.dumps(secrets))
+    return file
+
+
+def _write(path: Path, text: str) -> None:
     with os.fdopen(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w") as file:
-        yaml.safe_dump(content, file)
+        file.write(text)
 
 
 def _add(content: dict[str, Any], extra_config: dict[str, Any], **plugins: str) -> None:
@@ -84,30 +110,39 @@ def read(path: Path) -> dict[str, Any]:
     return values
 
 
+def secrets_in(path: Path) -> tuple[str, ...]:
+    """Every password that :func:`write` wrote, to the file or beside it."""
+    beside = path.with_name(_SECRETS)
+    passwords = json.loads(beside.read_text("utf-8")).values() if beside.exists() else ()
+    return (*redaction.secrets_in(read(path)), *passwords)
+
+
 def hand_over(path: Path, environ: MutableMapping[str, str]) -> None:
     """Make LMCache read ``path`` and no other configuration.
 
     Every ``LMCACHE_<KEY>`` variable overrides LMCache's file, so no such variable reaches the
-    engine's processes. Credentials reach them by the file only.
+    engine's processes. Credentials reach them by the file only. The level and the format of the log
+    are those of every process.
     """
     for variable in keys.variables():
-        environ.pop(variable, None)
+        if variable not in (logs.LEVEL_VARIABLE, logs.FORMAT_VARIABLE):
+            environ.pop(variable, None)
     environ[CONFIG_FILE] = str(path)
 
 
 def _redis_url(remote: Remote) -> str:
     """The URL with credentials and files, in the form that redis-py reads."""
-    split = urlsplit(remote.url)
-    scheme = _SAME_PROTOCOL.get(split.scheme, split.scheme)
-    netloc = split.netloc
+    scheme, _, rest = store_url.parse(remote.url).bare.partition("://")
+    scheme = _SAME_PROTOCOL.get(scheme, scheme)
+    place, _, query = rest.partition("?")
     if remote.username or remote.password:
         who = f"{quote(remote.username or '', safe='')}:{quote(remote.password or '', safe='')}"
-        netloc = f"{who}@{netloc}"
+        place = f"{who}@{place}"
     files = {
         "ssl_ca_certs": remote.ca_file,
         "ssl_certfile": remote.cert_file,
         "ssl_keyfile": remote.key_file,
     }
     options = urlencode({name: path for name, path in files.items() if path})
-    query = "&".join(part for part in (split.query, options) if part)
-    return f"{scheme}://{netloc}{split.path}" + (f"?{query}" if query else "")
+    query = "&".join(part for part in (query, options) if part)
+    return f"{scheme}://{place}" + (f"?{query}" if query else "")

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import os
 import sys
-import tempfile
 from collections.abc import Mapping
 
 from kserve_lmcache.config import directories
@@ -22,8 +21,6 @@ DEFAULTS: Mapping[str, str] = {
     "DO_NOT_TRACK": "1",
     "VLLM_NO_USAGE_STATS": "1",
 }
-METRICS_DIRECTORY = directories.METRICS_VARIABLE
-METRICS_DIRECTORY_PREFIX = "kserve-lmcache-metrics."
 
 _REEXECUTED = "_KSERVE_LMCACHE_REEXECUTED"
 
@@ -59,8 +56,6 @@ def ensure() -> None:
     additions = missing(os.environ)
     if "PYTHONHASHSEED" not in additions:
         check_hash_seed(os.environ)
-    if METRICS_DIRECTORY not in os.environ:
-        additions[METRICS_DIRECTORY] = tempfile.mkdtemp(prefix=METRICS_DIRECTORY_PREFIX)
     if not additions:
         return
     if _REEXECUTED in os.environ:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from kserve_lmcache.config import memory_budget
 from kserve_lmcache.config.configuration import Configuration, Value
 from kserve_lmcache.config.engine_shape import EngineShape
+from kserve_lmcache.config.memory_budget import Needs
 from kserve_lmcache.config.remote_tier import uses_remote_tier
 from kserve_lmcache.config.resources import Limit
 
@@ -18,20 +20,27 @@ _SMALLEST_DEFAULT_GIB = 0.125
 _LARGEST_SHARE_OF_REQUEST = 0.5
 
 
-def default_size(memory: Limit, device: str, workers: int, request_bytes: int = 0) -> Value:
+def default_size(memory: Limit, needs: Needs, request_bytes: int = 0) -> Value:
     """The default of ``max_local_cpu_size`` in GiB. LMCache allocates the size in each worker.
 
     Args:
         memory: the memory of the container, in bytes.
-        device: ``cpu`` or ``cuda``.
-        workers: the workers of the engine that share the memory.
+        needs: what the server needs besides the tier.
         request_bytes: the KV of the longest request in one worker. 0 when it is not known.
     """
-    share = _SHARE.get(device, _SHARE["cuda"])
+    workers = needs.all_workers
+    share = _SHARE.get(needs.device, _SHARE["cuda"])
     size = min(memory.value * share / GIB / workers, _LARGEST_DEFAULT_GIB)
     reason = f"{share:.0%} of {memory.value / GIB:.1f} GiB, {memory.source}"
+    room = memory_budget.room(memory, needs) / GIB / workers
+    if room < size:
+        size, reason = (
+            room,
+            f"what the server leaves of {memory.value / GIB:.1f} GiB, "
+            + (f"less {memory_budget.SPARE:.0%}, {memory.source}"),
+        )
     request = request_bytes / GIB
-    if size < request <= memory.value * _LARGEST_SHARE_OF_REQUEST / GIB / workers:
+    if size < request <= min(room, memory.value * _LARGEST_SHARE_OF_REQUEST / GIB / workers):
         size, reason = request, f"one request of the longest length, more than {reason}"
     size = round(max(size, _SMALLEST_DEFAULT_GIB) + 0.0005, 3)
     shared = f", shared by {workers} workers" if workers > 1 else ""

@@ -10,16 +10,23 @@ import mmap
 import os
 import resource
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from kserve_lmcache.errors import UsageError
-
 # Without a limit, cgroup v1 reports the largest page-aligned integer.
 _V1_UNLIMITED = 1 << 60
-# Bytes. Three processes import vLLM, and take some 3 GiB together.
-LEAST_MEMORY = 2.5 * 2**30
+# Of version 2 and of version 1: the limit, the usage, and what memory.stat has of files.
+_MEMORY_FILES = (
+    ("memory.max", "memory.current", ("active_file", "inactive_file")),
+    (
+        "memory.limit_in_bytes",
+        "memory.usage_in_bytes",
+        ("total_active_file", "total_inactive_file"),
+    ),
+)
+# The source of a limit that each process has for itself, and that counts what it does not use.
+ADDRESS_SPACE = "the process's limit (ulimit -v)"
 
 
 @dataclass(frozen=True)
@@ -36,10 +43,10 @@ def memory_limit(root: Path = Path("/")) -> Limit:
     Args:
         root: the directory of ``/proc`` and ``/sys``.
     """
-    limits = [Limit(_machine_memory(root), "the machine's memory")]
+    limits = [Limit(machine_memory(root), "the machine's memory")]
     address_space, _ = resource.getrlimit(resource.RLIMIT_AS)
     if address_space != resource.RLIM_INFINITY:
-        limits.append(Limit(address_space, "the process's limit (ulimit -v)"))
+        limits.append(Limit(address_space, ADDRESS_SPACE))
     for directory in _cgroup_directories(root, "memory"):
         for name in ("memory.max", "memory.limit_in_bytes"):
             text = _read(directory / name)
@@ -48,32 +55,77 @@ def memory_limit(root: Path = Path("/")) -> Limit:
     return min(limits, key=lambda limit: limit.value)
 
 
-def check_memory(root: Path = Path("/")) -> None:
-    """Refuses a limit under which the kernel kills vLLM's processes before a model is loaded.
+def free_memory(root: Path = Path("/")) -> Limit | None:
+    """The memory that the container's limit leaves, in bytes; ``None`` without a limit.
 
-    Raises:
-        UsageError: the limit is too low.
+    The pages of files count as free: the kernel drops them before it ends a process.
+
+    Args:
+        root: the directory of ``/proc`` and ``/sys``.
     """
-    limit = memory_limit(root)
-    if limit.value < LEAST_MEMORY:
-        raise UsageError(
-            f"{limit.value / 2**30:.1f} GiB of memory ({limit.source}) cannot hold vLLM's "
-            f"processes: they take at least {LEAST_MEMORY / 2**30:g} GiB without a model. Raise "
-            "the limit (docker run --memory, resources.limits.memory)."
-        )
+    free = []
+    for directory in _cgroup_directories(root, "memory"):
+        for limit, usage, files in _MEMORY_FILES:
+            most, used = _read(directory / limit), _read(directory / usage)
+            if not (most and used and most.isdigit() and used.isdigit()):
+                continue
+            if int(most) < _V1_UNLIMITED:
+                dropped = _statistics(directory / "memory.stat", files)
+                left = int(most) - int(used) + dropped
+                free.append(Limit(left, f"the container's limit ({limit}), less what it uses"))
+    return min(free, key=lambda limit: limit.value, default=None)
 
 
-def cpu_cores(root: Path = Path("/")) -> tuple[list[int], str]:
-    """The cores for computing, and the source of the limit.
+def resident_memory(root: Path = Path("/")) -> int:
+    """The memory that this process takes, in bytes.
 
-    These are cores of the process's affinity, as many as the CPU quota allows and at least one. A
-    fraction of a core is not used: a throttled thread delays all others at every barrier.
+    Args:
+        root: the directory of ``/proc``.
     """
-    cores = sorted(os.sched_getaffinity(0))
+    _, pages, *_ = (_read(root / "proc/self/statm") or "0 0").split()
+    return int(pages) * os.sysconf("SC_PAGE_SIZE")
+
+
+def _statistics(path: Path, names: Sequence[str]) -> int:
+    """The sum of the numbers behind names in a file of names and numbers."""
+    pairs = (line.partition(" ") for line in (_read(path) or "").splitlines())
+    return sum(int(value) for name, _, value in pairs if name in names and value.isdigit())
+
+
+@dataclass(frozen=True)
+class Cores:
+    """How many threads compute at a time, and where.
+
+    Attributes:
+        count: the threads that the container has the CPU time for; at least one.
+        bound: the cores to bind them to, one each; empty when they may run on any core.
+        source: what limits the count.
+    """
+
+    count: int
+    bound: tuple[int, ...]
+    source: str
+
+
+def cpu_cores(root: Path = Path("/")) -> Cores:
+    """The threads for computing, and the cores that somebody gave to this process.
+
+    A quota limits time and no place. All containers of a node see the same cores, so containers
+    that chose cores by themselves would all choose the same ones. Only an affinity that leaves out
+    cores of the machine was set by somebody (Kubernetes' CPU manager, ``docker run --cpuset-cpus``,
+    ``taskset``). A fraction of a core is not used: a throttled thread delays all others at every
+    barrier.
+
+    Args:
+        root: the directory of ``/proc`` and ``/sys``.
+    """
+    affinity = sorted(os.sched_getaffinity(0))
     quota = _cpu_quota(root)
-    if quota is None or quota.value >= len(cores):
-        return cores, "the process's CPU affinity"
-    return cores[: max(1, int(quota.value))], quota.source
+    if quota is not None and quota.value < len(affinity):
+        return Cores(max(1, int(quota.value)), (), quota.source)
+    if not set(affinity) >= _schedulable_cores(root):
+        return Cores(len(affinity), tuple(affinity), "the process's CPU affinity")
+    return Cores(len(affinity), (), "the machine's cores")
 
 
 def write_error(directory: Path) -> OSError | None:
@@ -111,6 +163,23 @@ def why_unwritable(directory: Path) -> str | None:
     return None if error is None else error.strerror or str(error)
 
 
+def _schedulable_cores(root: Path) -> set[int]:
+    """The cores on which a process runs that nobody has bound."""
+    cpus = root / "sys/devices/system/cpu"
+    online = _parse_cores(_read(cpus / "online") or "") or set(range(os.cpu_count() or 1))
+    # Those of the kernel's option isolcpus, on which only what is bound there runs.
+    return online - _parse_cores(_read(cpus / "isolated") or "")
+
+
+def _parse_cores(text: str) -> set[int]:
+    """The numbers of a list such as ``0-3,8`` (cpuset(7), "List format")."""
+    cores: set[int] = set()
+    for part in filter(None, text.split(",")):
+        first, _, last = part.partition("-")
+        cores.update(range(int(first), int(last or first) + 1))
+    return cores
+
+
 def _cpu_quota(root: Path) -> Limit | None:
     quotas = []
     for directory in _cgroup_directories(root, "cpu"):
@@ -141,7 +210,12 @@ def _cgroup_directories(root: Path, controller: str) -> Iterator[Path]:
         yield from (level for level in (own, *own.parents) if level.is_relative_to(base))
 
 
-def _machine_memory(root: Path) -> int:
+def machine_memory(root: Path = Path("/")) -> int:
+    """The memory of the machine, in bytes.
+
+    Args:
+        root: the directory of ``/proc``.
+    """
     for line in (_read(root / "proc/meminfo") or "").splitlines():
         if line.startswith("MemTotal:"):
             return int(line.split()[1]) * 1024

@@ -7,20 +7,22 @@ runs on. Most rules are rows of :data:`TABLE`. A rule that needs more is a funct
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any, NamedTuple
-from urllib.parse import urlsplit
 
 from kserve_lmcache.compat import vllm
 from kserve_lmcache.compat.lmcache import configuration as lmcache
-from kserve_lmcache.config import keys
-from kserve_lmcache.config.configuration import Configuration
+from kserve_lmcache.config import keys, store_url
+from kserve_lmcache.config.configuration import Configuration, show
 from kserve_lmcache.config.settings import ROUTE_GROUPS, SETTINGS, parse_route_groups
-from kserve_lmcache.config.stores import REDIS_SCHEMES, TLS_SCHEMES
+from kserve_lmcache.config.store_url import StoreURLError
+from kserve_lmcache.config.stores import REDIS_SCHEMES, SENTINEL_SCHEMES, TLS_SCHEMES
+from kserve_lmcache.config.tier_plugins import DISK_PLUGIN, REMOTE_PLUGIN
 from kserve_lmcache.config.values import is_size
 from kserve_lmcache.errors import Problem
-from kserve_lmcache.redaction import redact, redact_urls
+from kserve_lmcache.redaction import redact_text
 
 
 @dataclass(frozen=True)
@@ -40,10 +42,7 @@ class Context:
 
     def scheme(self) -> str:
         """The scheme of ``remote_url``. Empty without a URL, and for text that is no URL."""
-        try:
-            return urlsplit(self["remote_url"] or "").scheme
-        except ValueError:
-            return ""
+        return store_url.scheme_of(self["remote_url"] or "")
 
     def problem(self, name: str, message: str, fix: str) -> Problem:
         """A problem of the key ``name``."""
@@ -72,7 +71,7 @@ class Rule:
     def __call__(self, context: Context) -> Iterator[Problem]:
         """The problem, if the configuration breaks the rule."""
         if self.is_broken(context):
-            message = self.message.format(value=redact(context[self.key], self.key))
+            message = self.message.format(value=show(self.key, context[self.key]))
             yield context.problem(self.key, message, self.fix.format(key=self.key))
 
 
@@ -121,6 +120,14 @@ def _tls_only(key: str) -> Rule:
     )
 
 
+def _sentinels_only(key: str) -> Rule:
+    return Rule(
+        key,
+        lambda c: c[key] and c.scheme() in set(REDIS_SCHEMES) - set(SENTINEL_SCHEMES),
+        "is for sentinels, but remote_url names none",
+    )
+
+
 def _not_for_disk(option: str) -> Rule:
     # An option of LMCache's own disk tier, which the disk tier of this runtime replaces.
     return Rule(
@@ -131,8 +138,39 @@ def _not_for_disk(option: str) -> Rule:
     )
 
 
+def _locations(context: Context) -> set[str]:
+    """LMCache's names of the tiers that exist: its own, and the plugins of the tiers of ours."""
+    stock = context["remote_connector"] == "lmcache"
+    remote = "RemoteBackend" if stock else f"RemoteBackend-{REMOTE_PLUGIN.name}"
+    tiers = {
+        "LocalCPUBackend": context["local_cpu"],
+        f"RemoteBackend-{DISK_PLUGIN.name}": context["local_disk"],
+        remote: context["remote_url"],
+        "PDBackend": context["enable_pd"],
+        "P2PBackend": context["enable_p2p"],
+        "GdsBackend": context["gds_path"],
+        "MaruBackend": context["maru_path"],
+        **{f"RemoteBackend-{name}": True for name in context["remote_storage_plugins"] or ()},
+        **{name: True for name in context["storage_plugins"] or ()},
+    }
+    return {name for name, exists in tiers.items() if exists}
+
+
+# ~, $VARIABLE and ${VARIABLE} of a shell, and $(VARIABLE) of Kubernetes.
+_UNEXPANDED = re.compile(r"^\s*(file://)?~|\$")
 _TLS_FILES = ("remote_ca_file", "remote_cert_file", "remote_key_file")
-_CREDENTIALS = ("remote_username", "remote_password", "remote_password_file", *_TLS_FILES)
+_OF_SENTINELS = (
+    "remote_sentinel_username",
+    "remote_sentinel_password",
+    "remote_sentinel_password_file",
+)
+_CREDENTIALS = (
+    "remote_username",
+    "remote_password",
+    "remote_password_file",
+    *_OF_SENTINELS,
+    *_TLS_FILES,
+)
 _FROM_BELOW = ("remote_url", "local_disk")  # tiers whose loads can fail
 _TIERS = (
     "local_cpu",
@@ -182,6 +220,7 @@ TABLE: tuple[Rule, ...] = (
     # A key has no effect.
     _needs("local_disk", "max_local_disk_size"),
     _needs("max_local_disk_size", "local_disk"),
+    _needs("tenant_required", "tenant_header"),
     *(_needs(key, "remote_url") for key in _CREDENTIALS),
     _needs("remote_cert_file", "remote_key_file"),
     _needs("remote_key_file", "remote_cert_file"),
@@ -216,9 +255,27 @@ TABLE: tuple[Rule, ...] = (
         lambda c: c["local_disk"] and c["local_disk_path_sharding"] != "by_gpu",
         "is {value!r}, but the disk tier knows by_gpu alone",
     ),
+    Rule(
+        "local_disk",
+        lambda c: any(_UNEXPANDED.search(part) for part in (c["local_disk"] or "").split(",")),
+        "is {value!r}: nothing expands ~ or a variable there, so a directory of that name would "
+        "be made",
+        "Write the whole path, for example /cache.",
+    ),
+    Rule(
+        "store_location",
+        lambda c: c["store_location"] and c["store_location"] not in _locations(c),
+        "is {value!r}, which is no tier of this configuration: nothing would be stored",
+    ),
+    Rule(
+        "retrieve_locations",
+        lambda c: not set(c["retrieve_locations"] or ()) <= _locations(c),
+        "is {value!r}, and not every one is a tier of this configuration",
+    ),
     *(_not_for_disk(option) for option in ("use_odirect", "disk_io_threads")),
     *(_redis_only(key) for key in _CREDENTIALS),
     *(_tls_only(key) for key in _TLS_FILES),
+    *(_sentinels_only(key) for key in _OF_SENTINELS),
 )
 
 
@@ -229,6 +286,7 @@ class Range(NamedTuple):
     contains: Callable[[float], bool]
 
 
+_DEFAULT_GRACE = 30.0  # seconds; terminationGracePeriodSeconds of a pod that does not say
 _LONGEST_TIMEOUT = 60.0  # seconds; a longer timeout is no deadline
 _POSITIVE = Range("greater than 0", lambda number: number > 0)
 _NOT_NEGATIVE = Range("0 or greater", lambda number: number >= 0)
@@ -243,7 +301,9 @@ _POSITIVE_SIZE = Range(
 _RANGES: dict[str, Range] = {
     **dict.fromkeys(("chunk_size", "blocking_timeout_secs", "lookup_timeout_ms"), _POSITIVE),
     **dict.fromkeys(("max_concurrent_requests", "request_timeout"), _POSITIVE),
-    **dict.fromkeys(("drain_timeout", "remote_ttl"), _NOT_NEGATIVE),
+    "body_timeout": _POSITIVE,
+    "termination_grace_period": _POSITIVE,
+    **dict.fromkeys(("drain_delay", "drain_timeout", "remote_ttl"), _NOT_NEGATIVE),
     **dict.fromkeys(("remote_connect_timeout", "remote_lookup_timeout"), _TIMEOUT),
     **dict.fromkeys(("remote_load_timeout", "remote_write_timeout"), _TIMEOUT),
     **dict.fromkeys(("max_local_cpu_size", "remote_queue_size", "max_body_size"), _POSITIVE_SIZE),
@@ -273,35 +333,59 @@ def _choices(context: Context) -> Iterator[Problem]:
             yield context.problem("enable_routes", message, f"Remove {group}.")
 
 
+def _shutdown(context: Context) -> Iterator[Problem]:
+    """A server ends before Kubernetes kills it.
+
+    The time of the pod is not told to its containers. Where nobody sets it, Kubernetes' default
+    may be wrong, so a longer shutdown is a note and no problem.
+    """
+    names = ("drain_delay", "drain_timeout", "termination_grace_period")
+    delay, timeout, known = (context[name] for name in names)
+    grace = known or _DEFAULT_GRACE
+    if not delay + timeout >= grace:
+        return
+    sum_is = f"drain_delay ({delay:g} s) and drain_timeout ({timeout:g} s) together are not less"
+    if known:
+        sources = dict.fromkeys(map(context.configuration.source, names))
+        message = f"{sum_is} than termination_grace_period ({known:g} s): the pod would be killed"
+        fix = "Lower one of them, or raise terminationGracePeriodSeconds and the setting."
+        yield Problem(message, ", ".join(each for each in sources if each != "default"), fix)
+        return
+    context.configuration.notes.append(
+        f"{sum_is} than the {grace:g} s that Kubernetes gives a pod by default. Set "
+        "termination_grace_period to the pod's terminationGracePeriodSeconds"
+    )
+
+
 def _remote_url(context: Context) -> Iterator[Problem]:
     """A client of this runtime or of LMCache takes the URL."""
     url = context["remote_url"]
     if not url:
         return
-    shown = redact_urls(url)
-    try:
-        split = urlsplit(url)
-        _ = split.port if "," not in split.netloc else None
-    except ValueError as error:
-        message = f"is {shown!r}, which is no URL ({error})"
-        yield context.problem("remote_url", message, "Write SCHEME://HOST:PORT.")
-        return
-    stock = context["remote_connector"] == "lmcache"
-    # LMCache's connector for sentinels stores nothing, and LMCache has none for the others.
-    if stock and split.scheme in ("redis-sentinel", "redis-cluster", "unix"):
-        message = f"is {shown!r}, which LMCache's own connector cannot use"
-        fix = "Remove remote_connector, or use redis:// or rediss://."
-        yield context.problem("remote_url", message, fix)
-    elif not (
-        split.scheme in REDIS_SCHEMES
-        or context["remote_storage_plugins"]
-        or lmcache.takes_remote_url(url)
-    ):
+    shown, scheme = show("remote_url", url), context.scheme()
+    known = scheme in REDIS_SCHEMES or context["remote_storage_plugins"]
+    if scheme and not (known or lmcache.takes_remote_url(f"{scheme}://")):
         schemes = sorted({*lmcache.remote_schemes(), *(f"{name}://" for name in REDIS_SCHEMES)})
         message = (
             f"is {shown!r}, a scheme that LMCache does not know: LMCache would turn all tiers off"
         )
         yield context.problem("remote_url", message, f"Use one of {', '.join(schemes)}.")
+        return
+    try:
+        store_url.parse(url)
+    except StoreURLError as error:
+        for message, fix in error.faults:
+            yield context.problem("remote_url", f"{message} ({shown})", fix)
+        return
+    stock = context["remote_connector"] == "lmcache"
+    # LMCache's connector for sentinels stores nothing, and LMCache has none for the others.
+    if stock and scheme in (*SENTINEL_SCHEMES, "redis-cluster", "unix"):
+        message = f"is {shown!r}, which LMCache's own connector cannot use"
+        fix = "Remove remote_connector, or use redis:// or rediss://."
+        yield context.problem("remote_url", message, fix)
+    elif not known and not lmcache.takes_remote_url(url):
+        message = f"is {shown!r}, which LMCache's connector for {scheme}:// does not take"
+        yield context.problem("remote_url", message, "Correct remote_url.")
 
 
 def _lmcache_accepts(context: Context) -> Iterator[Problem]:
@@ -313,14 +397,14 @@ def _lmcache_accepts(context: Context) -> Iterator[Problem]:
     except ValueError as error:
         features = {configuration.source(name) for name in values if name.startswith("enable_")}
         source = ", ".join(sorted(features)) or "the configuration"
-        message = f"LMCache refuses the configuration: {redact(str(error))}"
+        message = f"LMCache refuses the configuration: {redact_text(str(error))}"
         yield Problem(message, source, "Set what the feature needs, or remove the feature.")
         return
     for name, value in values.items():
         if effective[name] != value:
             message = (
-                f"is {redact(value, name)!r}, but LMCache changes it to "
-                f"{redact(effective[name], name)!r} because of another key"
+                f"is {show(name, value)!r}, but LMCache changes it to "
+                f"{show(name, effective[name])!r} because of another key"
             )
             yield context.problem(name, message, f"Remove {name}.")
 
@@ -339,6 +423,6 @@ def _engine_names(context: Context) -> Iterator[Problem]:
         yield context.problem("pre_caching_hash_algorithm", message, fix)
 
 
-FAST: tuple[Check, ...] = (_ranges, _choices, *TABLE, _remote_url, _lmcache_accepts)
-# The last check imports parts of the engine, which takes seconds.
+FAST: tuple[Check, ...] = (_ranges, _choices, _shutdown, *TABLE, _remote_url, _lmcache_accepts)
+# The last check reads files of the engine's packages.
 ALL: tuple[Check, ...] = (*FAST, _engine_names)

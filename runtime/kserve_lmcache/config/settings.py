@@ -6,6 +6,7 @@ YAML file, its variable, its default.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -26,9 +27,23 @@ ROUTE_GROUPS = (
 )
 
 
+# vLLM's variable that turns a group on, as the setting does.
+_GROUP_VARIABLES = {"VLLM_ALLOW_RUNTIME_LORA_UPDATING": "lora"}
+
+
 def parse_route_groups(text: str | None) -> tuple[str, ...]:
     """The groups of a comma-separated list."""
     return tuple(filter(None, (part.strip() for part in (text or "").split(","))))
+
+
+def route_groups(text: str | None, environ: Mapping[str, str]) -> tuple[str, ...]:
+    """The groups that are on: those of the setting ``enable_routes``, and those of variables."""
+    of_variables = (
+        group
+        for name, group in _GROUP_VARIABLES.items()
+        if environ.get(name, "").strip().lower() in ("1", "true")
+    )
+    return tuple(dict.fromkeys((*parse_route_groups(text), *of_variables)))
 
 
 @dataclass(frozen=True)
@@ -111,6 +126,13 @@ SETTINGS = (
         "share no cached KV.",
     ),
     Setting(
+        "tenant_required",
+        bool,
+        False,
+        "Answer 400 to a request for inference without the tenant header. Without this setting, "
+        "all such requests are of one tenant.",
+    ),
+    Setting(
         "enable_routes",
         str,
         None,
@@ -121,6 +143,13 @@ SETTINGS = (
         float,
         0.0625,
         "Largest body of a request, in GB (0.0625 is 64 MiB). A larger body is answered with 413.",
+    ),
+    Setting(
+        "body_timeout",
+        float,
+        60.0,
+        "Seconds that the body of a request may take to arrive. A slower body is answered with "
+        "408. A request takes no place of max_concurrent_requests before its body has arrived.",
     ),
     Setting(
         "max_concurrent_requests",
@@ -136,11 +165,24 @@ SETTINGS = (
         "Seconds that a request may take, its stream included. A longer request ends with 504.",
     ),
     Setting(
+        "drain_delay",
+        float,
+        5.0,
+        "Seconds after SIGTERM in which the server takes new requests, with readiness down: "
+        "balancers take the pod out meanwhile.",
+    ),
+    Setting(
         "drain_timeout",
         float,
-        25.0,
-        "Seconds that running requests have to finish after SIGTERM. Must be less than the "
-        "pod's grace period.",
+        20.0,
+        "Seconds that running requests have to finish after drain_delay.",
+    ),
+    Setting(
+        "termination_grace_period",
+        float,
+        None,
+        "The pod's terminationGracePeriodSeconds. drain_delay and drain_timeout together must be "
+        "less. Where it is not set, more than the 30 seconds of Kubernetes is a warning.",
     ),
     Setting(
         "exit_on_engine_death",
@@ -241,6 +283,28 @@ SETTINGS = (
         None,
         "File with the password of the remote store, for a mounted Secret.",
         variable="LMCACHE_REMOTE_PASSWORD_FILE",
+    ),
+    Setting(
+        "remote_sentinel_username",
+        str,
+        None,
+        "User of the sentinels (Redis ACL), where they have one of their own.",
+        variable="LMCACHE_REMOTE_SENTINEL_USERNAME",
+    ),
+    Setting(
+        "remote_sentinel_password",
+        str,
+        None,
+        "Password of the sentinels. They are asked without a password by default.",
+        variable="LMCACHE_REMOTE_SENTINEL_PASSWORD",
+        secret=True,
+    ),
+    Setting(
+        "remote_sentinel_password_file",
+        str,
+        None,
+        "File with the password of the sentinels, for a mounted Secret.",
+        variable="LMCACHE_REMOTE_SENTINEL_PASSWORD_FILE",
     ),
     Setting(
         "remote_ca_file",

@@ -24,6 +24,7 @@ MOUNTED_FILE = Path("/lmcache/lmcache_config.yaml")
 KEY_FLAG = "--lmcache"
 
 _LARGEST_FILE = 2**20  # bytes; a ConfigMap holds no more
+_NAME = re.compile(r"\w+")
 # KServe's guide sets this variable, and LMCache no longer reads it.
 _FORMER_VARIABLES = {"LMCACHE_USE_EXPERIMENTAL"}
 # Kubernetes sets such variables for every Service of the namespace, also for "lmcache-server"
@@ -96,7 +97,9 @@ def read_flags(
         if separator:
             _assign_lmcache_key(content, name.strip(), text, f"{KEY_FLAG} {name.strip()}")
         else:
-            message = f"{pair!r} has no value"
+            # Anything may stand there, a store's URL with its password too: only names are shown.
+            shown = repr(pair) if _NAME.fullmatch(pair) else "an item"
+            message = f"{shown} has no value"
             content.problems.append(Problem(message, KEY_FLAG, f"Write {KEY_FLAG} KEY=VALUE."))
     for name, raw in connector.items():
         if name.startswith("lmcache."):
@@ -128,7 +131,8 @@ def read_environment(environ: Mapping[str, str]) -> Content:
         if (key := known.get(variable)) is not None:
             if key.variable != variable:
                 content.notes.append(f"{variable} is the former name of {key.variable}")
-            content.assign(key, unquote(text), variable)
+            # Quotes around a password are a fault that its reader reports.
+            content.assign(key, text if key.secret else unquote(text), variable)
         elif variable in _FORMER_VARIABLES:
             content.notes.append(f"LMCache no longer reads {variable}. Remove {variable}")
         elif not _is_read_elsewhere(variable):

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from pathlib import Path
-from urllib.parse import parse_qs, unquote, urlsplit
+
+from kserve_lmcache.config import store_url
+from kserve_lmcache.config.store_url import Address
 
 # The schemes whose stores are reached with redis-py.
 REDIS_SCHEMES = (
@@ -12,17 +14,25 @@ REDIS_SCHEMES = (
     "rediss",
     "unix",
     "redis-sentinel",
+    "rediss-sentinel",
     "redis-cluster",
     "valkey",
     "valkeys",
 )
-TLS_SCHEMES = ("rediss", "valkeys")
+TLS_SCHEMES = ("rediss", "valkeys", "rediss-sentinel")
+SENTINEL_SCHEMES = ("redis-sentinel", "rediss-sentinel")
 LARGEST_FILE = 2**20  # bytes, the limit of a Kubernetes Secret
 
-_REDIS_PORT = 6379
-_SENTINEL_PORT = 26379
 
-Address = tuple[str, int]  # host and port
+def read_password(path: str) -> str:
+    """Reads the current password from a password file.
+
+    Raises:
+        OSError: the file cannot be read.
+        UnicodeDecodeError: the file is not UTF-8.
+    """
+    with Path(path).open("rb") as file:
+        return password_of(file.read(LARGEST_FILE))
 
 
 def password_of(content: bytes) -> str:
@@ -31,29 +41,12 @@ def password_of(content: bytes) -> str:
     Raises:
         UnicodeDecodeError: the content is not UTF-8.
     """
-    # Editors and "echo" end a file with a newline, which is not part of the password.
-    return content.decode("utf-8").rstrip("\r\n")
+    return without_line_end(content.decode("utf-8"))
 
 
-def parse_addresses(netloc: str, default_port: int | None = None) -> tuple[Address, ...]:
-    """Parses ``HOST[:PORT]``, or several of them separated by commas.
-
-    Raises:
-        ValueError: a host is missing, a port is missing without a default, or a port is invalid.
-    """
-    addresses = []
-    for part in netloc.split(","):
-        split = urlsplit(f"//{part.strip()}")
-        if not split.hostname:
-            raise ValueError("names no host")
-        try:
-            port = split.port if split.port is not None else default_port
-        except ValueError:  # whose text may quote a password
-            raise ValueError(f"names no number as the port of {split.hostname}") from None
-        if port is None:
-            raise ValueError(f"names no port for {split.hostname}")
-        addresses.append((split.hostname, port))
-    return tuple(addresses)
+def without_line_end(password: str) -> str:
+    """Returns a password without the line break with which editors and ``echo`` end a text."""
+    return password.rstrip("\r\n")
 
 
 @dataclass(frozen=True)
@@ -87,6 +80,9 @@ class Remote:
         cert_file: PEM file of the client's certificate, for mutual TLS.
         key_file: PEM file of the client's key.
         password_file: file that the password came from, if any.
+        sentinel_username: user of the sentinels; ``None`` for their default user.
+        sentinel_password: of the sentinels; never shown. ``None`` for sentinels without one.
+        sentinel_password_file: file that the sentinels' password came from, if any.
     """
 
     url: str
@@ -97,21 +93,19 @@ class Remote:
     cert_file: str | None = None
     key_file: str | None = None
     password_file: str | None = None
+    sentinel_username: str | None = None
+    sentinel_password: str | None = field(default=None, repr=False)
+    sentinel_password_file: str | None = None
 
-    def read_password(self) -> str:
-        """Reads the current password from the password file.
-
-        Raises:
-            OSError: the file cannot be read.
-            UnicodeDecodeError: the file is not UTF-8.
-        """
-        with Path(self.password_file or "").open("rb") as file:
-            return password_of(file.read(LARGEST_FILE))
+    @property
+    def secrets(self) -> tuple[str, ...]:
+        """The passwords, for what hides them in texts."""
+        return tuple(filter(None, (self.password, self.sentinel_password)))
 
     @property
     def scheme(self) -> str:
         """The URL's scheme, in lower case."""
-        return urlsplit(self.url).scheme
+        return store_url.scheme_of(self.url)
 
     @property
     def speaks_redis(self) -> bool:
@@ -123,33 +117,20 @@ class Remote:
         """Whether the connection is encrypted."""
         return self.scheme in TLS_SCHEMES
 
+    @property
+    def has_sentinels(self) -> bool:
+        """Whether the URL names sentinels, which name the server."""
+        return self.scheme in SENTINEL_SCHEMES
+
     def redis_location(self) -> RedisLocation:
         """Parses the URL of a Redis store.
 
         Raises:
-            ValueError: the URL is invalid. The message continues "remote_url …".
+            StoreURLError: the URL is invalid. The message continues "remote_url …".
         """
-        split = urlsplit(self.url)
-        database = parse_qs(split.query).get("db", [""])[0]
-        path = unquote(split.path)
-        if self.scheme == "unix":
-            if not path.strip("/"):
-                raise ValueError("names no socket, as unix:///run/redis.sock does")
-            return RedisLocation(socket_path=path, database=_database(database))
-        first, _, second = path.strip("/").partition("/")
-        if self.scheme == "redis-sentinel":
-            if not first:
-                raise ValueError("names no service, as redis-sentinel://HOST:PORT/SERVICE does")
-            addresses = parse_addresses(split.netloc, _SENTINEL_PORT)
-            return RedisLocation(addresses, service=first, database=_database(database or second))
-        addresses = parse_addresses(split.netloc, _REDIS_PORT)
-        return RedisLocation(addresses, database=_database(database or first))
-
-
-def _database(text: str) -> int:
-    if text and not (text.isascii() and text.isdigit()):
-        raise ValueError(f"names the database {text!r}, which is not a number")
-    return int(text or 0)
+        url = store_url.parse(self.url)
+        path = url.path if self.scheme == "unix" else ""
+        return RedisLocation(url.addresses, path, url.service, url.database)
 
 
 @dataclass(frozen=True)

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any, Generic, TypeVar
 
 from kserve_lmcache.config.stores import Disk, Remote
@@ -12,6 +14,8 @@ from kserve_lmcache.config.tier_limits import TierLimits
 Store = TypeVar("Store", Remote, Disk)
 
 _MODULE = "kserve_lmcache.tiers.plugin"
+# The key of a store's values that names the file with its passwords.
+_SECRETS_FILE = "secrets_in"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -35,14 +39,26 @@ class TierPlugin(Generic[Store]):
         """The start of the plugin's keys of ``extra_config``."""
         return f"remote_storage_plugin.{self.name}."
 
-    def encode(self, store: Store, limits: TierLimits) -> dict[str, Any]:
-        """Returns the plugin's entries of ``extra_config``. They may contain a password."""
+    def encode(
+        self, store: Store, limits: TierLimits, secrets_file: Path | None = None
+    ) -> dict[str, Any]:
+        """Returns the plugin's entries of ``extra_config``.
+
+        Args:
+            store: the store.
+            limits: of the tier.
+            secrets_file: the file of :meth:`secrets`, if it was written. Without it, the entries
+                have the passwords: LMCache logs them.
+        """
         values = {
             name: list(value) if isinstance(value, tuple) else value
             for name, value in dataclasses.asdict(store).items()
         }
-        if values.get("password_file"):  # its content may change: each connection reads the file
-            values["password"] = None
+        for name, hidden in self.secrets(store).items():
+            if secrets_file is not None or hidden is None:
+                values[name] = None
+        if secrets_file is not None:
+            values[_SECRETS_FILE] = str(secrets_file)
         return {
             f"{self.prefix}module_path": _MODULE,
             f"{self.prefix}class_name": self.adapter,
@@ -50,16 +66,30 @@ class TierPlugin(Generic[Store]):
             f"{self.prefix}limits": dataclasses.asdict(limits),
         }
 
+    def secrets(self, store: Store) -> dict[str, str | None]:
+        """Returns the store's passwords by the name of their field.
+
+        ``None`` stands for a password whose file each connection reads, since it may change.
+        """
+        return {
+            name: None if getattr(store, f"{name}_file") else getattr(store, name)
+            for name in ("password", "sentinel_password")
+            if getattr(store, name, None)
+        }
+
     def decode(self, extra_config: Mapping[str, Any]) -> tuple[Store, TierLimits]:
         """Returns the store and the limits that :meth:`encode` put into ``extra_config``.
 
         Raises:
             KeyError, TypeError: ``extra_config`` does not hold them.
+            OSError: the file with the passwords cannot be read.
         """
         values: dict[str, Any] = {
             name: tuple(value) if isinstance(value, list) else value
             for name, value in extra_config[f"{self.prefix}store"].items()
         }
+        if path := values.pop(_SECRETS_FILE, None):
+            values.update(json.loads(Path(path).read_text("utf-8")))
         return self.store(**values), TierLimits(**extra_config[f"{self.prefix}limits"])
 
 

@@ -9,33 +9,15 @@ from __future__ import annotations
 
 import hashlib
 import json
-from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from vllm.logger import init_logger
-
-from kserve_lmcache.errors import IdentityError
-from kserve_lmcache.identity.files import model_files
-from kserve_lmcache.identity.fingerprint import Fingerprint, fingerprint
+from kserve_lmcache.identity.namespace import ADAPTER
 
 if TYPE_CHECKING:
-    from vllm.lora.request import LoRARequest
     from vllm.v1.request import Request
-
-logger = init_logger(__name__)
 
 _PARAMETERS = "kv_transfer_params"
 TAG = "lmcache.tag.kserve"
-
-
-@dataclass(frozen=True)
-class _Adapter:
-    """The content of an adapter when a request first used the adapter."""
-
-    path: Path
-    content: Fingerprint
-    stamps: list[tuple[str, tuple[int, ...]]]
 
 
 class Isolation:
@@ -47,7 +29,6 @@ class Isolation:
 
     def __init__(self, tags_reach_keys: bool = True) -> None:
         self._tags_reach_keys = tags_reach_keys
-        self._adapters: dict[tuple[int, str], _Adapter | None] = {}
 
     def mark(self, request: Request) -> bool:
         """Remove the client's transfer parameters, and tag a request of an adapter or a tenant.
@@ -66,59 +47,18 @@ class Isolation:
             }
         if request.lora_request is None and not request.cache_salt:
             return True
-        adapter = ""
-        if request.lora_request is not None:
-            known = self._adapter(request.lora_request)
-            if known is None:
-                return False
-            adapter = known
         if parameters is None or not self._tags_reach_keys:
             return False
         extra = dict(parameters.extra_args or {})
+        adapter = ""
+        if request.lora_request is not None:
+            # No file is read here: the scheduler's step is every request's.
+            adapter = extra.get(ADAPTER, "")
+            if not adapter:
+                return False
         extra[_PARAMETERS] = {TAG: _digest(adapter, request.cache_salt)}
         parameters.extra_args = extra
         return True
-
-    def _adapter(self, lora: LoRARequest) -> str | None:
-        """The digest of an adapter's content; ``None`` when the content is not known for sure."""
-        key = (lora.lora_int_id, lora.lora_path)
-        if key not in self._adapters:
-            self._adapters[key] = _examine(lora)
-        known = self._adapters[key]
-        if known is None:
-            return None
-        if _stamps(known.path) != known.stamps:
-            # The engine may use the old or the new content.
-            logger.warning(
-                "The files of adapter %s changed after it was loaded: its requests are no longer "
-                "offloaded. Load changed adapters under a new name.",
-                lora.lora_name,
-            )
-            self._adapters[key] = None
-            return None
-        return known.content.digest
-
-
-def _examine(lora: LoRARequest) -> _Adapter | None:
-    from vllm.lora.utils import get_adapter_absolute_path
-
-    try:
-        path = Path(get_adapter_absolute_path(lora.lora_path))
-        stamps = _stamps(path)
-        content = fingerprint(path)
-    except (IdentityError, OSError, ValueError) as error:
-        logger.warning("Requests of adapter %s are not offloaded: %s", lora.lora_name, error)
-        return None
-    logger.info("Adapter %s: content %s (%s)", lora.lora_name, content.digest[:16], content.summary)
-    return _Adapter(path, content, stamps)
-
-
-def _stamps(path: Path) -> list[tuple[str, tuple[int, ...]]]:
-    """Size, times and inode of the fingerprinted files; empty when the files are gone."""
-    try:
-        return [(file.name, file.stamp) for file in model_files(path)]
-    except IdentityError:
-        return []
 
 
 def _digest(adapter: str, salt: str | None) -> str:

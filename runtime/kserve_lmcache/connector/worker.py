@@ -54,7 +54,7 @@ logger = init_logger(__name__)
 _MAX_SHARE = 0.5
 # Seconds that a step which computes nothing waits for a load to end. vLLM asks again at once.
 _IDLE_WAIT = 0.005
-# Seconds that a shutdown waits for loads. Their deadlines are shorter.
+# Seconds that a shutdown waits for loads. A load that takes longer ends with the process.
 _SHUTDOWN_WAIT = 5.0
 
 

@@ -46,7 +46,7 @@ def log_findings(context: Context, logger: logging.Logger, timeout: float = 10.0
     """Runs the checks in a thread, for ``timeout`` seconds, and logs a line for each finding."""
 
     def run() -> None:
-        for finding in examine(context, timeout=timeout):
+        for finding in examine(context, timeout=timeout, patient=True):
             logger.log(_LEVELS[finding.status], "Check %s", log_line(finding))
 
     in_thread(run)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+import time
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, wait
 from dataclasses import dataclass, replace
@@ -11,6 +12,7 @@ from functools import partial
 from typing import Generic, TypeVar
 
 T = TypeVar("T")
+_PAUSE = 0.5  # seconds between two tries of a check
 
 
 class Status(StrEnum):
@@ -47,16 +49,34 @@ class Check(Generic[T]):
     name: str
     run: Callable[[T], Finding | Iterable[Finding]]
     needs: tuple[str, ...] = ()  # names of earlier checks, all of which must not have failed
+    # Whether a failure may pass by itself: a network plugin opens the way of a pod some seconds
+    # after its start, and a name is known when the first pod behind it is ready.
+    may_pass: bool = False
 
 
 def in_order(
-    checks: Iterable[Check[T]], subject: T, quote: Callable[[object], str]
+    checks: Iterable[Check[T]],
+    subject: T,
+    quote: Callable[[object], str],
+    patience: float = 0.0,
 ) -> Iterator[Finding]:
-    """Runs the checks of ``subject`` one after the other. ``quote`` hides passwords in errors."""
+    """Runs the checks of ``subject`` one after the other.
+
+    Args:
+        checks: the checks.
+        subject: what they look at.
+        quote: hides passwords in errors.
+        patience: seconds from now in which a failure that may pass is looked at again.
+    """
+    end = time.monotonic() + patience
     failed: dict[str, str] = {}  # the name of the check that failed, by the checks without result
     for check in checks:
         cause = next((failed[name] for name in check.needs if name in failed), None)
-        findings = (skipped(f"needs {cause}"),) if cause else _run(check, subject, quote)
+        findings: Iterable[Finding] = (skipped(f"needs {cause}"),)
+        if not cause:
+            findings = _run(check, subject, quote)
+            if check.may_pass:
+                findings = _again(list(findings), partial(_run, check, subject, quote), end)
         for finding in findings:
             if cause or finding.status is Status.FAILURE:
                 failed[check.name] = cause or check.name
@@ -72,6 +92,22 @@ def _run(check: Check[T], subject: T, quote: Callable[[object], str]) -> Iterato
             f"the check failed by {type(error).__name__}: {quote(error)}",
             "This is a mistake of the check, not of the set-up: report it with this line.",
         )
+
+
+def _again(
+    findings: list[Finding], run: Callable[[], Iterator[Finding]], end: float
+) -> list[Finding]:
+    """Runs a check again until nothing fails, or until the moment ``end``."""
+    start, tries = time.monotonic(), 1
+    while any(each.status is Status.FAILURE for each in findings):
+        if time.monotonic() + _PAUSE > end:
+            break
+        time.sleep(_PAUSE)
+        findings, tries = list(run()), tries + 1
+    if tries == 1:
+        return findings
+    text = f"({tries} tries in {time.monotonic() - start:.0f} s)"
+    return [replace(each, evidence=f"{each.evidence} {text}") for each in findings]
 
 
 def in_thread(function: Callable[[], T]) -> Future[T]:

@@ -9,7 +9,8 @@ from typing import Any
 
 import redis
 
-from kserve_lmcache.config.stores import Address, RedisLocation, Remote
+from kserve_lmcache.config.store_url import Address
+from kserve_lmcache.config.stores import RedisLocation, Remote
 from kserve_lmcache.doctor.check import Finding, failure, ok, reason_of, warning, within
 from kserve_lmcache.doctor.context import Context
 from kserve_lmcache.tiers.redis import client as redis_client
@@ -74,6 +75,7 @@ def show(address: Address) -> str:
 def resolve(store: CheckedStore) -> Finding:
     """Asks the name service for every host of the URL."""
     good, bad = [], []
+    store.resolved.clear()
     for host, port in store.location.addresses:
         try:
             numbers = within(store.timeout, partial(_numbers, host))
@@ -90,6 +92,7 @@ def resolve(store: CheckedStore) -> Finding:
 def connect(store: CheckedStore) -> Finding:
     """Connects to every server that has an address."""
     good, bad = [], []
+    store.reached.clear()
     fix = f"Look for a firewall or a NetworkPolicy on the way, or correct {store.setting}."
     for address in store.resolved:
         timeout = store.timeout / len(store.location.addresses)

@@ -6,18 +6,20 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
-from urllib.parse import quote
 
 from kserve_lmcache.config.configuration import Configuration
 from kserve_lmcache.config.disk_tier import disk_of
 from kserve_lmcache.config.engine_shape import EngineShape
 from kserve_lmcache.config.stores import Disk, Remote
 from kserve_lmcache.doctor.check import one_line
-from kserve_lmcache.redaction import REDACTED, redact_urls
+from kserve_lmcache.redaction import hide
 from kserve_lmcache.server.announcement import Replica
 
 # About the chunk of a model of a billion parameters.
 _DEFAULT_CHUNK_BYTES = 4 * 2**20
+# The largest chunk that a command beside a server stores and reads back, for the sake of its
+# memory. Large models have chunks of some 100 MiB.
+LARGEST_CHUNK_BYTES = 8 * 2**20
 
 
 @dataclass(frozen=True)
@@ -26,6 +28,7 @@ class Context:
 
     environ: Mapping[str, str] = field(default_factory=dict, repr=False)  # may hold passwords
     remote: Remote | None = None
+    remote_is_refused: bool = False  # remote_url is set, and cannot be used
     local_cpu_bytes: float = 0.0  # of the local CPU tier, all workers together
     disk: Disk | None = None
     compile_cache: Path | None = None  # that keeps compiled code
@@ -36,6 +39,7 @@ class Context:
     replica: Replica | None = None  # None when the configuration has problems
     timeout: float = 3.0  # seconds to wait for one answer of another program or machine
     compiles: bool = True  # whether vLLM compiles code and loads it from its caches
+    patience: float = 0.0  # seconds in which what fails on the way to the store is tried again
     root: Path = Path("/")  # the directory that holds dev, proc and sys
 
     def quote(self, text: object) -> str:
@@ -43,12 +47,8 @@ class Context:
 
         Servers repeat unknown commands, which may be AUTH and its arguments.
         """
-        words = str(text)
-        password = self.remote.password if self.remote is not None else None
-        if password:
-            for form in {password, repr(password)[1:-1], quote(password), quote(password, safe="")}:
-                words = words.replace(form, REDACTED)
-        return one_line(redact_urls(words))
+        secrets = self.remote.secrets if self.remote is not None else ()
+        return one_line(hide(str(text), secrets, in_quotes=True))
 
 
 def context_of(
@@ -62,7 +62,9 @@ def context_of(
         fields: the fields that the configuration does not have.
     """
     workers, token_bytes = (shape.workers, shape.kv_bytes_per_token) if shape else (1, 0)
+    is_refused = bool(configuration.get("remote_url")) and fields.get("remote") is None
     return Context(
+        remote_is_refused=is_refused,
         local_cpu_bytes=configuration.get("max_local_cpu_size") * 2**30 * workers,
         disk=disk_of(configuration),
         compile_cache=Path(kept) if (kept := configuration.get("compile_cache_dir")) else None,

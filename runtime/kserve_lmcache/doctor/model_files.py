@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import re
 import shutil
 from pathlib import Path
 
@@ -11,9 +12,12 @@ from kserve_lmcache.config.resources import nearest_existing, why_unwritable
 from kserve_lmcache.doctor.check import Finding, failure, ok, reason_of, size, skipped, warning
 from kserve_lmcache.doctor.context import Context
 from kserve_lmcache.errors import IdentityError
+from kserve_lmcache.identity.arrival import why_no_model
 from kserve_lmcache.identity.files import model_files
 
 _CONFIGURATIONS = ("config.json", "params.json")
+# As huggingface_hub has it: an organisation or none, and a name.
+_HUB_ID = re.compile(r"(\b[\w.-]{1,96}\b/)?\b[\w.-]{1,96}\b", re.ASCII)
 _POINTER = b"version https://git-lfs"
 _FETCH_AGAIN = "Fetch the model once more, all of it."
 
@@ -51,6 +55,8 @@ def _directory(path: Path, context: Context) -> Finding:
     except OSError as error:
         fix = "Mount the model there (storageUri mounts it on /mnt/models), readable for this user."
         return failure(f"{path}: {error.strerror}", fix)
+    if reason := why_no_model(path):
+        return failure(reason, "Name the directory that holds config.json itself.")
     configuration = next((name for name in _CONFIGURATIONS if name in entries), None)
     if configuration is None:
         return failure(
@@ -119,13 +125,17 @@ def _hub(name: str, revision: str) -> Finding:
 def _snapshot(name: str, revision: str) -> Path | None:
     """Returns the directory of a model in the hub's cache.
 
+    The library's own function imports a client of HTTP, which takes tens of megabytes.
+
     Raises:
         ValueError: the name is no hub id.
     """
-    from huggingface_hub import constants, try_to_load_from_cache
+    from huggingface_hub import constants
 
-    for configuration in _CONFIGURATIONS:
-        path = try_to_load_from_cache(name, configuration, constants.HF_HUB_CACHE, revision)
-        if isinstance(path, str):
-            return Path(path).parent
-    return None
+    if not _HUB_ID.fullmatch(name) or "--" in name or ".." in name or name.endswith(".git"):
+        raise ValueError(f"{name!r} is no hub id")
+    cache = Path(constants.HF_HUB_CACHE, f"models--{name.replace('/', '--')}")
+    reference = cache / "refs" / revision
+    commit = reference.read_text("utf-8") if reference.is_file() else revision
+    snapshot = cache / "snapshots" / commit
+    return snapshot if any((snapshot / each).is_file() for each in _CONFIGURATIONS) else None

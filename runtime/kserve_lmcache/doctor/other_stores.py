@@ -8,8 +8,8 @@ import shutil
 import socket
 import struct
 from pathlib import Path
-from urllib.parse import parse_qs, unquote, urlsplit
 
+from kserve_lmcache.config import store_url
 from kserve_lmcache.config.resources import why_unwritable
 from kserve_lmcache.doctor.check import Finding, failure, ok, reason_of, size, warning
 from kserve_lmcache.doctor.connection import CheckedStore, show
@@ -52,7 +52,7 @@ def package(store: CheckedStore) -> Finding:
 
 def device(store: CheckedStore) -> Finding:
     """Looks for the RDMA device, without which InfiniStore's client moves nothing."""
-    name = parse_qs(urlsplit(store.remote.url).query).get("device", ["mlx5_0"])[0]
+    name = store_url.parse(store.remote.url).options.get("device", "mlx5_0")
     found = rdma.devices(store.context.root)
     if name in found:
         return ok(f"{name} is there")
@@ -67,14 +67,8 @@ def device(store: CheckedStore) -> Finding:
 
 def directories(store: CheckedStore) -> Finding:
     """Looks at the directory of ``fs://``, or at several between commas."""
-    url = urlsplit(store.remote.url)
-    if not url.netloc or not url.path:
-        return failure(
-            "remote_url names no directory as LMCache reads it, after a host and a port",
-            f"Write fs://localhost:0{unquote(url.path) or '/DIRECTORY'}.",
-        )
     room = {}
-    for text in unquote(url.path).split(","):
+    for text in store_url.parse(store.remote.url).path.split(","):
         path = Path(text.strip())
         if not path.is_dir():
             what = "is no directory" if path.exists() else "does not exist"

@@ -19,7 +19,7 @@ from kserve_lmcache.doctor.check import Finding, Status, failure, ok, size, skip
 from kserve_lmcache.doctor.connection import CheckedStore
 from kserve_lmcache.tiers.guard.codec import CorruptValueError, Layout, decode_value, encode_header
 from kserve_lmcache.tiers.guard.store import Entry, StoreError, StoreFullError
-from kserve_lmcache.tiers.redis.store import RedisStore
+from kserve_lmcache.tiers.redis.store import CLUSTER_COMMANDS, COMMANDS, RedisStore
 
 NEEDS_INFO = skipped("needs INFO, which is refused")
 
@@ -178,40 +178,63 @@ def worst_of(
 
 
 def round_trip(store: CheckedStore) -> Finding:
-    """Writes a value as large as a chunk, reads and deletes it, as the remote tier does."""
+    """Does what the remote tier does, command by command, with a value as large as a chunk."""
     timeout = 2 * store.timeout  # a chunk takes longer than the answer to a question
     key, payload = f"doctor:{uuid.uuid4().hex}", os.urandom(store.context.chunk_bytes)
     entry = Entry(key, encode_header(key, Layout("doctor", ()), payload), payload)
-    amount, undeleted = size(len(payload)), ""
+    amount = size(len(payload))
     limits = TierLimits(connect=timeout, write=timeout, ttl=_ROUND_TRIP_TTL)
-    with closing(RedisStore(store.remote, limits, "write")) as tier:
-        try:
-            tier.ping()  # the connection and the login are not measured
+    with closing(RedisStore(store.remote, limits, "write", entry.size)) as tier:
+        calls: dict[str, Callable[[], Any]] = {
+            "ping": tier.ping,  # the connection and the login are not measured
+            "set": lambda: tier.write([entry]),
+            "strlen": lambda: tier.sizes([key]),
+            "getrange": lambda: [*tier.read([key])],
+            "expire": lambda: tier.keep([key]),
+            "unlink": lambda: tier.delete([key]),
+        }
+        answers: dict[str, Any] = {}
+        seconds: dict[str, float] = {}
+        refused: dict[str, NoPermissionError] = {}
+        for command in COMMANDS:
             start = time.perf_counter()
-            tier.write([entry])
-            written = time.perf_counter()
-            (value,) = tier.read([key])
-            end = time.perf_counter()
-        except StoreError as error:
-            return _not_stored(store, error, amount, timeout)
-        try:
-            tier.delete([key])
-        except StoreError as error:
-            undeleted = type(error.__cause__).__name__
+            try:
+                answers[command] = calls[command]()
+            except StoreError as error:
+                if not isinstance(error.__cause__, NoPermissionError):
+                    return _not_stored(store, error, amount, timeout)
+                refused[command] = error.__cause__
+            seconds[command] = time.perf_counter() - start
+    if set(refused) - {"unlink"}:
+        return _not_allowed(store, refused)
+    (value,) = answers["getrange"]
     if value is None:
         fix = "Raise maxmemory on the server: it evicts at once what it has just stored."
         return failure(f"a value of {amount} was gone when it was read back", fix)
     try:
         decode_value(key, value)
+        if answers["strlen"] != [entry.size]:
+            raise CorruptValueError(f"STRLEN says {answers['strlen'][0]} bytes")
     except CorruptValueError as error:
         fix = "Do not use this server, nor a proxy before it: it damages what it keeps."
         return failure(f"a value of {amount} came back changed: {error}", fix)
-    write, read = (entry.size / 1e6 / max(t, 1e-9) for t in (written - start, end - written))
+    write, read = (entry.size / 1e6 / max(seconds[name], 1e-9) for name in ("set", "getrange"))
     evidence = f"{amount} written at {write:.0f} MB/s, read at {read:.0f} MB/s"
-    if undeleted:
+    if refused:
         fix = "Allow this user to delete: ACL SETUSER … +unlink."
-        return warning(f"{evidence}, but not deleted ({undeleted}); it expires in a minute", fix)
+        return warning(
+            f"{evidence}, but not deleted (NoPermissionError); it expires in a minute", fix
+        )
     return ok(evidence)
+
+
+def _not_allowed(store: CheckedStore, refused: Mapping[str, NoPermissionError]) -> Finding:
+    """The user lacks a right. The fix has every right that the tier needs."""
+    names = [*COMMANDS, *(CLUSTER_COMMANDS if store.remote.scheme == "redis-cluster" else ())]
+    rights = " ".join(f"+{name}" for name in names)
+    reasons = "; ".join(dict.fromkeys(store.quote(error) for error in refused.values()))
+    fix = f"Allow this user to keep a cache: ACL SETUSER … ~* {rights}."
+    return failure(f"refused: {', '.join(refused).upper()} ({reasons})", fix)
 
 
 def _not_stored(store: CheckedStore, error: StoreError, amount: str, timeout: float) -> Finding:
@@ -219,10 +242,6 @@ def _not_stored(store: CheckedStore, error: StoreError, amount: str, timeout: fl
     if isinstance(cause, redis.TimeoutError):
         fix = "Look at the load of the server and the speed of the network."
         return failure(f"{amount} could not be written and read within {timeout:g} s each", fix)
-    if isinstance(cause, NoPermissionError):
-        commands = "+ping +strlen +get +set +expire +unlink"
-        fix = f"Allow this user to keep a cache: ACL SETUSER … ~* {commands}."
-        return failure(store.quote(cause), fix)
     if isinstance(error, StoreFullError):
         fix = (
             "Raise maxmemory on the server, and set maxmemory-policy to allkeys-lru or allkeys-lfu."

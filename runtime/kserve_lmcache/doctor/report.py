@@ -54,6 +54,16 @@ def log_line(finding: Finding) -> str:
     return one_line(f"{finding.name}: {finding.status.value}, {finding.evidence}{fix}")
 
 
+def failures(findings: Sequence[Finding]) -> str:
+    """Returns a line for each failure, with its fix; empty when nothing failed."""
+    lines = [
+        one_line(f"{each.name}: {each.evidence}. {each.fix}")
+        for each in findings
+        if each.status is Status.FAILURE
+    ]
+    return "\n".join(lines)
+
+
 def exit_code(findings: Sequence[Finding]) -> int:
     """Returns 1 when a check failed, else 0. A server with warnings works."""
     return int(any(finding.status is Status.FAILURE for finding in findings))

@@ -28,16 +28,29 @@ CHECKS: tuple[Check[Context], ...] = (
 
 # The rest of the time is for a store that hangs only after it has received a whole chunk.
 _SHARE_OF_ONE_ANSWER = 0.3
+# The rest is for the checks that follow, one of which may hang.
+_SHARE_OF_TRIES = 0.6
 
 
 def examine(
-    context: Context, checks: Sequence[Check[Context]] = CHECKS, timeout: float = 10.0
+    context: Context,
+    checks: Sequence[Check[Context]] = CHECKS,
+    timeout: float = 10.0,
+    patient: bool = False,
 ) -> list[Finding]:
     """Runs the checks at the same time, each in a thread of its own.
 
-    A check that takes longer than ``timeout`` seconds becomes a failure; its thread continues.
+    Args:
+        context: what the checks look at.
+        checks: the checks.
+        timeout: in seconds. A check that takes longer becomes a failure; its thread continues.
+        patient: whether a store that cannot be reached is tried again for a part of the time.
     """
-    context = replace(context, timeout=min(context.timeout, timeout * _SHARE_OF_ONE_ANSWER))
+    context = replace(
+        context,
+        timeout=min(context.timeout, timeout * _SHARE_OF_ONE_ANSWER),
+        patience=timeout * _SHARE_OF_TRIES if patient else 0.0,
+    )
     found: list[list[Finding]] = [[] for _ in checks]
     runs = [
         in_thread(partial(_run, check, context, findings))

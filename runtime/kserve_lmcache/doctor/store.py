@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Collection, Iterator
 from contextlib import closing
 from dataclasses import replace
-from urllib.parse import urlsplit
 
-from kserve_lmcache.config import stores
+from kserve_lmcache.config import store_url, stores
+from kserve_lmcache.config.store_url import StoreURLError
 from kserve_lmcache.config.stores import REDIS_SCHEMES, RedisLocation, Remote
 from kserve_lmcache.doctor import connection, other_stores, redis_server, replicas, tls, topology
 from kserve_lmcache.doctor.check import Check, Finding, failure, in_order, skipped
@@ -28,12 +28,15 @@ CHECKS: tuple[tuple[Collection[str], Check[CheckedStore]], ...] = (
     (other_stores.PACKAGES, Check("remote package", other_stores.package)),
     (("infinistore",), Check("remote device", other_stores.device)),
     (("fs",), Check("remote directory", other_stores.directories)),
-    (("unix",), Check("remote connection", connection.connect_unix_socket)),
-    (_NETWORK, Check("remote name", connection.resolve)),
-    (_NETWORK, Check("remote connection", connection.connect, ("remote name",))),
+    (("unix",), Check("remote connection", connection.connect_unix_socket, may_pass=True)),
+    (_NETWORK, Check("remote name", connection.resolve, may_pass=True)),
+    (_NETWORK, Check("remote connection", connection.connect, ("remote name",), may_pass=True)),
     (("lm",), Check("remote server", other_stores.lookup, _CONNECTED)),
     (stores.TLS_SCHEMES, Check("remote TLS", tls.encryption, _CONNECTED)),
-    (("redis-sentinel",), Check("remote sentinel", topology.sentinel, _CONNECTED)),
+    (
+        stores.SENTINEL_SCHEMES,
+        Check("remote sentinel", topology.sentinel, _CONNECTED, may_pass=True),
+    ),
     (REDIS_SCHEMES, Check("remote login", redis_server.login, _OPEN)),
     (REDIS_SCHEMES, Check("remote server", redis_server.server, ("remote login",))),
     (REDIS_SCHEMES, Check("remote topology", topology.topology, ("remote server",))),
@@ -51,6 +54,9 @@ CHECKS: tuple[tuple[Collection[str], Check[CheckedStore]], ...] = (
 def store(context: Context) -> Iterator[Finding]:
     """Runs the checks of the store's scheme."""
     remote = context.remote
+    if remote is None and context.remote_is_refused:
+        yield skipped("needs a remote_url without mistakes")
+        return
     if remote is None:
         yield skipped("no remote store is configured: replicas share nothing")
         return
@@ -61,7 +67,7 @@ def store(context: Context) -> Iterator[Finding]:
     scheme = remote.scheme
     with closing(CheckedStore(context, remote, location)) as checked:
         checks = (check for schemes, check in CHECKS if scheme in schemes)
-        yield from in_order(checks, checked, context.quote)
+        yield from in_order(checks, checked, context.quote, context.patience)
     if scheme not in (*REDIS_SCHEMES, "lm", "fs"):
         untried = "" if scheme in _TRIED else "; no data was ever moved to one by this runtime"
         yield skipped(f"{scheme}:// was not looked at any further{untried}")
@@ -69,16 +75,11 @@ def store(context: Context) -> Iterator[Finding]:
 
 def _location(remote: Remote, context: Context) -> RedisLocation | Finding:
     """Returns the servers of the URL, or why the URL cannot be read."""
-    problem, fix = "remote_url is no URL:", "Correct"
     try:
-        scheme = remote.scheme
-        problem = "remote_url"
-        if remote.speaks_redis:
-            return remote.redis_location()
-        if scheme not in _WITH_A_SERVER:
-            return RedisLocation()
-        fix = f"Write {scheme}://HOST:PORT in"
-        return RedisLocation(stores.parse_addresses(urlsplit(remote.url).netloc))
-    except ValueError as error:
-        evidence = f"{problem} {context.quote(error)}"
-        return failure(evidence, f"{fix} remote_url ({remote.source}).")
+        url = store_url.parse(remote.url)
+    except StoreURLError as error:
+        fixes = " ".join(dict.fromkeys(fix for _, fix in error.faults))
+        return failure(
+            f"remote_url {context.quote(error)}", f"{fixes} remote_url is set by {remote.source}."
+        )
+    return remote.redis_location() if remote.speaks_redis else RedisLocation(url.addresses)

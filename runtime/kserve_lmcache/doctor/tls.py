@@ -7,13 +7,13 @@ import ssl
 import time
 from typing import Any
 
-from kserve_lmcache.config.stores import Address
+from kserve_lmcache.config.store_url import Address
 from kserve_lmcache.doctor.check import Finding, failure, ok, reason_of, warning
 from kserve_lmcache.doctor.connection import CheckedStore, show
 from kserve_lmcache.tiers.redis.client import tls_context
 
 _MIN_DAYS = 14
-_UNENCRYPTED = {"rediss": "redis", "valkeys": "valkey"}
+_UNENCRYPTED = {"rediss": "redis", "valkeys": "valkey", "rediss-sentinel": "redis-sentinel"}
 
 # OpenSSL's X509_V_ERR_*, https://docs.openssl.org/master/man3/X509_STORE_CTX_get_error/
 _NOT_YET_VALID = 9

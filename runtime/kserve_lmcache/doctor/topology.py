@@ -9,7 +9,7 @@ from typing import Any
 import redis
 from redis.exceptions import NoPermissionError
 
-from kserve_lmcache.config.stores import Address
+from kserve_lmcache.config.store_url import Address
 from kserve_lmcache.doctor.check import Finding, failure, ok, reason_of, warning
 from kserve_lmcache.doctor.connection import CheckedStore, show
 from kserve_lmcache.doctor.redis_server import NEEDS_INFO
@@ -21,14 +21,22 @@ _SLOTS = 16384
 def sentinel(store: CheckedStore) -> Finding:
     """Asks the sentinels where the primary is, and connects to it."""
     service, problems = store.location.service, []
+    fix = f"Correct the sentinels or the service in {store.setting}."
     for address in store.reached:
         try:
-            with redis_client.sentinel_client(
-                address, store.timeout / len(store.reached)
-            ) as client:
+            timeout = store.timeout / len(store.reached)
+            with redis_client.sentinel_client(store.remote, address, timeout) as client:
                 primaries = _primaries(client)
-        except redis.AuthenticationError:
-            problems.append(f"{show(address)} asks for a password of its own")
+        except redis.AuthenticationError as error:
+            if store.remote.sentinel_password:
+                reason = store.quote(error)
+                problems.append(f"{show(address)} refuses remote_sentinel_password ({reason})")
+            else:
+                problems.append(f"{show(address)} asks for a password of its own")
+                fix = (
+                    "Set LMCACHE_REMOTE_SENTINEL_PASSWORD, or "
+                    "LMCACHE_REMOTE_SENTINEL_PASSWORD_FILE to a mounted Secret."
+                )
         except redis.ResponseError as error:
             problems.append(f"{show(address)} is no sentinel ({store.quote(error)})")
         except (redis.RedisError, OSError) as error:
@@ -38,7 +46,6 @@ def sentinel(store: CheckedStore) -> Finding:
                 return _reach(store, primaries[service])
             names = ", ".join(sorted(primaries)) or "none"
             problems.append(f"{show(address)} knows no service {service!r}, but {names}")
-    fix = f"Correct the sentinels or the service in {store.setting}."
     return failure("; ".join(problems), fix)
 
 

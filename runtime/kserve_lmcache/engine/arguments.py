@@ -6,6 +6,7 @@ import logging
 from argparse import Namespace
 from collections.abc import MutableMapping
 from pathlib import Path
+from typing import Any
 
 import torch
 from vllm.config import VllmConfig
@@ -14,14 +15,16 @@ from vllm.platforms import current_platform
 from vllm.usage.usage_lib import UsageContext
 
 from kserve_lmcache.config.resources import cpu_cores, memory_limit
+from kserve_lmcache.engine import memory
 from kserve_lmcache.errors import KServeLMCacheError, UsageError
 
 logger = logging.getLogger(__name__)
 
-_THREADS = "VLLM_CPU_OMP_THREADS_BIND"
-_KV_CACHE_GIB = "VLLM_CPU_KVCACHE_SPACE"
-_KV_CACHE_SHARE = 0.25
-_KV_CACHE_LARGEST = 4 * 2**30  # bytes
+_DEFAULT_NAME = "model"  # KServe's
+_TLS_PORT, _PORT = 8443, 8080  # KServe's
+_PLACES = "VLLM_CPU_OMP_THREADS_BIND"
+_ANY_CORE = "nobind"  # to vLLM
+_THREADS = "OMP_NUM_THREADS"
 
 
 def device() -> str:
@@ -46,12 +49,13 @@ def resolve_engine_arguments(args: Namespace, environ: MutableMapping[str, str])
     args.model = _model(args)
     if args.model_revision is not None:
         args.revision = args.model_revision
-    if args.served_model_name is None:
-        args.served_model_name = [args.model_name]
-    else:
-        args.model_name = args.served_model_name[0]
-    if args.port is not None:
-        args.http_port = args.port
+    # The model has the names of both flags, KServe's and vLLM's.
+    names = [name for name in (args.model_name, *(args.served_model_name or ())) if name]
+    args.served_model_name = list(dict.fromkeys(names)) or [_DEFAULT_NAME]
+    args.model_name = args.served_model_name[0]
+    args.http_port = args.port or args.http_port
+    if args.http_port is None:
+        args.http_port = _TLS_PORT if args.ssl_certfile and args.ssl_keyfile else _PORT
     if args.disable_log_requests:
         args.enable_log_requests = False
     if args.tensor_parallel_size is None:
@@ -60,8 +64,8 @@ def resolve_engine_arguments(args: Namespace, environ: MutableMapping[str, str])
         # On a CPU, vLLM fails to load the results of its ahead-of-time compilation (torch 2.13: "no
         # attribute 'finalize_loading'"), and compiles again at every start. Its older cache works.
         environ.setdefault("VLLM_USE_AOT_COMPILE", "0")
-        _bind_threads(args, environ)
-        _size_kv_cache(args, environ)
+        _place_threads(args, environ)
+        memory.size_kv_cache(args, memory_limit(), memory.needs_of(args, "cpu", environ), environ)
     if args.gpu_memory_utilization is None:
         args.gpu_memory_utilization = AsyncEngineArgs.gpu_memory_utilization
 
@@ -78,7 +82,19 @@ def create_engine_config(args: Namespace) -> VllmConfig:
         )
     except Exception as error:
         logger.debug("vLLM's own error", exc_info=True)
-        raise KServeLMCacheError(f"vLLM refuses the engine's arguments: {error}") from error
+        raise KServeLMCacheError(
+            f"vLLM refuses the engine's arguments: {_reason(error)}. "
+            "Correct the flag, or serve another model."
+        ) from error
+
+
+def _reason(error: Exception) -> str:
+    """What vLLM says, without pydantic's text around it, which repeats the values."""
+    mistakes: Any = getattr(error, "errors", None)
+    if not callable(mistakes):
+        return str(error).rstrip(".")
+    said = (str(each["msg"]).removeprefix("Value error, ") for each in mistakes())
+    return "; ".join(said).rstrip(".")
 
 
 def _model(args: Namespace) -> str:
@@ -93,35 +109,29 @@ def _model(args: Namespace) -> str:
     return str(args.model_dir)
 
 
-def _bind_threads(args: Namespace, environ: MutableMapping[str, str]) -> None:
-    """Bind vLLM's threads to every core that the container may use.
+def _place_threads(args: Namespace, environ: MutableMapping[str, str]) -> None:
+    """Give vLLM's workers as many threads as the container may run, and cores that are its own.
 
     vLLM's automatic binding reserves cores. On a machine with two cores it leaves one thread, which
-    halves the speed of prefill.
+    halves the speed of prefill. It binds to cores of every machine, too, in the same order in every
+    container.
     """
-    if environ.get(_THREADS):
+    if environ.get(_PLACES):
         return
-    cores, reason = cpu_cores()
+    cores = cpu_cores()
     workers = args.tensor_parallel_size * args.pipeline_parallel_size
-    shares = [cores[worker::workers] or [cores[worker % len(cores)]] for worker in range(workers)]
-    environ[_THREADS] = "|".join(",".join(map(str, share)) for share in shares)
-    logger.info("Computing on CPU cores %s (%s)", environ[_THREADS], reason)
-
-
-def _size_kv_cache(args: Namespace, environ: MutableMapping[str, str]) -> None:
-    """Size vLLM's own KV cache by the container's memory.
-
-    By default vLLM takes 90% of the machine's memory on a CPU, more than a pod's limit allows.
-    """
-    if args.kv_cache_memory_bytes is not None or environ.get(_KV_CACHE_GIB):
+    if cores.bound and not environ.get(_THREADS):
+        bound = cores.bound
+        shares = [
+            bound[worker::workers] or (bound[worker % len(bound)],) for worker in range(workers)
+        ]
+        environ[_PLACES] = "|".join(",".join(map(str, share)) for share in shares)
+        logger.info("Computing on CPU cores %s (%s)", environ[_PLACES], cores.source)
         return
-    if args.gpu_memory_utilization is not None:
+    environ[_PLACES] = _ANY_CORE
+    if environ.get(_THREADS):
+        logger.info("Computing by %s threads on any core (%s)", environ[_THREADS], _THREADS)
         return
-    memory = memory_limit()
-    args.kv_cache_memory_bytes = int(min(memory.value * _KV_CACHE_SHARE, _KV_CACHE_LARGEST))
-    logger.info(
-        "vLLM's KV cache: %.2f GiB (%.0f%% of %s, at most 4 GiB)",
-        args.kv_cache_memory_bytes / 2**30,
-        _KV_CACHE_SHARE * 100,
-        memory.source,
-    )
+    environ[_THREADS] = str(max(1, cores.count // workers))
+    each = f" in each of {workers} workers" if workers > 1 else ""
+    logger.info("Computing by %s threads%s on any core (%s)", environ[_THREADS], each, cores.source)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 from argparse import Namespace
 from collections.abc import Callable, Mapping, Sequence
+from http import HTTPStatus
 from pathlib import Path
 from typing import Any
 
@@ -14,17 +15,19 @@ from vllm.config import VllmConfig
 from vllm.usage.usage_lib import UsageContext
 from vllm.v1.engine.async_llm import AsyncLLM
 
+from kserve_lmcache.compat import vllm
 from kserve_lmcache.compat.vllm import init_app_state
 from kserve_lmcache.config import engine_file
+from kserve_lmcache.config.configuration import show
 from kserve_lmcache.engine.base_model import choose_base
 from kserve_lmcache.engine.client import TenantAsyncLLM
 from kserve_lmcache.engine.errors import RefusedError
+from kserve_lmcache.engine.failures import NO_CAUSE, NOBODY, Failures
 from kserve_lmcache.engine.plan import OffloadPlan, differing_values, disabled_plan
 from kserve_lmcache.errors import KServeLMCacheError
 from kserve_lmcache.metrics import start_up_timing
 from kserve_lmcache.metrics.snapshots import NOT_PROVEN, RECEIVED, Snapshots, read_files, workers
 from kserve_lmcache.metrics.totals import Totals, add_up
-from kserve_lmcache.redaction import redact
 
 logger = logging.getLogger(__name__)
 
@@ -39,6 +42,7 @@ class LMCacheModel(_Base):  # type: ignore[misc, valid-type]
         offload: the plan of offloading.
         engine_config: vLLM's configuration.
         build_app: makes vLLM's application from the engine's tasks and its model configuration.
+        failures: the errors of the engine's processes.
     """
 
     def __init__(
@@ -47,6 +51,7 @@ class LMCacheModel(_Base):  # type: ignore[misc, valid-type]
         offload: OffloadPlan,
         engine_config: VllmConfig,
         build_app: Callable[[Any, Any], FastAPI],
+        failures: Failures = NOBODY,
     ) -> None:
         super().__init__(args.model_name, args)
         # KServe does not start without a model that is ``ready``. healthy() is the real state.
@@ -56,6 +61,7 @@ class LMCacheModel(_Base):  # type: ignore[misc, valid-type]
         self.started = False
         self.vllm_app: Any = None
         self._build_app = build_app
+        self._failures = failures
         logger.debug("Model base class %s: %s", _Base.__module__, BASE_REASON)
 
     async def start_engine(self) -> None:
@@ -71,6 +77,7 @@ class LMCacheModel(_Base):  # type: ignore[misc, valid-type]
             self.engine_client.shutdown()
             self.engine_client = None
             RECEIVED.clear()
+            self._failures.forget()
             self.offload, self.engine_config = disabled_plan(self.args, self.offload, failure)
             self.engine_client = self._create_engine()
         start_up_timing.reached(start_up_timing.ENGINE)
@@ -102,6 +109,21 @@ class LMCacheModel(_Base):  # type: ignore[misc, valid-type]
         """``/v1/rerank``."""
         return _response(await super().create_rerank(request, raw_request, context))
 
+    async def find_adapter(self, name: str) -> None:
+        """Let vLLM's resolvers look for an adapter of this name, where they may load adapters.
+
+        An adapter that is found is in ``openai_serving_models.lora_requests`` then.
+
+        Raises:
+            RefusedError: the adapter was found and cannot be loaded.
+        """
+        if not vllm.loads_adapters():
+            return
+        found = await self.openai_serving_models.resolve_lora(name)
+        error = getattr(found, "error", None)
+        if error is not None and int(error.code) != HTTPStatus.NOT_FOUND:
+            raise RefusedError(int(error.code), error.message, error.type, "model")
+
     def snapshots(self) -> Snapshots:
         """The newest snapshots of the engine's processes; reads their files."""
         if (path := self.offload.engine_file) is not None:
@@ -121,6 +143,10 @@ class LMCacheModel(_Base):  # type: ignore[misc, valid-type]
     def is_alive(self) -> bool:
         """Whether the engine's processes run."""
         return self.started and not self.engine_client.errored
+
+    def cause_of_death(self) -> str:
+        """Why the engine died, and what to do; empty when it is not known."""
+        return self._failures.cause(exit_codes=vllm.exit_codes(self.engine_client))
 
     def off_reason(self) -> str | None:
         """The reason why offloading is off; ``None`` while the engine starts."""
@@ -159,8 +185,8 @@ class LMCacheModel(_Base):  # type: ignore[misc, valid-type]
                 disable_log_stats=self.args.disable_log_stats,
             )
         except Exception as error:
-            logger.exception("vLLM's engine did not start")
-            raise KServeLMCacheError(f"vLLM's engine did not start: {error}") from error
+            cause = self._failures.cause(str(error)) or NO_CAUSE
+            raise KServeLMCacheError(f"vLLM's engine did not start: {cause}") from error
 
     def _offload_failure(self, path: Path) -> str:
         """The reason why offloading fails in a process of the engine; empty when it works."""
@@ -199,7 +225,7 @@ class LMCacheModel(_Base):  # type: ignore[misc, valid-type]
         """
         configuration = self.offload.configuration
         values = (
-            f"{name} = {redact(used[name] if told.get(name) == asked else asked, name)} "
+            f"{name} = {show(name, used[name] if told.get(name) == asked else asked)} "
             f"({configuration.source(name)})"
             for name, asked in configuration.lmcache_values().items()
         )

@@ -15,16 +15,27 @@ from typing import Any
 from vllm.config import KVTransferConfig, VllmConfig
 
 from kserve_lmcache import redaction
-from kserve_lmcache.config import disk_tier, engine_file, local_tier, remote_tier
-from kserve_lmcache.config.configuration import Configuration
-from kserve_lmcache.config.credentials import remote_of
+from kserve_lmcache.config import (
+    disk_tier,
+    engine_file,
+    memory_budget,
+    remote_tier,
+)
+from kserve_lmcache.config.completion import complete, size_local_tier
+from kserve_lmcache.config.configuration import Configuration, show
 from kserve_lmcache.config.engine_shape import EngineShape
-from kserve_lmcache.config.flags import flags_of
-from kserve_lmcache.config.resolve import resolve
+from kserve_lmcache.config.memory_budget import Needs
 from kserve_lmcache.config.resources import memory_limit
-from kserve_lmcache.config.settings import VARIABLE_PREFIX
+from kserve_lmcache.config.settings import SETTINGS, VARIABLE_PREFIX
 from kserve_lmcache.config.stores import Remote
-from kserve_lmcache.engine.arguments import create_engine_config, device
+from kserve_lmcache.engine.arguments import create_engine_config, device, resolve_engine_arguments
+from kserve_lmcache.engine.memory import needs_of, size_kv_cache
+from kserve_lmcache.engine.resolution import (
+    GRPC,
+    REMOVED_CONNECTOR,
+    has_model,
+    resolve_arguments,
+)
 from kserve_lmcache.engine.shape import shape_of
 from kserve_lmcache.engine.supported_models import check_supported
 from kserve_lmcache.errors import (
@@ -33,16 +44,32 @@ from kserve_lmcache.errors import (
     KServeLMCacheError,
     OffloadUnavailableError,
     UnsupportedModelError,
+    UsageError,
 )
-from kserve_lmcache.identity.engine import EngineIdentity, identify
+from kserve_lmcache.identity.engine import (
+    EngineIdentity,
+    check_load_format,
+    identify,
+    model_path,
+)
 from kserve_lmcache.identity.namespace import NAMESPACE, hashing_of
 
 logger = logging.getLogger(__name__)
 
 CONNECTOR = "KServeLMCacheConnector"
 CONNECTOR_MODULE = "kserve_lmcache.connector"
-# The name in KServe's guide, which people have in their manifests.
-_STOCK_CONNECTOR = "LMCacheConnectorV1"
+# LMCache's connectors in a worker. The first is in KServe's guide, and both are in manifests.
+_STOCK_CONNECTORS = ("LMCacheConnectorV1", "LMCacheConnectorV1Dynamic")
+# The start of the sources of settings that have nothing to do with LMCache.
+_OF_THE_SERVER = (
+    VARIABLE_PREFIX,
+    GRPC,
+    *(
+        setting.flag
+        for setting in SETTINGS
+        if setting.environment_variable.startswith(VARIABLE_PREFIX)
+    ),
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -95,14 +122,21 @@ def plan_offload(
             offloading is required.
         KServeLMCacheError: vLLM refuses the engine's arguments.
     """
-    _raise_problems_of_own_variables(configuration)
-    if not configuration.get("offload"):
+    _raise_problems_of_the_server(configuration)
+    _refuse_what_cannot_fit(needs_of(args, device(), environ))
+    wanted = args.kv_transfer_config
+    is_ours = wanted is None or wanted.kv_connector in (*_STOCK_CONNECTORS, REMOVED_CONNECTOR)
+    if is_ours and not configuration.get("offload"):
         for problem in configuration.problems:
             logger.warning("Ignored, because offloading is off: %s", problem)
+        for note in configuration.notes:
+            logger.warning(note)
+        _log_memory(needs_of(args, device(), environ))
         reason = f"{configuration.source('offload')} is off"
         return _disabled(args, configuration, reason), create_engine_config(args)
-    wanted = args.kv_transfer_config
-    if wanted is not None and wanted.kv_connector != _STOCK_CONNECTOR:
+    if wanted is not None and wanted.kv_connector == REMOVED_CONNECTOR:
+        configuration.raise_problems()
+    if not is_ours:
         # The user asks for another connector (NIXL, multi-process LMCache, …).
         reason = f"--kv-transfer-config asks for {wanted.kv_connector}"
         logger.warning("KV-cache offloading is not managed by this server: %s", reason)
@@ -111,13 +145,16 @@ def plan_offload(
         engine_config = _engine_config(args, configuration)
         check_supported(engine_config)
         shape = shape_of(engine_config)
-        remote = complete(configuration, shape)
+        needs = needs_of(args, device(), environ)
+        remote = complete(configuration, shape, needs)
         configuration.raise_problems()
         identity = _identity(engine_config, configuration, environ)
+        needs = _sized_anew(args, engine_config, configuration, shape, environ) or needs
     except (ConfigurationError, IdentityError, UnsupportedModelError) as error:
         if configuration.get("offload_required"):
             raise
         return _disabled(args, configuration, str(error)), create_engine_config(args)
+    _log_memory(needs, configuration.get("max_local_cpu_size"))
     path = _written_engine_file(configuration, remote)
     engine_file.hand_over(path, environ)
     for note in configuration.notes:
@@ -128,49 +165,104 @@ def plan_offload(
     return offload, engine_config
 
 
-def _raise_problems_of_own_variables(configuration: Configuration) -> None:
-    """Refuse mistakes in this package's own variables, with offloading and without.
+def _raise_problems_of_the_server(configuration: Configuration) -> None:
+    """Refuse mistakes in settings of the server itself, with offloading and without.
 
     Such a mistake may turn the separation of tenants off.
 
     Raises:
-        ConfigurationError: a variable of this package is unknown, or its value cannot be used.
+        ConfigurationError: a variable of this package is unknown, or the value of a variable or of
+            a flag cannot be used.
     """
-    if any(problem.source.startswith(VARIABLE_PREFIX) for problem in configuration.problems):
+    if any(problem.source.startswith(_OF_THE_SERVER) for problem in configuration.problems):
         configuration.raise_problems()
 
 
 def resolve_configuration(args: Namespace, environ: Mapping[str, str]) -> Configuration:
-    """The configuration from flags, file, variables and defaults.
-
-    :func:`complete` adds the values that depend on the machine and the engine.
-    """
-    return resolve(flags_of(args), environ, device())
+    """The configuration from flags, file, variables and defaults, for vLLM's device."""
+    return resolve_arguments(args, environ, device())
 
 
-def complete(configuration: Configuration, shape: EngineShape | None) -> Remote | None:
-    """Add the values that depend on the machine and the engine, and the problems of these values.
+def examine(
+    args: Namespace,
+    configuration: Configuration,
+    environ: Mapping[str, str],
+    model_is_here: bool = True,
+) -> tuple[EngineShape | None, Remote | None]:
+    """Everything of :func:`plan_offload` that needs no download and loads no weights.
+
+    The problems are added to the configuration.
 
     Args:
-        configuration: changed in place.
-        shape: the sizes of the engine's KV cache; ``None`` when there is no model.
+        args: the server's arguments; changed in place.
+        configuration: as resolved from its sources.
+        environ: the environment.
+        model_is_here: whether the model may be read. A model of the hub needs the network.
 
     Returns:
-        The remote store; ``None`` when there is none.
+        The sizes of the engine's KV cache, if there are offloading and a model; and the remote
+        store, if there is one.
+
+    Raises:
+        IdentityError, UnsupportedModelError: this model's KV cache cannot be offloaded.
+        KServeLMCacheError: vLLM refuses the engine's arguments.
     """
-    memory = memory_limit()
-    if "max_local_cpu_size" not in configuration.values:
-        configuration.values["max_local_cpu_size"] = local_tier.default_size(
-            memory,
-            device(),
-            shape.workers if shape else 1,
-            shape.request_bytes if shape else 0,
-        )
-    if shape:
-        local_tier.check(configuration, memory, shape)
-    remote_tier.complete(configuration)
-    disk_tier.complete(configuration, shape)
-    return remote_of(configuration)
+    shape = None
+    if model_is_here and configuration.get("offload") and has_model(args):
+        resolve_engine_arguments(args, dict(environ))
+        engine_config = _engine_config(args, configuration)
+        check_supported(engine_config)
+        if configuration.get("model_fingerprint") != "private":
+            check_load_format(engine_config)
+        shape = shape_of(engine_config)
+    needs = needs_of(args, device(), environ) if shape else Needs(device())
+    return shape, complete(configuration, shape, needs)
+
+
+def _sized_anew(
+    args: Namespace,
+    engine_config: VllmConfig,
+    configuration: Configuration,
+    shape: EngineShape,
+    environ: Mapping[str, str],
+) -> Needs | None:
+    """Size what has its default size once more, now that a hub's weights are on this machine.
+
+    Returns:
+        What the server needs; None where nothing new is known.
+
+    Raises:
+        ConfigurationError: the server cannot fit into the memory.
+    """
+    if device() != "cpu" or Path(str(args.model)).exists():
+        return None
+    if configuration.get("model_fingerprint") == "private":  # nothing has been downloaded yet
+        return None
+    needs = needs_of(args, device(), environ, model_path(engine_config))
+    needs = size_kv_cache(args, memory_limit(), needs, environ)
+    engine_config.cache_config.kv_cache_memory_bytes = args.kv_cache_memory_bytes
+    size_local_tier(configuration, shape, needs)
+    configuration.raise_problems()
+    return needs
+
+
+def _refuse_what_cannot_fit(needs: Needs) -> None:
+    """Refuse a server that cannot fit into the memory, even without a local tier.
+
+    Raises:
+        UsageError: it cannot fit.
+    """
+    if problem := memory_budget.problem(memory_limit(), needs):
+        raise UsageError(str(problem))
+
+
+def _log_memory(needs: Needs, tier_gib: float = 0.0) -> None:
+    memory, tier = memory_limit(), tier_gib * memory_budget.GIB
+    text = memory_budget.summary(memory, needs, tier)
+    if memory_budget.leaves_too_little(memory, needs, tier):
+        logger.warning("Memory: %s. Less than %.0f%% are left", text, 100 * memory_budget.SPARE)
+    else:
+        logger.info("Memory: %s", text)
 
 
 def disabled_plan(
@@ -254,7 +346,7 @@ def _written_engine_file(configuration: Configuration, remote: Remote | None) ->
     disk = disk_tier.disk_of(configuration)
     disk_and_limits = None if disk is None else (disk, disk_tier.limits_of(configuration))
     engine_file.write(configuration.lmcache_values(), remote, path, limits, disk_and_limits)
-    redaction.redact_logs(redaction.secrets_in(engine_file.read(path)))
+    redaction.redact_logs(engine_file.secrets_in(path))
     return path
 
 
@@ -269,8 +361,7 @@ def differing_values(path: Path, used: Mapping[str, Any]) -> list[str]:
         A sentence for each value.
     """
     return [
-        f"{name} is {redaction.redact(used.get(name), name)!r} where "
-        f"{redaction.redact(value, name)!r} was asked for"
+        f"{name} is {show(name, used.get(name))!r} where {show(name, value)!r} was asked for"
         for name, value in engine_file.read(path).items()
         if used.get(name) != value
     ]

@@ -18,7 +18,17 @@ if TYPE_CHECKING:
     from vllm.config import VllmConfig
 
 # The load formats that read the model's own files.
-_FORMATS = ["auto", "hf", "safetensors", "pt", "npcache", "gguf", "mistral", "fastsafetensors"]
+_FORMATS = (
+    "auto",
+    "hf",
+    "safetensors",
+    "pt",
+    "npcache",
+    "gguf",
+    "mistral",
+    "fastsafetensors",
+    "runai_streamer",
+)
 
 
 @dataclass(frozen=True)
@@ -74,6 +84,20 @@ def identify(
     )
 
 
+def check_load_format(config: VllmConfig) -> None:
+    """Refuse a format of weights that says nothing about the model's files.
+
+    Raises:
+        IdentityError: the model is not loaded from its files.
+    """
+    if (wanted := str(config.load_config.load_format)) not in _FORMATS:
+        raise IdentityError(
+            Path(config.model_config.model),
+            f"is loaded by --load-format={wanted}, which does not read its files",
+            "Load the model from files, or set --model-fingerprint=private to share nothing.",
+        )
+
+
 def model_path(config: VllmConfig) -> Path:
     """The directory or the single file of the model. Downloads a model of the hub if necessary.
 
@@ -83,14 +107,8 @@ def model_path(config: VllmConfig) -> Path:
     Raises:
         IdentityError: the model is not loaded from files, or cannot be downloaded.
     """
-    model, load = config.model_config, config.load_config
-    path = Path(model.model)
-    if str(load.load_format) not in _FORMATS:
-        raise IdentityError(
-            path,
-            f"is loaded by --load-format={load.load_format}, which does not read its files",
-            "Load the model from files, or set --model-fingerprint=private to share nothing.",
-        )
+    check_load_format(config)
+    path = Path(config.model_config.model)
     if path.exists():
         return path
     try:
@@ -101,5 +119,5 @@ def model_path(config: VllmConfig) -> Path:
             f"could not be downloaded: {error}",
             "Check the name, HF_TOKEN and the network, or mount the model.",
         ) from error
-    model.revision = directory.name
+    config.model_config.revision = directory.name
     return directory

@@ -21,7 +21,7 @@ import redis
 
 from kserve_lmcache import __version__
 from kserve_lmcache.config.stores import Remote
-from kserve_lmcache.redaction import redact_urls
+from kserve_lmcache.redaction import redact_text
 from kserve_lmcache.tiers.redis import client as redis_client
 
 if TYPE_CHECKING:
@@ -177,7 +177,7 @@ def keep_announced(
                 with redis_client.connect(remote, _TIMEOUT) as client:
                     announce(client, own)
             except (redis.RedisError, OSError) as error:
-                reason = redact_urls(str(error))
+                reason = redact_text(str(error))
                 logger.debug("This server is not announced to other servers: %s", reason)
 
     thread = threading.Thread(target=run, name="announcement", daemon=True)

@@ -40,15 +40,15 @@ class OffloadDataPlane(DataPlane):  # type: ignore[misc]
     async def model_ready(
         self, model_name: str, disable_predictor_health_check: bool = False
     ) -> bool:
-        """Whether the model can serve a request now."""
+        """Whether requests of the model should be sent here."""
         ready: bool = await super().model_ready(model_name, disable_predictor_health_check)
-        return ready and self.lifecycle.takes_requests
+        return ready and self.lifecycle.is_ready
 
     async def ready(self) -> bool:
-        """Whether all models can serve requests; false when there is none."""
+        """Whether requests should be sent here; false when there is no model, too."""
         models = self.model_registry.get_models().values()
         healthy = [await model.healthy() for model in models]
-        return bool(healthy) and all(healthy) and self.lifecycle.takes_requests
+        return bool(healthy) and all(healthy) and self.lifecycle.is_ready
 
     async def live(self) -> dict[str, str]:
         """Report that the server is alive, which it is until the engine dies.

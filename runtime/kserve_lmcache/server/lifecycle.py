@@ -11,6 +11,7 @@ class State(Enum):
 
     STARTING = "starting"
     READY = "ready"
+    LEAVING = "leaving"
     DRAINING = "draining"
     FAILED = "failed"
 
@@ -26,7 +27,17 @@ class Lifecycle:
     @property
     def takes_requests(self) -> bool:
         """Whether a new request is admitted."""
+        return self.state in (State.READY, State.LEAVING)
+
+    @property
+    def is_ready(self) -> bool:
+        """Whether balancers should send requests here, which readiness probes tell them."""
         return self.state is State.READY
+
+    @property
+    def is_leaving(self) -> bool:
+        """Whether requests are admitted that balancers should have sent elsewhere."""
+        return self.state is State.LEAVING
 
     @property
     def alive(self) -> bool:
@@ -36,6 +47,11 @@ class Lifecycle:
     def ready(self) -> None:
         """Admit requests from now on."""
         self.state, self.reason = State.READY, ""
+
+    def leave(self) -> None:
+        """Fail readiness and admit requests all the same; a failed server stays failed."""
+        if self.state is not State.FAILED:
+            self.state, self.reason = State.LEAVING, "the server is shutting down"
 
     def drain(self) -> None:
         """Admit no more requests; a failed server stays failed."""

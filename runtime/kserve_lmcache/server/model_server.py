@@ -20,9 +20,10 @@ from kserve.protocol.grpc.server import GRPCServer
 from vllm.config import VllmConfig
 
 from kserve_lmcache.config.configuration import Configuration
-from kserve_lmcache.config.settings import parse_route_groups
+from kserve_lmcache.config.settings import route_groups
 from kserve_lmcache.engine import process
 from kserve_lmcache.engine.compiled_code import Keeper
+from kserve_lmcache.engine.failures import NO_CAUSE, Failures, report_errors
 from kserve_lmcache.engine.model import LMCacheModel
 from kserve_lmcache.engine.plan import OffloadPlan
 from kserve_lmcache.errors import EngineDiedError
@@ -30,6 +31,7 @@ from kserve_lmcache.metrics import start_up_timing
 from kserve_lmcache.metrics.table import metric
 from kserve_lmcache.server import announcement
 from kserve_lmcache.server.data_plane import NoRepositoryExtension, OffloadDataPlane, Repository
+from kserve_lmcache.server.ending import end
 from kserve_lmcache.server.http import routes, vllm_app
 from kserve_lmcache.server.http.error_responses import PREFIX
 from kserve_lmcache.server.http.limits import Limits, limits_of
@@ -52,7 +54,8 @@ class OffloadModelServer(model_server.ModelServer):  # type: ignore[misc]
         args: the flags of the server.
         model: the model.
         limits: the limits and rules for requests.
-        drain_seconds: how long active requests may take after SIGTERM.
+        leave_seconds: how long the server takes requests after SIGTERM, with readiness down.
+        drain_seconds: how long active requests may take after that.
         exit_on_engine_death: whether the server ends when the engine dies.
         responder: answers on the port until the engine has started.
         route_groups: the groups of routes that are on (setting ``enable_routes``).
@@ -65,6 +68,7 @@ class OffloadModelServer(model_server.ModelServer):  # type: ignore[misc]
         args: Namespace,
         model: LMCacheModel,
         limits: Limits,
+        leave_seconds: float,
         drain_seconds: float,
         exit_on_engine_death: bool,
         responder: StartUpResponder | None = None,
@@ -73,9 +77,13 @@ class OffloadModelServer(model_server.ModelServer):  # type: ignore[misc]
         **others: Any,
     ) -> None:
         super().__init__(registered_models=Repository(), **others)
+        # KServe replaces 8080 by 8443 when there are certificates, also where 8080 was given.
+        if "http_port" in others:
+            self.http_port = others["http_port"]
         self.args = args
         self.model = model
         self.limits = limits
+        self.leave_seconds = leave_seconds
         self.drain_seconds = drain_seconds
         self.exit_on_engine_death = exit_on_engine_death
         self.responder = responder
@@ -97,7 +105,8 @@ class OffloadModelServer(model_server.ModelServer):  # type: ignore[misc]
         self._register_and_check_atleast_one_model_is_ready(models)
         asyncio.run(self._serve())
         if self.lifecycle.state is State.FAILED:
-            raise EngineDiedError(self.lifecycle.reason)
+            cause = self.model.cause_of_death() or NO_CAUSE
+            raise EngineDiedError(f"{self.lifecycle.reason}: {cause}")
 
     async def _serve(self) -> None:
         self.setup_event_loop()
@@ -110,7 +119,7 @@ class OffloadModelServer(model_server.ModelServer):  # type: ignore[misc]
         loop = asyncio.get_running_loop()
         stop = asyncio.Event()
         for number in _STOP_SIGNALS:
-            loop.add_signal_handler(number, self._on_signal, stop)
+            loop.add_signal_handler(number, self._on_signal, number, stop)
         start_up_timing.reached(start_up_timing.READY)
         times = start_up_timing.table(start_up_timing.moments(), self.model.worker_moments())
         # One line: the log of a start fits a screen.
@@ -145,12 +154,17 @@ class OffloadModelServer(model_server.ModelServer):  # type: ignore[misc]
         stopping = asyncio.ensure_future(stop.wait())
         dying = asyncio.ensure_future(self._engine_death())
         await asyncio.wait({serving, stopping, dying}, return_when=asyncio.FIRST_COMPLETED)
-        if stopping.done():
-            await self._drain()
-        elif dying.done():
+        if stopping.done() and self.lifecycle.is_leaving:
+            logger.info("Stopping: requests are taken for %g s more", self.leave_seconds)
+            await asyncio.wait(
+                {serving, dying}, timeout=self.leave_seconds, return_when=asyncio.FIRST_COMPLETED
+            )
+        if dying.done():
             # Active requests get their errors first, and probes see the failure.
             await asyncio.sleep(_DEATH_SECONDS)
             await self.lifecycle.idle(_DEATH_SECONDS)
+        elif stopping.done():
+            await self._drain()
         rest.close()
         if self.enable_grpc:
             await self._grpc_server.stop()
@@ -159,18 +173,24 @@ class OffloadModelServer(model_server.ModelServer):  # type: ignore[misc]
         for task in (watching, stopping, dying):
             task.cancel()
 
-    def _on_signal(self, stop: asyncio.Event) -> None:
+    def _on_signal(self, number: signal.Signals, stop: asyncio.Event) -> None:
         if stop.is_set():
             _exit_at_once("A second signal came")
-        # First of all, so that a probe fails before the server stops.
-        self.lifecycle.drain()
+        # First of all, so that a probe fails before the server stops. SIGINT is a person's, whose
+        # server no balancer has to take out.
+        if number == signal.SIGTERM and self.leave_seconds:
+            self.lifecycle.leave()
+        else:
+            self.lifecycle.drain()
         stop.set()
 
     async def _drain(self) -> None:
+        self.lifecycle.drain()
         logger.info("Stopping: %s active requests", self.lifecycle.active)
         if not await self.lifecycle.idle(self.drain_seconds):
             _exit_at_once(
-                f"{self.lifecycle.active} requests did not finish in {self.drain_seconds:g} s"
+                f"{self.lifecycle.active} requests did not finish in {self.drain_seconds:g} s "
+                "(drain_timeout)"
             )
 
     async def _engine_death(self) -> None:
@@ -215,9 +235,8 @@ def _end_start(number: int, frame: FrameType | None) -> None:
 
 def _exit_at_once(reason: str) -> None:
     """End this process, and with it the engine's processes (:mod:`.engine.process`)."""
-    logger.error("%s: ending at once", reason)
     logging.shutdown()
-    os._exit(128 + signal.SIGTERM)
+    os._exit(end(f"{reason}: ending at once", 128 + signal.SIGTERM))
 
 
 def serve(
@@ -242,10 +261,12 @@ def serve(
         KServeLMCacheError: the engine or offloading could not start.
     """
     process.mark_server(environ, offload.engine_file)
-    groups = parse_route_groups(offload.configuration.get("enable_routes"))
+    failures = Failures.collect(environ)
+    report_errors(environ)
+    groups = route_groups(offload.configuration.get("enable_routes"), environ)
     environ.update(routes.switches(groups))
     model = LMCacheModel(
-        args, offload, engine_config, functools.partial(vllm_app.build, args, groups)
+        args, offload, engine_config, functools.partial(vllm_app.build, args, groups), failures
     )
     server = _create_server(args, model, offload.configuration, responder, groups, keeper)
     announcement.keep_announced(
@@ -276,6 +297,7 @@ def _create_server(
         args,
         model,
         limits_of(args, configuration, offloads=lambda: model.offload.enabled),
+        leave_seconds=configuration.get("drain_delay"),
         drain_seconds=configuration.get("drain_timeout"),
         exit_on_engine_death=configuration.get("exit_on_engine_death"),
         responder=responder,

@@ -60,6 +60,7 @@ class OffloadRESTServer(RESTServer):  # type: ignore[misc]
         self.status = status
         self.route_groups = route_groups
         self.responder = responder
+        self._shows_docs = args.enable_docs_url
         self.config.host = args.host or ANY_HOST
         self.config.timeout_graceful_shutdown = _CLOSE_SECONDS
         self.config.ssl_ca_certs = args.ssl_ca_certs
@@ -71,7 +72,7 @@ class OffloadRESTServer(RESTServer):  # type: ignore[misc]
 
     async def start(self) -> None:
         """Serve until :meth:`close`."""
-        sockets = [self.responder.hand_over()] if self.responder is not None else None
+        sockets = self.responder.hand_over() if self.responder is not None else None
         await self._server.serve(sockets=sockets)
 
     def close(self) -> None:
@@ -89,7 +90,8 @@ class OffloadRESTServer(RESTServer):  # type: ignore[misc]
         middleware.install(app, self.limits, self.lifecycle)
 
     def _register_endpoints(self, app: fastapi.FastAPI) -> None:
-        register_before_kserves(app, self.dataplane.model_registry, self.model, self.status)
+        repository = self.dataplane.model_registry
+        register_before_kserves(app, repository, self.model, self.status, self._shows_docs)
         super()._register_endpoints(app)
         register_after_kserves(app, self.model.vllm_app, self.route_groups)
 

@@ -7,20 +7,21 @@ the real server takes over later, so that no connection is refused.
 from __future__ import annotations
 
 import contextlib
+import errno
 import json
 import socket
 import ssl
 import threading
 from argparse import Namespace
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from http import HTTPStatus
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
 from kserve_lmcache.errors import UsageError
 
+_EVERY_ADDRESS = ("", "::")
 ANY_HOST = "0.0.0.0"  # noqa: S104 - the address of KServe's own server, for a container
-_TLS_PORT, _PORT = 8443, 8080  # KServe's defaults
 _BACKLOG = 2048
 _HANDSHAKE_SECONDS = 5.0  # the TLS handshake, and each read of a request
 _POLL_SECONDS = 0.05
@@ -31,22 +32,27 @@ _KSERVE_PATHS = ("/v1/models", "/v2/", "/metrics")
 class StartUpResponder:
     """Answers on the port until :meth:`hand_over`."""
 
-    def __init__(self, listener: socket.socket, context: ssl.SSLContext | None) -> None:
-        self.listener = listener
-        self._server = _Server(listener, context)
-        self._thread = threading.Thread(
-            target=self._server.serve_forever,
-            args=(_POLL_SECONDS,),
-            daemon=True,
-            name="start-up-responder",
-        )
-        self._thread.start()
+    def __init__(self, listeners: Sequence[socket.socket], context: ssl.SSLContext | None) -> None:
+        self.listeners = list(listeners)
+        self._servers = [_Server(listener, context) for listener in listeners]
+        self._threads = [
+            threading.Thread(
+                target=server.serve_forever,
+                args=(_POLL_SECONDS,),
+                daemon=True,
+                name="start-up-responder",
+            )
+            for server in self._servers
+        ]
+        for thread in self._threads:
+            thread.start()
 
-    def hand_over(self) -> socket.socket:
-        """Stop answering; returns the socket, where new connections wait for the next server."""
-        self._server.shutdown()
-        self._thread.join()
-        return self.listener
+    def hand_over(self) -> list[socket.socket]:
+        """Stop answering; returns the sockets, where new connections wait for the next server."""
+        for server, thread in zip(self._servers, self._threads, strict=True):
+            server.shutdown()
+            thread.join()
+        return self.listeners
 
 
 @contextlib.contextmanager
@@ -57,24 +63,67 @@ def listen(args: Namespace) -> Iterator[StartUpResponder]:
         UsageError: the port cannot be opened, or the certificate cannot be used.
     """
     tls = bool(args.ssl_certfile and args.ssl_keyfile)
-    if tls and args.http_port == _PORT:
-        args.http_port = _TLS_PORT
-    host = args.host or ANY_HOST
-    family = socket.AF_INET6 if ":" in host else socket.AF_INET
     try:
         context = None
         if tls:
             context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
             context.load_cert_chain(args.ssl_certfile, args.ssl_keyfile)
-        listener = socket.create_server((host, args.http_port), family=family, backlog=_BACKLOG)
+        listeners = _listeners(args.host or "", args.http_port)
     except OSError as error:
-        raise UsageError(f"port {args.http_port} of {host} cannot be opened: {error}") from error
-    responder = StartUpResponder(listener, context)
+        place = args.host or "any address"
+        raise UsageError(
+            f"port {args.http_port} of {place} cannot be opened: {error}. Choose another one by "
+            "--http_port and --host, or correct the files of the certificate."
+        ) from error
+    responder = StartUpResponder(listeners, context)
     try:
         yield responder
     finally:
         responder.hand_over()
-        listener.close()
+        for listener in listeners:
+            listener.close()
+
+
+def _listeners(host: str, port: int) -> list[socket.socket]:
+    """Open the port on a host, or on every address of the machine.
+
+    Clusters have addresses of IPv4, of IPv6, or of both. A socket for each: one for both would show
+    clients of IPv4 under other addresses, which uvicorn does not trust as proxies.
+
+    Args:
+        host: a name or an address; empty, or ``::``, for every address of both kinds.
+        port: the port.
+
+    Raises:
+        OSError: the port cannot be opened.
+    """
+    if host not in _EVERY_ADDRESS:
+        family = socket.AF_INET6 if ":" in host else socket.AF_INET
+        return [socket.create_server((host, port), family=family, backlog=_BACKLOG)]
+    opened: list[socket.socket] = []
+    try:
+        for family, address in ((socket.AF_INET, ANY_HOST), (socket.AF_INET6, "::")):
+            with _no_such_addresses_are_none():
+                opened.append(
+                    socket.create_server((address, port), family=family, backlog=_BACKLOG)
+                )
+    except OSError:
+        for listener in opened:
+            listener.close()
+        raise
+    if not opened:
+        raise OSError(errno.EADDRNOTAVAIL, "the machine has no address of IPv4 or IPv6")
+    return opened
+
+
+@contextlib.contextmanager
+def _no_such_addresses_are_none() -> Iterator[None]:
+    """Ignore that the kernel knows no addresses of one kind."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno not in (errno.EAFNOSUPPORT, errno.EADDRNOTAVAIL, errno.EPROTONOSUPPORT):
+            raise
 
 
 class _Server(ThreadingHTTPServer):

@@ -146,7 +146,8 @@ class RemoteTierConnector(TierConnector):
         remote, limits = REMOTE_PLUGIN.decode(context.config.extra_config)
         make_store: Callable[[CallKind], Store]
         if remote.speaks_redis:
-            make_store = functools.partial(RedisStore, remote, limits)
+            largest = header_size(self._chunk_layout) + self.full_chunk_size_bytes
+            make_store = functools.partial(RedisStore, remote, limits, max_value_bytes=largest)
         else:
             size = value_size(self._chunk_layout, self.full_chunk_size_bytes)
             connectors = Connectors(

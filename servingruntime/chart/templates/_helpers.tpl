@@ -41,3 +41,12 @@ capabilities:
   port: 6379
 {{- end -}}
 {{- end -}}
+
+{{- /* A quantity as a string: YAML's numbers are floats, and large ones print as 2e+09. */ -}}
+{{- define "kserve-lmcache.quantity" -}}
+{{- if and (kindIs "float64" .) (eq (floor .) .) -}}
+{{ printf "%.0f" . | quote }}
+{{- else -}}
+{{ toString . | quote }}
+{{- end -}}
+{{- end -}}

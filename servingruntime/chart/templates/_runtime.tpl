@@ -1,18 +1,14 @@
 {{- /* Parts that the head of a runtime and its workers have in common. */ -}}
 {{- define "kserve-lmcache.container" -}}
 resources:
-{{- range list "requests" "limits" }}
-  {{ . }}:
-    cpu: {{ $.sizes.cpu | quote }}
-    memory: {{ $.sizes.memory | quote }}
-    {{- with $.sizes.gpus }}
-    nvidia.com/gpu: {{ . | quote }}
+  limits:
+    cpu: {{ include "kserve-lmcache.quantity" .sizes.cpu }}
+    memory: {{ include "kserve-lmcache.quantity" .sizes.memory }}
+    {{- with .sizes.gpus }}
+    nvidia.com/gpu: {{ include "kserve-lmcache.quantity" . }}
     {{- end }}
-{{- end }}
 securityContext:
   runAsNonRoot: true
-  runAsUser: 1000
-  runAsGroup: 1000
   {{- include "kserve-lmcache.closed" . | nindent 2 }}
   seccompProfile:
     type: RuntimeDefault
@@ -85,6 +81,7 @@ spec:
   annotations:
     prometheus.kserve.io/port: "8080"
     prometheus.kserve.io/path: /metrics
+    serving.knative.dev/progress-deadline: 3600s
   labels:
     kserve-lmcache/predictor: "true"
     kserve-lmcache/remote-client: "true"

@@ -5,7 +5,9 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator, Sequence
 from itertools import combinations
+from typing import Any
 
+from kserve_lmcache.config.settings import SETTINGS
 from tests.packaging.pods import RUNTIME_KINDS, Document, all_containers, label, pods
 from tests.packaging.rules.fault import Fault, Rule
 
@@ -13,6 +15,9 @@ _PROTOCOLS = {"v1", "v2"}
 _PLACEHOLDER = re.compile(r"\{\{(.*?)\}\}", re.DOTALL)
 _KSERVE_FIELD = re.compile(r"\.(Name|Namespace|(Labels|Annotations)\.\w+)")
 _SIZES = {"TENSOR_PARALLEL_SIZE", "PIPELINE_PARALLEL_SIZE"}
+_UNITS = {"": 1, "m": 0.001, "Mi": 2**20, "Gi": 2**30, "Ti": 2**40}
+_SHUTDOWN = ("drain_delay", "drain_timeout", "termination_grace_period")
+_DEFAULT_GRACE = 30.0  # Kubernetes'
 _SERVER_TYPE = "serving.kserve.io/server-type"
 _AUTOSCALER = "serving.kserve.io/autoscalerClass"
 
@@ -123,7 +128,67 @@ def _placeholders(documents: Sequence[Document]) -> Iterator[Fault]:
                 yield container.where, f"has a placeholder that KServe cannot fill: {field}"
 
 
+def _resources(documents: Sequence[Document]) -> Iterator[Fault]:
+    """What KServe's merge of a runtime and a service, key by key, comes to in a pod."""
+    runtimes = _runtimes(documents)
+    for runtime in runtimes:
+        for pod in pods(runtime):
+            for container in pod.containers:
+                if container.spec.get("resources", {}).get("requests"):
+                    yield container.where, "keeps its requests beside the limits of a service"
+    for service in _services(documents):
+        predictor = service["spec"].get("predictor", {})
+        own = predictor.get("model", {})
+        for runtime in runtimes:
+            wanted = own.get("runtime")
+            is_chosen = runtime["metadata"].get("name") == wanted if wanted else True
+            if is_chosen and ("workerSpec" in runtime["spec"]) == ("workerSpec" in predictor):
+                (base, *_) = runtime["spec"]["containers"]
+                for fault in _faults_of(base.get("resources", {}), own.get("resources", {})):
+                    yield label(service), fault
+
+
+def _faults_of(base: dict[str, Any], own: dict[str, Any]) -> Iterator[str]:
+    limits, requests = (
+        {**base.get(kind, {}), **own.get(kind, {})} for kind in ("limits", "requests")
+    )
+    for name, limit in limits.items():
+        request = requests.get(name, limit)
+        if _number(request) > _number(limit) or ("/" in name and request != limit):
+            yield f"requests {request} of {name}, and its limit is {limit}"
+    devices = [name for name, limit in limits.items() if "/" in name and _number(limit)]
+    if len(devices) > 1:
+        yield f"asks for {' and '.join(sorted(devices))} at the same time"
+
+
+def _number(quantity: str) -> float:
+    match = re.fullmatch(r"([\d.]+)(\w*)", str(quantity))
+    assert match, quantity
+    return float(match[1]) * _UNITS[match[2]]
+
+
+def _grace_period(documents: Sequence[Document]) -> Iterator[Fault]:
+    """A pod's grace period is longer than its server's shutdown, and the server knows it."""
+    for service in _services(documents):
+        for pod in pods(service):
+            grace = pod.spec.get("terminationGracePeriodSeconds")
+            for container in pod.containers:
+                env = {each["name"]: each.get("value") for each in container.spec.get("env", [])}
+                delay, timeout, known = (_seconds(name, env) for name in _SHUTDOWN)
+                if container.inherits and grace is not None and known != grace:
+                    yield container.where, f"does not know its grace period of {grace} s"
+                elif container.inherits and delay + timeout >= (grace or _DEFAULT_GRACE):
+                    yield container.where, f"ends after {delay + timeout:g} s, which is too late"
+
+
+def _seconds(name: str, env: dict[str, str | None]) -> float:
+    setting = next(each for each in SETTINGS if each.name == name)
+    return float(env.get(setting.environment_variable) or setting.default or _DEFAULT_GRACE)
+
+
 RULES: dict[str, Rule] = {
+    "resources": _resources,
+    "grace-period": _grace_period,
     "container-name": _container_name,
     "protocols": _protocols,
     "priorities": _priorities,

@@ -8,9 +8,10 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-from tests.packaging.pods import Container, Document, Pod, all_pods
+from tests.packaging.pods import Container, Document, Pod, all_pods, label
 from tests.packaging.rules.fault import Fault, Rule
 
+_MODE = "serving.kserve.io/deploymentMode"
 _VOLUMES = {
     "configMap",
     "csi",
@@ -33,7 +34,7 @@ def _restricted(documents: Sequence[Document]) -> Iterator[Fault]:
             if kinds - _VOLUMES:
                 yield pod.owner, f"has a volume of {', '.join(sorted(kinds))}"
         for container, context in _contexts(pod):
-            for fault in _weaknesses(context):
+            for fault in weaknesses(context):
                 yield container.where, fault
             if any("hostPort" in port for port in container.spec.get("ports", [])):
                 yield container.where, "opens a port of the node (hostPort)"
@@ -46,7 +47,8 @@ def _read_only_root(documents: Sequence[Document]) -> Iterator[Fault]:
                 yield container.where, "may write into its image (readOnlyRootFilesystem)"
 
 
-def _weaknesses(context: dict[str, Any]) -> Iterator[str]:
+def weaknesses(context: dict[str, Any]) -> Iterator[str]:
+    """What the standard misses in a container's securityContext, laid over its pod's."""
     capabilities = context.get("capabilities", {})
     if context.get("runAsNonRoot") is not True:
         yield "may run as root (runAsNonRoot)"
@@ -72,4 +74,28 @@ def _contexts(pod: Pod) -> Iterator[tuple[Container, dict[str, Any]]]:
             yield container, {**pod.spec.get("securityContext", {}), **own}
 
 
-RULES: dict[str, Rule] = {"restricted": _restricted, "read-only-root": _read_only_root}
+def _pod_seccomp(documents: Sequence[Document]) -> Iterator[Fault]:
+    """KServe's own init container has no seccomp profile; the pod's holds for it as well."""
+    for document in documents:
+        if document.get("kind") != "InferenceService":
+            continue
+        mode = document["metadata"].get("annotations", {}).get(_MODE)
+        predictors = [document["spec"]["predictor"]]
+        predictors += [each["predictor"] for each in document["spec"].get("canary", [])]
+        for predictor in predictors:
+            context = predictor.get("securityContext", {})
+            if mode == "Serverless":
+                if context:
+                    yield label(document), "has a securityContext, which Knative refuses"
+            elif context.get("seccompProfile") != {"type": "RuntimeDefault"}:
+                yield label(document), "has no predictor.securityContext.seccompProfile"
+            elif mode is None:
+                message = f"names no {_MODE}: a serverless one may have no securityContext"
+                yield label(document), message
+
+
+RULES: dict[str, Rule] = {
+    "restricted": _restricted,
+    "read-only-root": _read_only_root,
+    "pod-seccomp": _pod_seccomp,
+}

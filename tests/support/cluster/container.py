@@ -32,12 +32,14 @@ class Image:
         folders: that the container sees at the same path.
         environment: of every process.
         entrypoint: where a container names no command.
+        user: where a container names none; its group has the same number.
     """
 
     commands: Sequence[Path] = ()
     folders: Sequence[Path] = ()
     environment: Mapping[str, str] = field(default_factory=dict)
     entrypoint: Sequence[str] = ()
+    user: int = 0
 
 
 @dataclass
@@ -187,6 +189,9 @@ def _script(
     lines += [f"mount --bind {pod.hosts} etc/hosts"]
     for mount in container.get("volumeMounts", []):
         source = pod.volumes[mount["name"]]
+        if "subPath" in mount:
+            source /= mount["subPath"]
+            source.mkdir(parents=True, exist_ok=True)  # as the kubelet does: an empty folder
         target = re.sub(r"^/var/run/", "/run/", mount["mountPath"])
         lines += [f"mkdir -p .{target} && mount --bind {source} .{target}"]
         if mount.get("readOnly"):
@@ -197,10 +202,14 @@ def _script(
     if context.get("readOnlyRootFilesystem"):
         read_only = ["", "/usr/local/bin", *(str(folder) for folder in image.folders)]
         lines += [f"mount -o remount,bind,ro .{path}" for path in reversed(read_only)]
+    uid = context.get("runAsUser", image.user)
+    # A user that the image does not know is of group 0.
+    gid = context.get("runAsGroup", uid if uid == image.user else 0)
+    assert uid or not context.get("runAsNonRoot"), f"{container['name']} would run as root"
     user = [
         "setpriv",
-        f"--reuid={context['runAsUser']}",
-        f"--regid={context.get('runAsGroup', 0)}",
+        f"--reuid={uid}",
+        f"--regid={gid}",
         "--clear-groups",
         "--bounding-set=-all",
         "--inh-caps=-all",

@@ -101,6 +101,15 @@ def predictor(cluster: Cluster, service: Document) -> dict[str, Any]:
     return kserve.predictor(kserve.choose(runtimes, service), service)
 
 
+def claim_with(directory: Path, service: Document, model: Path) -> Path:
+    """A claim's volume that has a model where the service looks for it."""
+    uri = kserve.storage_uri(service)
+    assert uri is not None
+    shutil.copytree(model, directory / uri.removeprefix("pvc://").partition("/")[2])
+    directory.chmod(0o755)
+    return directory
+
+
 def download(cluster: Cluster, pod: Pod, container: str, volume: str) -> None:
     """What the hub has lies in a volume of the pod, as if it had been downloaded."""
     _lay(cluster.directory / "hub", pod.volumes[volume] / "hf")

@@ -7,8 +7,6 @@ import shlex
 from dataclasses import dataclass
 from typing import Any
 
-from tests.support.cluster import images
-
 
 @dataclass(frozen=True)
 class DockerRun:
@@ -59,10 +57,7 @@ def parse(line: str) -> DockerRun:
             dict(zip(("name", "value"), each.split("=", 1), strict=True))
             for each in options.environment
         ],
-        "securityContext": {
-            "runAsUser": images.user(),
-            "readOnlyRootFilesystem": options.read_only,
-        },
+        "securityContext": {"readOnlyRootFilesystem": options.read_only},
         "volumeMounts": [
             {"name": name, "mountPath": path} for name, path in zip(volumes, folders, strict=True)
         ],

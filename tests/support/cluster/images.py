@@ -28,6 +28,7 @@ def ours() -> Image:
         sorted(each for each in folders if not any(other in each.parents for other in folders)),
         environment,
         [f"{BIN}/entrypoint.sh"],
+        user(),
     )
 
 

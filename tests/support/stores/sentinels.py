@@ -80,8 +80,12 @@ def sentinel(
     quorum: int = 1,
     binary: str | None = None,
     down_after_ms: int | None = None,
+    password: str | None = None,
 ) -> Iterator[Store]:
-    """A sentinel process that watches ``primary`` under the name of ``service``."""
+    """A sentinel process that watches ``primary`` under the name of ``service``.
+
+    ``password`` is the sentinel's own.
+    """
     port = free_port()
     configuration = directory / f"sentinel-{port}.conf"
     lines = [
@@ -92,12 +96,16 @@ def sentinel(
     ]
     if primary.password:
         lines.append(f"sentinel auth-pass {service} {primary.password}")
+    if password:
+        lines.append(f"requirepass {password}")
     if down_after_ms:
         lines.append(f"sentinel down-after-milliseconds {service} {down_after_ms}")
         lines.append(f"sentinel failover-timeout {service} {10 * down_after_ms}")
     configuration.write_text("\n".join(lines) + "\n")
     command = [binary or redis_binary(), str(configuration), "--sentinel"]
-    store = Store("127.0.0.1", port, Process(command, directory / f"sentinel-{port}.log"))
+    store = Store(
+        "127.0.0.1", port, Process(command, directory / f"sentinel-{port}.log"), password=password
+    )
     try:
         store.wait_until_it_answers()
         yield store

@@ -43,15 +43,31 @@ def test_config_as_json_of_a_model(guide: str) -> None:
     arguments = (f"--model_id={MODEL}", "--max-model-len=4096", "--lmcache", "chunk_size=128")
     result = run("config", "--json", *arguments, LMCACHE_CONFIG_FILE=guide)
     assert result.returncode == 0, result.stderr
-    assert " INFO" not in result.stderr
-    values = json.loads(result.stdout)["values"]
+    assert result.stderr == ""
+    values, notes = json.loads(result.stdout).values()
+    assert notes[1:] == [
+        "vLLM was not asked, which --engine does: sizes that depend on the model are left out and "
+        "--max-model-len is not checked"
+    ]
     assert values["chunk_size"] == {"value": 128, "source": "--lmcache chunk_size"}
     assert values["max_local_cpu_size"] == {"value": 2.0, "source": f"{guide}:3"}
 
 
+def test_sizes_that_depend_on_the_model_need_the_engine() -> None:
+    flags = (f"--model_id={MODEL}", "--max-model-len=4096", "--lmcache", "chunk_size=128")
+    without = json.loads(run_here("config", "--json", *flags).stdout)
+    with_it = json.loads(run_here("config", "--engine", "--json", *flags).stdout)
+    assert set(with_it["values"]) - set(without["values"]) == {"max_local_cpu_size"}
+    assert without["values"].items() <= with_it["values"].items()
+    assert "The KV of one token is " in with_it["notes"][-1]
+    explained = run_here("config", "--explain", "max_local_cpu_size", *flags).stdout
+    assert "value    depends on the model (--engine works it out)" in explained
+
+
 def test_config_lists_every_mistake(guide: str) -> None:
     arguments = (f"--model_id={MODEL}", "--lmcache", "chunk_size=100", "remote_serde=kivi", "x=1")
-    result = run_here("config", *arguments, LMCACHE_CONFIG_FILE=guide, LMCACHE_LOCAL_CPUS="1")
+    variables = {"LMCACHE_CONFIG_FILE": guide, "LMCACHE_LOCAL_CPUS": "1"}
+    result = run_here("config", "--engine", *arguments, **variables)
     assert result.returncode == 2
     assert result.stdout == ""
     assert "kserve-lmcache: error: 4 problems in the LMCache configuration:" in result.stderr
@@ -60,11 +76,11 @@ def test_config_lists_every_mistake(guide: str) -> None:
 
 def test_config_refuses_a_model_that_the_server_would_refuse(tmp_path: Path) -> None:
     model = altered(tmp_path / "model", **MISTRAL, sliding_window=1024)
-    result = run_here("config", f"--model_id={model}")
+    result = run_here("config", "--engine", f"--model_id={model}")
     assert (result.returncode, result.stdout) == (2, "")
     assert "sliding window" in result.stderr
     assert "Traceback" not in result.stderr
-    without = run_here("config", f"--model_id={model}", "--offload=off")
+    without = run_here("config", "--engine", f"--model_id={model}", "--offload=off")
     assert without.returncode == 0
     assert "offload: false  # --offload" in without.stdout
 
@@ -115,9 +131,31 @@ def test_doctor_gives_up_the_connector_in_time() -> None:
 
 
 def test_doctor_refuses_what_it_does_not_know() -> None:
-    result = run("doctor", "--nothing")
+    result = run("doctor", "--engine", "--nothing")
     assert (result.returncode, result.stdout) == (2, "")
     assert "--nothing" in result.stderr
+
+
+def test_kubernetes_is_told_what_the_preflight_found(tmp_path: Path) -> None:
+    told = tmp_path / "termination-log"
+    told.touch()
+    url = "redis://:hunter2@127.0.0.1:1"
+    variables = {"TERMINATION_LOG": str(told), "LMCACHE_REMOTE_URL": url}
+    arguments = ("doctor", "--timeout=2", f"--model_id={MODEL}")
+    failed = run(*arguments, LMCACHE_MAX_LOCAL_CPU_SIZE="lots", **variables)
+    assert failed.returncode == 1
+    configuration, connection = told.read_text().splitlines()
+    assert configuration.startswith("configuration: LMCACHE_MAX_LOCAL_CPU_SIZE: ")
+    assert connection.startswith("remote connection: 127.0.0.1:1 refuses the connection (")
+    assert connection.endswith("only on the addresses of its bind setting.")
+    assert "hunter2" not in told.read_text()
+    refused = run("doctor", "--engine", "--nothing", **variables)
+    assert refused.returncode == 2
+    assert "--nothing" in told.read_text()
+    told.write_text("before")
+    healthy = run("doctor", f"--model_id={MODEL}", TERMINATION_LOG=str(told))
+    assert healthy.returncode == 0, healthy.stdout
+    assert told.read_text() == "before"
 
 
 def test_kubernetes_is_told_why_the_server_ended(tmp_path: Path) -> None:
@@ -128,4 +166,5 @@ def test_kubernetes_is_told_why_the_server_ended(tmp_path: Path) -> None:
     result = run("--model_id=nowhere", "--no-such-flag", TERMINATION_LOG=str(told))
     assert result.returncode == 2
     assert "there is no flag --no-such-flag" in told.read_text()
-    assert result.stderr.splitlines()[-1] == f"kserve-lmcache: error: {told.read_text()}"
+    assert result.stderr.splitlines()[-1] == told.read_text()
+    assert told.read_text().endswith(" (exit code 2)")

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 
 from kserve_lmcache import __version__
@@ -61,13 +63,51 @@ def test_version(capsys: pytest.CaptureFixture[str]) -> None:
     assert capsys.readouterr().out == f"kserve-lmcache {__version__}\n"
 
 
-@pytest.mark.parametrize("command", ["serve", "config"])
-def test_an_error_has_its_exit_code(
-    command: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+@pytest.mark.parametrize(
+    ("error", "code", "line"),
+    [
+        (UsageError("this cannot be"), 2, "this cannot be"),
+        (UsageError("two:\n  - one\n  - other"), 2, "two: one other"),
+        (ValueError("first\nsecond"), 1, "ValueError: first second. This is unexpected; "),
+        (KeyboardInterrupt(), 130, "interrupted"),
+        (SystemExit(143), 143, "stopped by SIGTERM during the start"),
+        (SystemExit(3), 3, "a library ended the process. This is unexpected; "),
+        (SystemExit("no such thing"), 1, "no such thing. This is unexpected; "),
+    ],
+)
+def test_whatever_ends_the_server_is_one_line_with_the_exit_code(
+    error: BaseException,
+    code: int,
+    line: str,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    tmp_path: Path,
 ) -> None:
     def fail(command: str, arguments: list[str]) -> int:
-        raise UsageError("this cannot be")
+        raise error
+
+    told = tmp_path / "termination-log"
+    told.touch()
+    monkeypatch.setenv("TERMINATION_LOG", str(told))
+    monkeypatch.setattr(cli, "_run", fail)
+    assert cli.main(["serve"]) == code
+    (said,) = capsys.readouterr().err.splitlines()
+    assert said.startswith(f"kserve-lmcache: error: {line}")
+    assert said.endswith(f" (exit code {code})")
+    assert told.read_text() == said
+
+
+@pytest.mark.parametrize("command", ["config", "doctor", "bench", "demo-model"])
+def test_an_error_of_another_command_has_no_traceback(
+    command: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    errors = iter([UsageError("this cannot be"), OSError("no disk")])
+
+    def fail(command: str, arguments: list[str]) -> int:
+        raise next(errors)
 
     monkeypatch.setattr(cli, "_run", fail)
-    assert cli.main([command]) == 2
-    assert capsys.readouterr().err == "kserve-lmcache: error: this cannot be\n"
+    assert (cli.main([command]), cli.main([command])) == (2, 1)
+    first, second = capsys.readouterr().err.splitlines()
+    assert first == "kserve-lmcache: error: this cannot be"
+    assert second.startswith("kserve-lmcache: error: OSError: no disk. This is unexpected")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import importlib
 import inspect
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -14,6 +15,7 @@ from typing import Any
 import pytest
 import torch
 from packaging.version import Version
+from vllm.utils.ompmultiprocessing import OMPProcessManager
 
 from kserve_lmcache.compat import vllm
 from tests.support.server import MODEL
@@ -120,3 +122,22 @@ def test_vllms_layers_and_configuration_have_what_is_read() -> None:
 def layer_with(name: str) -> Any:
     backend = SimpleNamespace(get_name=lambda: name)
     return SimpleNamespace(get_attn_backend=lambda: backend)
+
+
+@pytest.mark.parametrize("places", ["nobind", "0"])
+def test_vllm_leaves_the_threads_of_its_workers_alone_by_a_word(
+    monkeypatch: pytest.MonkeyPatch, places: str
+) -> None:
+    """``nobind``, which ``engine/arguments.py`` sets under a quota."""
+    monkeypatch.setenv("VLLM_CPU_OMP_THREADS_BIND", places)
+    monkeypatch.setenv("OMP_NUM_THREADS", "7")
+    parallel = SimpleNamespace(
+        local_world_size=1, data_parallel_rank_local=None, _api_process_count=1
+    )
+    config: Any = SimpleNamespace(parallel_config=parallel, kv_transfer_config=None)
+    with OMPProcessManager(config).configure_omp_envs(rank=0, local_rank=0):
+        names = ("OMP_PLACES", "GOMP_CPU_AFFINITY", "KMP_AFFINITY")
+        bound = any(name in os.environ for name in names)
+        assert (bound, os.environ["OMP_NUM_THREADS"]) == (
+            (False, "7") if places == "nobind" else (True, "1")
+        )

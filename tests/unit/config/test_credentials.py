@@ -54,7 +54,7 @@ def test_files_that_cannot_be_read(tmp_path: Path) -> None:
     _, problems = remote(tmp_path, file=file)
     assert problems == [
         f"/lmcache.yaml:{line}: {name} {path!r} cannot be read (No such file or directory). "
-        "Mount the file so that uid 1000 reads it."
+        "Mount the file so that this process may read it."
         for line, name, path in ((2, "remote_password_file", "/a"), (3, "remote_ca_file", "/b"))
     ]
 
@@ -104,3 +104,50 @@ def test_a_password_on_the_command_line(tmp_path: Path) -> None:
         "--lmcache remote_url: remote_url has a password on the command line, which every process "
         "can read. Use LMCACHE_REMOTE_PASSWORD or LMCACHE_REMOTE_PASSWORD_FILE."
     ]
+
+
+def test_a_user_without_a_password_may_be_the_password(tmp_path: Path) -> None:
+    found, problems = remote(tmp_path, LMCACHE_REMOTE_URL="redis://hunter2@redis:6379")
+    assert problems == [
+        "LMCACHE_REMOTE_URL: remote_url names a user without a password. Set "
+        "LMCACHE_REMOTE_PASSWORD. If it is the password, write a colon before it."
+    ]
+    assert "hunter2" not in repr(found)
+    environ = {"LMCACHE_REMOTE_URL": "redis://me@redis:6379", "LMCACHE_REMOTE_PASSWORD": "p"}
+    found, problems = remote(tmp_path, **environ)
+    assert (found.username, found.password, problems) == ("me", "p", [])
+
+
+@pytest.mark.parametrize("name", ["remote_password", "remote_sentinel_password"])
+@pytest.mark.parametrize(
+    ("written", "expected", "problem"),
+    [
+        ("hunter2\n", "hunter2", ""),
+        ("hunter2\r\n", "hunter2", ""),
+        ('"hunter2"', None, "is in quotes"),
+        ("'hunter2'\n", None, "is in quotes"),
+        (" hunter2", None, "begins or ends with a blank"),
+        ("hun\nter2", None, "has a line break or another control character"),
+        ("", None, ""),
+    ],
+)
+def test_passwords_as_editors_and_charts_write_them(
+    name: str, written: str, expected: str | None, problem: str, tmp_path: Path
+) -> None:
+    """A variable and a file are read alike, and no quote is taken off a password in silence."""
+    url = {"LMCACHE_REMOTE_URL": "redis-sentinel://redis/main"}
+    (tmp_path / "password").write_bytes(written.encode())
+    variable = f"LMCACHE_{name.upper()}"
+    as_variable, as_file = (
+        remote(tmp_path, **url, **{variable: written}),
+        remote(tmp_path, **url, **{f"{variable}_FILE": str(tmp_path / "password")}),
+    )
+    for (found, problems), setting in ((as_variable, name), (as_file, f"{name}_file")):
+        assert getattr(found, name.removeprefix("remote_")) == expected
+        if not written and setting == f"{name}_file":
+            assert "is empty" in problems[0]
+        elif problem:
+            assert f"{setting} {problem}." in problems[0]
+        else:
+            assert problems == []
+        assert "hunter2" not in repr(found) + str(problems)

@@ -30,13 +30,13 @@ URL = "redis://redis:6379/1"
         (Remote("valkey://v:1", "test", password="p"), "redis://:p@v:1"),
         (
             Remote(
-                "valkeys://v:1?a=b",
+                "valkeys://v:1?db=2",
                 "test",
                 ca_file="/ca.pem",
                 cert_file="/c.pem",
                 key_file="/k.pem",
             ),
-            "rediss://v:1?a=b&ssl_ca_certs=%2Fca.pem&ssl_certfile=%2Fc.pem&ssl_keyfile=%2Fk.pem",
+            "rediss://v:1?db=2&ssl_ca_certs=%2Fca.pem&ssl_certfile=%2Fc.pem&ssl_keyfile=%2Fk.pem",
         ),
         (Remote("lm://server:1", "test"), "lm://server:1"),
     ],

@@ -7,9 +7,16 @@ from pathlib import Path
 
 import pytest
 
-from kserve_lmcache.config.resources import Limit, check_memory, cpu_cores, memory_limit
-from kserve_lmcache.errors import UsageError
-from tests.support.limits import limited
+from kserve_lmcache.config.resources import (
+    Cores,
+    Limit,
+    _schedulable_cores,
+    cpu_cores,
+    free_memory,
+    memory_limit,
+    resident_memory,
+)
+from tests.support.limits import cpu_limited, limited
 
 GIB = 2**30
 
@@ -54,6 +61,40 @@ def test_memory_of_cgroup_v1(root: Path) -> None:
     assert memory_limit(root) == expected
 
 
+def test_the_memory_that_a_limit_leaves(root: Path) -> None:
+    cgroup(
+        root,
+        "0::/pod/container",
+        pod__container__memory_dot_max=str(4 * GIB),
+        pod__container__memory_dot_current=str(3 * GIB),
+        pod__container__memory_dot_stat=f"anon {GIB}\ninactive_file {GIB // 4}\n"
+        f"active_file {GIB // 4}",
+        pod__memory_dot_max="max",
+        pod__memory_dot_current=str(9 * GIB),
+    )
+    free = free_memory(root)
+    assert free == Limit(1.5 * GIB, "the container's limit (memory.max), less what it uses")
+
+
+def test_the_memory_of_this_process(root: Path) -> None:
+    (root / "proc/self/statm").write_text("9000 512 3 4 5 6 7\n")
+    assert resident_memory(root) == 512 * os.sysconf("SC_PAGE_SIZE")
+    assert resident_memory() > 2**20
+
+
+def test_the_memory_that_a_limit_of_version_1_leaves(root: Path) -> None:
+    folder = root / "sys/fs/cgroup/memory"
+    folder.mkdir(parents=True)
+    (root / "proc/self/cgroup").write_text("5:memory:/\n")
+    (folder / "memory.limit_in_bytes").write_text(str(2 * GIB))
+    (folder / "memory.usage_in_bytes").write_text(str(GIB))
+    free = free_memory(root)
+    assert free is not None
+    assert free.value == GIB
+    (folder / "memory.limit_in_bytes").write_text("9223372036854771712")
+    assert free_memory(root) is None
+
+
 def test_no_limit_is_the_machine(root: Path) -> None:
     path = root / "sys/fs/cgroup/memory/memory.limit_in_bytes"
     path.parent.mkdir(parents=True)
@@ -62,36 +103,66 @@ def test_no_limit_is_the_machine(root: Path) -> None:
     assert memory_limit(root) == Limit(64 * GIB, "the machine's memory")
 
 
-def test_a_limit_that_cannot_hold_vllms_processes_is_refused(root: Path) -> None:
-    cgroup(root, "0::/pod", pod__memory_dot_max=str(2 * GIB))
-    with pytest.raises(
-        UsageError, match=r"2\.0 GiB of memory \(the container's limit \(memory\.max"
-    ):
-        check_memory(root)
-    cgroup(root, "0::/pod", pod__memory_dot_max=str(3 * GIB))
-    check_memory(root)
+OWN = sorted(os.sched_getaffinity(0))
+MORE = f"0-{max(OWN) + 8}"  # than any process here may use
 
 
-def test_the_server_says_so_before_it_imports_anything() -> None:
-    with limited(512 * 2**20) as prefix:
-        command = [*prefix, sys.executable, "-m", "kserve_lmcache", "--model_id=none"]
-        result = subprocess.run(command, capture_output=True, text=True, check=False)
-    assert result.returncode == 2
-    assert "0.5 GiB of memory (the container's limit" in result.stderr
+def machine(root: Path, online: str, isolated: str = "") -> None:
+    directory = root / "sys/devices/system/cpu"
+    directory.mkdir(parents=True)
+    (directory / "online").write_text(f"{online}\n")
+    (directory / "isolated").write_text(f"{isolated}\n")
 
 
-def test_cores_without_a_quota_are_the_affinity(root: Path) -> None:
+def test_without_a_quota_every_core_counts_and_none_is_bound(root: Path) -> None:
     cgroup(root, "0::/", cpu_dot_max="max 100000")
-    assert cpu_cores(root) == (sorted(os.sched_getaffinity(0)), "the process's CPU affinity")
+    machine(root, ",".join(map(str, OWN)))
+    assert cpu_cores(root) == Cores(len(OWN), (), "the machine's cores")
+
+
+def test_an_affinity_that_somebody_set_is_bound_to(root: Path) -> None:
+    cgroup(root, "0::/", cpu_dot_max="max 100000")
+    machine(root, MORE)
+    assert cpu_cores(root) == Cores(len(OWN), tuple(OWN), "the process's CPU affinity")
+
+
+def test_cores_that_the_kernel_keeps_for_others_are_no_affinity(root: Path) -> None:
+    own = ",".join(map(str, OWN))
+    beyond = f"{max(OWN) + 1}-{max(OWN) + 8}"
+    machine(root, f"{own},{beyond}", isolated=beyond)
+    assert cpu_cores(root).bound == ()
+
+
+def test_who_is_on_cores_that_the_kernel_keeps_was_put_there(root: Path) -> None:
+    machine(root, MORE, isolated=",".join(map(str, OWN)))
+    assert cpu_cores(root).bound == tuple(OWN)
 
 
 @pytest.mark.parametrize(("quota", "count"), [("100000 100000", 1), ("50000 100000", 1)])
-def test_a_quota_cuts_the_cores(root: Path, quota: str, count: int) -> None:
+@pytest.mark.parametrize("online", ["all", "more"])
+def test_a_quota_limits_the_number_and_no_place(
+    root: Path, quota: str, count: int, online: str
+) -> None:
+    assert len(OWN) > 1, "the test needs two cores"
     cgroup(root, "0::/", cpu_dot_max=quota)
-    cores, reason = cpu_cores(root)
-    if len(os.sched_getaffinity(0)) > 1:
-        assert reason == f"the container's quota (cpu.max {quota})"
-    assert len(cores) == count
+    machine(root, MORE if online == "more" else ",".join(map(str, OWN)))
+    assert cpu_cores(root) == Cores(count, (), f"the container's quota (cpu.max {quota})")
+
+
+def test_a_quota_of_as_many_cores_as_there_are_leaves_the_affinity(root: Path) -> None:
+    cgroup(root, "0::/", cpu_dot_max=f"{len(OWN) * 100000} 100000")
+    machine(root, MORE)
+    assert cpu_cores(root).bound == tuple(OWN)
+
+
+@pytest.mark.parametrize(
+    ("text", "cores"),
+    [("", set()), ("0", {0}), ("0-2", {0, 1, 2}), ("0-1,4,6-7", {0, 1, 4, 6, 7})],
+)
+def test_lists_of_cores(root: Path, text: str, cores: set[int]) -> None:
+    machine(root, text)
+    expected = cores or set(range(os.cpu_count() or 1))
+    assert _schedulable_cores(root) == expected
 
 
 PROBE = (
@@ -114,9 +185,18 @@ def test_a_process_under_a_limit_of_its_own() -> None:
     assert output.strip() == f"{2 * GIB} the process's limit (ulimit -v)"
 
 
-def test_cores_of_a_process_with_an_affinity() -> None:
-    core = max(os.sched_getaffinity(0))
-    probe = "from kserve_lmcache.config.resources import cpu_cores; print(cpu_cores())"
-    command = ["taskset", "--cpu-list", str(core), sys.executable, "-c", probe]
+CORES_PROBE = "from kserve_lmcache.config.resources import cpu_cores; print(cpu_cores().bound)"
+
+
+def test_a_real_affinity_is_bound_to() -> None:
+    core = max(OWN)
+    command = ["taskset", "--cpu-list", str(core), sys.executable, "-c", CORES_PROBE]
     output = subprocess.run(command, capture_output=True, text=True, check=True).stdout
-    assert output.strip() == str(([core], "the process's CPU affinity"))
+    assert output.strip() == str((core,))
+
+
+def test_containers_with_a_real_quota_do_not_choose_the_same_cores() -> None:
+    with cpu_limited(1.0) as prefix:
+        command = [*prefix, sys.executable, "-c", CORES_PROBE.replace(".bound", "")]
+        output = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+    assert output.startswith("Cores(count=1, bound=(), source=\"the container's quota (")

@@ -41,6 +41,11 @@ FILES = {
     ),
     "drain_timeout: -1": "1: drain_timeout is -1.0, but must be 0 or greater. "
     "Correct drain_timeout.",
+    "drain_delay: -1": "1: drain_delay is -1.0, but must be 0 or greater. Correct drain_delay.",
+    "termination_grace_period: 0": (
+        "1: termination_grace_period is 0.0, but must be greater than 0. "
+        "Correct termination_grace_period."
+    ),
     f"{REDIS}remote_ttl: -1": "2: remote_ttl is -1, but must be 0 or greater. Correct remote_ttl.",
     f"{REDIS}remote_lookup_timeout: 0": (
         f"2: remote_lookup_timeout is 0.0, but {TIMEOUT}. Correct remote_lookup_timeout."
@@ -48,6 +53,11 @@ FILES = {
     f"{REDIS}remote_load_timeout: 600": (
         f"2: remote_load_timeout is 600.0, but {TIMEOUT}. Correct remote_load_timeout."
     ),
+    "tenant_required: true": (
+        "1: tenant_required has no effect without tenant_header. "
+        "Set tenant_header, or remove tenant_required."
+    ),
+    "body_timeout: 0": "1: body_timeout is 0.0, but must be greater than 0. Correct body_timeout.",
     # Choices
     "enable_routes: sleep,walk": (
         f"1: enable_routes has 'walk', which is none of {GROUPS}. Remove walk."
@@ -136,12 +146,28 @@ FILES = {
     },
     # The remote store
     "remote_url: redis://redis:port": (
-        "1: remote_url is 'redis://redis:port', which is no URL (Port could not be cast to integer "
-        "value as 'port'). Write SCHEME://HOST:PORT."
+        "1: remote_url names a port that is no number up to 65535 (redis://…). Correct the port."
     ),
     "remote_url: redis-sentinel://redis:26379/main\nremote_connector: lmcache": (
         "1: remote_url is 'redis-sentinel://redis:26379/main', which LMCache's own connector "
         "cannot use. Remove remote_connector, or use redis:// or rediss://."
+    ),
+    # Taken, and then not done
+    "local_disk: file://~/kv\nmax_local_disk_size: 5": (
+        "1: local_disk is '~/kv': nothing expands ~ or a variable there, so a directory of that "
+        "name would be made. Write the whole path, for example /cache."
+    ),
+    "local_disk: /a,$HOME/kv\nmax_local_disk_size: 5": (
+        "1: local_disk is '/a,$HOME/kv': nothing expands ~ or a variable there, so a directory of "
+        "that name would be made. Write the whole path, for example /cache."
+    ),
+    f"{REDIS}store_location: RemoteBackend": (
+        "2: store_location is 'RemoteBackend', which is no tier of this configuration: nothing "
+        "would be stored. Remove store_location."
+    ),
+    f"{REDIS}retrieve_locations: LocalCPUBackend,RemoteBackend": (
+        "2: retrieve_locations is ['LocalCPUBackend', 'RemoteBackend'], and not every one is a "
+        "tier of this configuration. Remove retrieve_locations."
     ),
     # LMCache's own check
     "enable_controller: true": (
@@ -165,12 +191,53 @@ LMCACHES_COPY = (
     "enable_scheduler_bypass_lookup",
 )
 TLS_FILES = ("remote_ca_file", "remote_cert_file", "remote_key_file")
-CREDENTIALS = ("remote_username", "remote_password", "remote_password_file", *TLS_FILES)
+SENTINELS = (
+    "remote_sentinel_username",
+    "remote_sentinel_password",
+    "remote_sentinel_password_file",
+)
+CREDENTIALS = (
+    "remote_username",
+    "remote_password",
+    "remote_password_file",
+    *SENTINELS,
+    *TLS_FILES,
+)
 
 
 @pytest.mark.parametrize("file", FILES)
 def test_a_file_with_one_problem(tmp_path: Path, file: str) -> None:
     assert problems(tmp_path, file) == [f"/lmcache.yaml:{FILES[file]}"]
+
+
+@pytest.mark.parametrize(
+    ("file", "environ", "source"),
+    [
+        ("termination_grace_period: 25", {}, "/lmcache.yaml:1"),
+        ("drain_timeout: 25\ntermination_grace_period: 30", {}, "/lmcache.yaml:1, /lmcache.yaml:2"),
+        (
+            "termination_grace_period: 60",
+            {"KSERVE_LMCACHE_DRAIN_DELAY": "45"},
+            "KSERVE_LMCACHE_DRAIN_DELAY, /lmcache.yaml:1",
+        ),
+    ],
+)
+def test_a_shutdown_that_is_longer_than_the_pods_grace_period(
+    tmp_path: Path, file: str, environ: dict[str, str], source: str
+) -> None:
+    (problem,) = problems(tmp_path, file, **environ)
+    assert problem.startswith(f"{source}: drain_delay (")
+    assert "together are not less than termination_grace_period (" in problem
+
+
+def test_a_grace_period_that_nobody_names_is_kubernetes_default(tmp_path: Path) -> None:
+    assert resolved(tmp_path).notes == []
+    for file in ("drain_timeout: 25", "drain_delay: 10"):
+        found = resolved(tmp_path, file)
+        assert found.problems == []
+        assert "not less than the 30 s that Kubernetes gives a pod" in found.notes[0]
+    longer = resolved(tmp_path, "drain_timeout: 50\ntermination_grace_period: 60")
+    assert (longer.problems, longer.notes) == ([], [])
 
 
 def test_a_key_that_does_not_work_on_a_cpu(tmp_path: Path) -> None:
@@ -217,11 +284,15 @@ def test_credentials_need_a_store_that_takes_them(tmp_path: Path, name: str) -> 
     assert credential(tmp_path, name, "remote_url: lm://server:8080") == [
         f"is for Redis and Valkey, but remote_url names another store. Remove {name}."
     ]
+    without_sentinels = [f"is for sentinels, but remote_url names none. Remove {name}."]
     without_tls = [
         "is for TLS, but remote_url has a scheme without TLS. Use rediss:// or valkeys://."
     ]
-    assert credential(tmp_path, name, REDIS) == (without_tls if name in TLS_FILES else [])
-    assert credential(tmp_path, name, TLS) == []
+    assert credential(tmp_path, name, REDIS) == (
+        without_tls if name in TLS_FILES else without_sentinels if name in SENTINELS else []
+    )
+    assert credential(tmp_path, name, TLS) == (without_sentinels if name in SENTINELS else [])
+    assert credential(tmp_path, name, "remote_url: rediss-sentinel://a/main") == []
 
 
 def test_every_row_of_the_table_has_a_test(tmp_path: Path) -> None:
@@ -246,7 +317,7 @@ def test_an_unknown_scheme_lists_the_known_schemes(tmp_path: Path) -> None:
     (problem,) = problems(tmp_path, "remote_url: redi://:hunter2@redis:6379")
     start, _, schemes = problem.rstrip(".").partition(" Use one of ")
     assert start == (
-        "/lmcache.yaml:1: remote_url is 'redi://:***@redis:6379', a scheme that LMCache does not "
+        "/lmcache.yaml:1: remote_url is 'redi://…', a scheme that LMCache does not "
         "know: LMCache would turn all tiers off."
     )
     assert {"audit://", "lm://", "redis://", "s3://", "valkeys://"} <= set(schemes.split(", "))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from kserve_lmcache.config.stores import Disk, RedisLocation, Remote, parse_addresses
+from kserve_lmcache.config.stores import Disk, RedisLocation, Remote
 
 
 @pytest.mark.parametrize(
@@ -34,9 +34,9 @@ def test_where_a_url_points(url: str, location: RedisLocation) -> None:
     [
         ("redis:///0", "names no host"),
         ("redis-cluster://a,,b", "names no host"),
-        ("redis://a:b", "names no number as the port of a"),
-        ("redis://a:70000", "names no number as the port of a"),
-        ("redis://a/b", "names the database 'b', which is not a number"),
+        ("redis://a:b", "names a port that is no number up to 65535"),
+        ("redis://a:70000", "names a port that is no number up to 65535"),
+        ("redis://a/b", "names a database that is not a number"),
         ("redis-sentinel://a", "names no service, as redis-sentinel://HOST:PORT/SERVICE does"),
         ("unix://", "names no socket, as unix:///run/redis.sock does"),
     ],
@@ -45,12 +45,6 @@ def test_a_url_that_cannot_be_used(url: str, what: str) -> None:
     with pytest.raises(ValueError, match=r".*") as error:
         Remote(url, "the test").redis_location()
     assert str(error.value) == what
-
-
-def test_a_port_that_must_be_named() -> None:
-    assert parse_addresses("a:1", None) == (("a", 1),)
-    with pytest.raises(ValueError, match="names no port for a"):
-        parse_addresses("a")
 
 
 def test_workers_are_spread_over_the_disks() -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from pathlib import Path
+import sys
 from types import SimpleNamespace
 from typing import Any
 
@@ -12,7 +12,7 @@ from vllm import SamplingParams
 from vllm.lora.request import LoRARequest
 
 from kserve_lmcache.connector.isolation import TAG, Isolation
-from tests.support import models
+from kserve_lmcache.identity.namespace import ADAPTER
 
 
 def request(
@@ -38,9 +38,12 @@ def tag(isolation: Isolation, *arguments: Any, **keywords: Any) -> str | None:
     return first
 
 
-@pytest.fixture
-def lora(tmp_path: Path) -> LoRARequest:
-    return LoRARequest("first", 1, str(models.adapter(tmp_path / "first", 1)))
+LORA = LoRARequest("first", 1, "/nowhere")
+
+
+def of_adapter(content: str) -> dict[str, str]:
+    """What the server tells of a request's adapter."""
+    return {ADAPTER: content}
 
 
 def test_a_plain_request_has_no_tag() -> None:
@@ -62,16 +65,15 @@ def test_what_the_client_says_about_the_transfer_is_dropped() -> None:
     assert extra["kv_transfer_params"]  # another request's own dictionary stays as it is
 
 
-def test_salts_and_adapters_and_both_are_apart(lora: LoRARequest, tmp_path: Path) -> None:
-    other = LoRARequest("second", 2, str(models.adapter(tmp_path / "second", 2)))
+def test_salts_and_adapters_and_both_are_apart() -> None:
     isolation = Isolation()
     tags = [
         tag(isolation, None, "a"),
         tag(isolation, None, "b"),
-        tag(isolation, lora),
-        tag(isolation, other),
-        tag(isolation, lora, "a"),
-        tag(isolation, other, "a"),
+        tag(isolation, LORA, None, of_adapter("1")),
+        tag(isolation, LORA, None, of_adapter("2")),
+        tag(isolation, LORA, "a", of_adapter("1")),
+        tag(isolation, LORA, "a", of_adapter("2")),
     ]
     assert None not in tags
     assert len(set(tags)) == len(tags)
@@ -86,24 +88,32 @@ def test_a_tag_holds_nothing_that_a_key_would_read() -> None:
         json.dumps(found)
 
 
-def test_the_same_adapter_at_another_path_shares(lora: LoRARequest, tmp_path: Path) -> None:
-    copy = LoRARequest("renamed", 7, str(models.adapter(tmp_path / "copy", 1)))
-    assert tag(Isolation(), lora) == tag(Isolation(), copy)
+def test_the_same_content_under_another_name_shares() -> None:
+    other = LoRARequest("renamed", 7, "/elsewhere")
+    first = tag(Isolation(), LORA, None, of_adapter("1"))
+    assert tag(Isolation(), other, None, of_adapter("1")) == first
 
 
-def test_an_adapter_whose_files_change_is_not_offloaded_any_more(lora: LoRARequest) -> None:
+@pytest.mark.parametrize("extra", [None, {}, {"other": 1}, {ADAPTER: ""}])
+def test_an_adapter_whose_content_is_not_told_is_not_offloaded(extra: Any) -> None:
+    assert not Isolation().mark(request(LORA, extra=extra))
+
+
+def test_no_file_is_read_in_the_schedulers_step() -> None:
+    def refuse(event: str, arguments: tuple[Any, ...]) -> None:
+        if watching and event in ("open", "os.listdir", "os.scandir"):
+            opened.append((event, arguments))
+
+    opened: list[Any] = []
+    watching = False
+    sys.addaudithook(refuse)
     isolation = Isolation()
-    assert tag(isolation, lora)
-    weights = Path(lora.lora_path) / "adapter_model.safetensors"
-    weights.write_bytes(weights.read_bytes())
-    assert not isolation.mark(request(lora))
-    assert not isolation.mark(request(lora))
-    # Loaded anew it has another number, and is examined anew.
-    assert tag(isolation, LoRARequest("first", 2, lora.lora_path))
-
-
-def test_an_adapter_that_cannot_be_told_is_not_offloaded(tmp_path: Path) -> None:
-    assert not Isolation().mark(request(LoRARequest("none", 1, str(tmp_path / "absent"))))
+    watching = True
+    for _ in range(3):
+        isolation.mark(request(LORA, extra=of_adapter("1")))
+        isolation.mark(request(LORA))
+    watching = False
+    assert opened == []
 
 
 def test_requests_whose_tags_do_not_reach_the_keys_are_not_offloaded() -> None:

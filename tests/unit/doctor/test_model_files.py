@@ -7,7 +7,7 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
-from huggingface_hub import constants
+from huggingface_hub import constants, try_to_load_from_cache
 
 from kserve_lmcache.doctor import model_files
 from kserve_lmcache.doctor.check import Finding, Status
@@ -198,3 +198,46 @@ def test_a_model_that_is_not_looked_at() -> None:
     finding = look_at("s3://bucket/model")
     assert finding.status is Status.SKIPPED
     assert finding.evidence == "s3://bucket/model is fetched by vLLM; not looked at"
+
+
+@pytest.mark.parametrize("revision", ["main", "abc123", "other"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        "Qwen/Qwen3-0.6B",
+        "gpt2",
+        "a--b",
+        "a/b/c",
+        "-a",
+        "a.git",
+        "a..b",
+        "caf\u00e9",
+        "a b",
+        "x" * 97,
+    ],
+)
+def test_the_hubs_cache_is_read_as_its_library_reads_it(
+    name: str, revision: str, hub: Hub, tmp_path: Path
+) -> None:
+    cache = hub(tmp_path)
+    folder = cache / f"models--{name.replace('/', '--')}"
+    (folder / "refs").mkdir(parents=True)
+    (folder / "refs" / "main").write_text("abc123")
+    (folder / "snapshots" / "abc123").mkdir(parents=True)
+    (folder / "snapshots" / "abc123" / "config.json").write_text("{}")
+
+    def by_library() -> str | None:
+        try:
+            found = try_to_load_from_cache(name, "config.json", tmp_path, revision)
+        except ValueError:
+            return "refused"
+        return str(Path(found).parent) if isinstance(found, str) else None
+
+    def by_us() -> str | None:
+        try:
+            found = model_files._snapshot(name, revision)
+        except ValueError:
+            return "refused"
+        return str(found) if found else None
+
+    assert by_us() == by_library()

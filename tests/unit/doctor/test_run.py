@@ -6,12 +6,12 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import pytest
 
 from kserve_lmcache.config.stores import Remote
-from kserve_lmcache.doctor import run
+from kserve_lmcache.doctor import run, store
 from kserve_lmcache.doctor.check import (
     Check,
     Finding,
@@ -153,6 +153,58 @@ def test_a_check_is_skipped_when_one_that_it_needs_has_failed() -> None:
         ("failure", "the check failed by KeyError: '***'"),
         ("skipped", "needs disk"),
     ]
+
+
+def _fails_until(tries: int, seen: list[float]) -> Callable[[Context], Finding]:
+    """A check that fails so many times, and keeps the moments at which it was run."""
+
+    def check(context: Context) -> Finding:
+        seen.append(time.monotonic())
+        return failure("refused", "start it") if len(seen) <= tries else ok("there")
+
+    return check
+
+
+def test_a_failure_that_may_pass_is_looked_at_again() -> None:
+    seen: list[float] = []
+    checks = [
+        Check("connection", _fails_until(2, seen), may_pass=True),
+        Check("login", lambda context: ok("by password"), ("connection",)),
+    ]
+    found = list(in_order(checks, Context(), str, patience=5))
+    assert [finding.status for finding in found] == [Status.OK, Status.OK]
+    assert found[0].evidence == "there (3 tries in 1 s)"
+    assert len(seen) == 3
+
+
+def test_patience_ends_for_all_checks_at_the_same_moment() -> None:
+    start = time.monotonic()
+    checks = [Check(name, _fails_until(99, []), may_pass=True) for name in ("name", "connection")]
+    found = list(in_order(checks, Context(), str, patience=1.2))
+    assert time.monotonic() - start < 1.9
+    assert [finding.status for finding in found] == [Status.FAILURE, Status.FAILURE]
+    assert [finding.evidence for finding in found] == ["refused (3 tries in 1 s)", "refused"]
+
+
+def test_a_failure_that_cannot_pass_is_looked_at_once() -> None:
+    seen: list[float] = []
+    list(in_order([Check("login", _fails_until(1, seen))], Context(), str, patience=5))
+    list(in_order([Check("name", _fails_until(9, seen), may_pass=True)], Context(), str))
+    assert len(seen) == 2
+
+
+def test_most_of_the_time_is_for_trying_again() -> None:
+    def patience(context: Context) -> Finding:
+        return ok(f"{context.patience:g}")
+
+    check = Check("patience", patience)
+    assert examine(Context(), [check], timeout=20, patient=True)[0].evidence == "12"
+    assert examine(Context(), [check], timeout=20)[0].evidence == "0"
+
+
+def test_the_way_to_every_store_may_open_late() -> None:
+    late = {check.name for _, check in store.CHECKS if check.may_pass}
+    assert late == {"remote name", "remote connection", "remote sentinel"}
 
 
 def test_a_function_without_a_time_out_gets_one() -> None:

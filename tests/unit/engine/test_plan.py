@@ -8,8 +8,10 @@ import pytest
 
 from kserve_lmcache.cli.arguments import parse_arguments
 from kserve_lmcache.config import engine_file
+from kserve_lmcache.config.resources import Cores
 from kserve_lmcache.config.stores import Disk
 from kserve_lmcache.config.tier_plugins import DISK_PLUGIN
+from kserve_lmcache.engine import arguments
 from kserve_lmcache.engine.arguments import resolve_engine_arguments
 from kserve_lmcache.engine.plan import (
     OffloadPlan,
@@ -36,6 +38,10 @@ def planned(*argv: str, **environ: str) -> tuple[Namespace, OffloadPlan, dict[st
     [
         (),
         ('--kv-transfer-config={"kv_connector":"LMCacheConnectorV1","kv_role":"kv_both"}',),
+        (
+            '--kv-transfer-config={"kv_connector":"LMCacheConnectorV1Dynamic","kv_role":"kv_both",'
+            '"kv_connector_module_path":"lmcache.integration.vllm.lmcache_connector_v1"}',
+        ),
     ],
 )
 def test_nothing_and_the_guides_json_give_our_connector(argv: tuple[str, ...]) -> None:
@@ -64,15 +70,18 @@ def test_what_the_user_put_into_the_json_stays() -> None:
     args, offload, _ = planned(f"--kv-transfer-config={json.dumps(wanted)}")
     assert args.kv_transfer_config.kv_role == "kv_consumer"
     extra = args.kv_transfer_config.kv_connector_extra_config
-    assert set(extra) == {"discard_partial_chunks", NAMESPACE, engine_file.STATS_ARE_RECEIVED}
+    ours = {NAMESPACE, engine_file.COPY, engine_file.STATS_ARE_RECEIVED}
+    assert set(extra) == {"discard_partial_chunks", *ours}
     assert extra["discard_partial_chunks"] is True
     assert args.kv_transfer_config.kv_load_failure_policy == "recompute"
     assert offload.configuration.get("chunk_size") == 128
 
 
-def test_another_connector_is_left_alone() -> None:
+@pytest.mark.parametrize("more", [(), ("--offload=off",)])
+def test_another_connector_is_left_alone(more: tuple[str, ...]) -> None:
     args, offload, environ = planned(
         '--kv-transfer-config={"kv_connector":"NixlConnector","kv_role":"kv_both"}',
+        *more,
         LMCACHE_CHUNK_SIZE="64",
     )
     assert args.kv_transfer_config.kv_connector == "NixlConnector"
@@ -223,10 +232,66 @@ def test_nothing_that_the_user_set_is_replaced() -> None:
     assert environ["VLLM_CPU_OMP_THREADS_BIND"] == "0|1|0"
 
 
-def test_workers_share_the_cores() -> None:
-    args = parse_arguments(["--model_id=org/a", "--tensor-parallel-size=3"])
-    environ: dict[str, str] = {}
+PLACES, THREADS = "VLLM_CPU_OMP_THREADS_BIND", "OMP_NUM_THREADS"
+OWN = Cores(4, (2, 3, 8, 9), "the process's CPU affinity")
+QUOTA = Cores(4, (), "the container's quota (cpu.max 400000 100000)")
+
+
+@pytest.mark.parametrize(
+    ("cores", "workers", "given", "expected"),
+    [
+        (OWN, 1, {}, {PLACES: "2,3,8,9"}),
+        (OWN, 3, {}, {PLACES: "2,9|3|8"}),
+        (OWN, 5, {}, {PLACES: "2|3|8|9|2"}),
+        (QUOTA, 1, {}, {PLACES: "nobind", THREADS: "4"}),
+        (QUOTA, 3, {}, {PLACES: "nobind", THREADS: "1"}),
+        (QUOTA, 8, {}, {PLACES: "nobind", THREADS: "1"}),
+        # What the user set stays.
+        (OWN, 1, {THREADS: "3"}, {PLACES: "nobind", THREADS: "3"}),
+        (QUOTA, 1, {THREADS: "3"}, {PLACES: "nobind", THREADS: "3"}),
+        (QUOTA, 1, {PLACES: "auto"}, {PLACES: "auto"}),
+        (QUOTA, 1, {PLACES: "", THREADS: ""}, {PLACES: "nobind", THREADS: "4"}),
+    ],
+)
+def test_threads_are_limited_in_number_and_bound_to_cores_of_their_own_alone(
+    monkeypatch: pytest.MonkeyPatch,
+    cores: Cores,
+    workers: int,
+    given: dict[str, str],
+    expected: dict[str, str],
+) -> None:
+    monkeypatch.setattr(arguments, "cpu_cores", lambda: cores)
+    args = parse_arguments(["--model_id=org/a", f"--tensor-parallel-size={workers}"])
+    environ = dict(given)
     resolve_engine_arguments(args, environ)
-    shares = environ["VLLM_CPU_OMP_THREADS_BIND"].split("|")
-    assert len(shares) == 3
-    assert all(shares)
+    assert {name: environ[name] for name in (PLACES, THREADS) if name in environ} == expected
+
+
+@pytest.mark.parametrize("offload", ["on", "off"])
+@pytest.mark.parametrize(
+    ("argv", "environ", "asked"),
+    [
+        (["--api-key=k"], {}, "API keys"),
+        ([], {"VLLM_API_KEY": "k"}, "API keys"),
+        (["--ssl-cert-reqs=2"], {}, "certificates of clients"),
+    ],
+)
+def test_grpc_opens_no_door_beside_the_one_with_a_key(
+    offload: str, argv: list[str], environ: dict[str, str], asked: str
+) -> None:
+    flags = ["--enable_grpc=true", "--enable-routes=repository", f"--offload={offload}", *argv]
+    with pytest.raises(ConfigurationError, match=f"asks for no {asked}"):
+        planned(*flags, **environ)
+    for left_out in ("--enable_grpc=true", "--enable-routes=repository", *argv):
+        planned(*(flag for flag in flags if flag != left_out))
+
+
+@pytest.mark.parametrize("offload", ["on", "off"])
+@pytest.mark.parametrize(
+    "flag", ["--body-timeout=0", "--enable-routes=nothing", "--tenant-required=true"]
+)
+def test_a_setting_of_the_server_is_refused_with_offloading_and_without(
+    offload: str, flag: str
+) -> None:
+    with pytest.raises(ConfigurationError, match=flag.split("=")[0]):
+        planned(flag, f"--offload={offload}")

@@ -52,6 +52,7 @@ def leave(
     }
     for rank in ranks:
         worker = {"rank": rank, "failure": failure, "tiers": {}, "moments": {"process": rank}}
+        worker["proof"] = f"{rank} blocks came back"
         found[f"node/{rank}"] = {
             "sequence": 0,
             "metrics": [["queue_bytes", ["remote"], 7], ["loads_total", ["remote"], 1]],
@@ -61,10 +62,12 @@ def leave(
     write_file(path.parent, found)
 
 
-def test_all_is_well(model: MockModel, path: Path) -> None:
+def test_all_is_well(model: MockModel, path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level("INFO")
     leave(path, 1, 0)
     assert model._offload_failure(path) == ""
     assert model.worker_moments() == {"process": 0}
+    assert "Check copy: ok, 0 blocks came back" in caplog.text
 
 
 @pytest.mark.parametrize("ranks", [(), (0,)])

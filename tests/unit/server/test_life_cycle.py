@@ -33,7 +33,7 @@ class Running:
     """The process, and chats with it."""
 
     def __init__(
-        self, log: Path, pool: ThreadPoolExecutor, drain_seconds: float, exit_on_death: bool
+        self, log: Path, pool: ThreadPoolExecutor, leave: float, drain: float, exit_on_death: bool
     ) -> None:
         self.log = log
         self.pool = pool
@@ -41,7 +41,7 @@ class Running:
         self.url = f"http://127.0.0.1:{port}"
         self.grpc = f"127.0.0.1:{free_port()}"
         grpc_port = int(self.grpc.rpartition(":")[2])
-        arguments = (log, port, grpc_port, drain_seconds, exit_on_death)
+        arguments = (log, port, grpc_port, leave, drain, exit_on_death)
         self.process = _PROCESSES.Process(target=mock_server.run, args=arguments)
         self.process.start()
 
@@ -85,9 +85,11 @@ class Running:
 
 
 @contextmanager
-def running(log: Path, drain_seconds: float = 20, exit_on_death: bool = True) -> Iterator[Running]:
+def running(
+    log: Path, leave_seconds: float = 0, drain_seconds: float = 20, exit_on_death: bool = True
+) -> Iterator[Running]:
     with ThreadPoolExecutor() as pool:
-        server = Running(log, pool, drain_seconds, exit_on_death)
+        server = Running(log, pool, leave_seconds, drain_seconds, exit_on_death)
         try:
             server.wait_until(server.is_ready, START_SECONDS)
             yield server
@@ -110,6 +112,57 @@ def test_a_signal_lets_what_runs_finish_and_takes_no_more(tmp_path: Path) -> Non
         assert refused.headers["retry-after"] == "1"
         assert time.monotonic() - began < 1
         assert asked.result().json() == {"said": "sleep"}
+        assert server.ended(5) == 0
+
+
+def test_requests_are_answered_for_the_whole_delay(tmp_path: Path) -> None:
+    body = {"model": NAME, "messages": [{"role": "user", "content": "Hi"}]}
+    with (
+        running(tmp_path / "log", leave_seconds=2) as server,
+        httpx.Client(base_url=server.url, timeout=30) as kept_open,
+    ):
+        assert kept_open.post(CHAT, json=body).headers.get("connection") != "close"
+        server.signal(signal.SIGTERM)
+        time.sleep(0.1)
+        began = time.monotonic()
+        while time.monotonic() - began < 1.7:
+            assert server.status("/v2/health/ready") == 503
+            assert server.status("/v2/health/live") == 200
+            response = kept_open.post(CHAT, json=body)
+            assert (response.status_code, response.headers["connection"]) == (200, "close")
+            assert server.chat("Hi").status_code == 200
+        asked = server.chat_meanwhile("sleep 2")  # until after the delay
+        assert server.chat("Hi").status_code == 503
+        assert asked.result().status_code == 200
+        assert server.ended(5) == 0
+
+
+def test_without_work_the_port_is_open_for_the_whole_delay(tmp_path: Path) -> None:
+    with running(tmp_path / "log", leave_seconds=1) as server:
+        server.signal(signal.SIGTERM)
+        assert server.ended(0.9) is None
+        assert server.ended(5) == 0
+
+
+def test_a_second_signal_ends_the_delay_at_once(tmp_path: Path) -> None:
+    with running(tmp_path / "log", leave_seconds=20) as server:
+        server.signal(signal.SIGTERM)
+        time.sleep(0.2)
+        server.signal(signal.SIGTERM)
+        assert server.ended(1) == 128 + signal.SIGTERM
+
+
+def test_the_engines_death_ends_the_delay_with_its_reason(tmp_path: Path) -> None:
+    with running(tmp_path / "log", leave_seconds=20) as server:
+        server.signal(signal.SIGTERM)
+        assert server.chat("die").status_code == 200
+        assert server.ended(5) == 1
+        assert server.last_line() == "error: vLLM's engine has died"
+
+
+def test_a_person_at_the_keyboard_waits_for_no_balancer(tmp_path: Path) -> None:
+    with running(tmp_path / "log", leave_seconds=20) as server:
+        server.signal(signal.SIGINT)
         assert server.ended(5) == 0
 
 
@@ -151,7 +204,7 @@ def test_the_engines_death_ends_the_server_with_its_reason(tmp_path: Path) -> No
         assert server.status("/v2/health/ready") == 503
         assert server.chat("Hi").status_code == 503
         assert server.ended(5) == 1
-        assert server.last_line() == "error: vLLM's engine has died"
+        assert server.last_line().startswith("error: vLLM's engine has died: its processes ended")
 
 
 def test_the_engines_death_may_be_left_to_the_liveness_probe(tmp_path: Path) -> None:

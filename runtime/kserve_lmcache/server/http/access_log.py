@@ -1,4 +1,4 @@
-"""The access log: one line a request, written by uvicorn, and none for probes that succeed."""
+"""The access log: one line a request, written by uvicorn, and nothing for probes that succeed."""
 
 from __future__ import annotations
 
@@ -7,35 +7,59 @@ from argparse import Namespace
 from collections.abc import Collection
 from typing import Any
 
-from kserve_lmcache.server.http.middleware import is_public
+from kserve.errors import ModelNotFound, ModelNotReady, ServerNotLive, ServerNotReady
 
-_STATUS_PAGE = "/offload"  # the page in a browser asks for it every few seconds
+from kserve_lmcache.logs import IS_PROBE
+from kserve_lmcache.server.http.middleware import is_probe
+
 _UVICORN = "uvicorn"
 _ACCESS = "uvicorn.access"
 _TIMINGS = "kserve.trace"
+# Loggers that write of every request: KServe's, and that of its --access_log_format.
+_OTHERS = ("kserve", _TIMINGS, "access")
+# What KServe writes with a traceback when a probe gets the answer that it asks for.
+_ANSWERS = (ModelNotFound, ModelNotReady, ServerNotLive, ServerNotReady)
 
 
 def configure(args: Namespace, level: str) -> None:
-    """Set the levels of uvicorn's loggers, and leave probes out of the access log.
+    """Set the levels of the loggers of KServe's own configuration.
 
     Args:
         args: the flags of the server, vLLM's and KServe's flags for the access log included.
-        level: the value of the setting ``log_level``; ``debug`` leaves nothing out.
+        level: the value of the setting ``log_level``.
     """
-    quiet = level != "debug"
     uvicorns = args.uvicorn_log_level or ("warning" if level == "info" else level)
     logging.getLogger(_UVICORN).setLevel(uvicorns.upper())
     logging.getLogger(f"{_UVICORN}.error").setLevel(uvicorns.upper())
-    access = logging.getLogger(_ACCESS)
     if args.disable_uvicorn_access_log or level in ("warning", "error"):
-        access.setLevel(logging.WARNING)
-    endpoints = (args.disable_access_log_for_endpoints or "").split(",")
-    access.addFilter(_Filter({path.strip() for path in endpoints}, probes=not quiet))
+        logging.getLogger(_ACCESS).setLevel(logging.WARNING)
     if args.enable_latency_logging:
         logging.getLogger(_TIMINGS).setLevel(logging.INFO)
 
 
-class _Filter(logging.Filter):
+def leave_out_probes(args: Namespace, level: str) -> None:
+    """Leave probes, scrapes and the endpoints of vLLM's flag out, whoever configures the loggers.
+
+    Args:
+        args: the flags of the server.
+        level: the value of the setting ``log_level``; ``debug`` leaves no probe out.
+    """
+    quiet = level != "debug"
+    endpoints = (args.disable_access_log_for_endpoints or "").split(",")
+    access = _AccessFilter({path.strip() for path in endpoints}, probes=not quiet)
+    logging.getLogger(_ACCESS).addFilter(access)
+    for name in _OTHERS if quiet else ():
+        logging.getLogger(name).addFilter(_is_no_probe)
+
+
+def _is_no_probe(record: logging.LogRecord) -> bool:
+    """Whether a record is of another request, or of an error in a probe that nobody expects."""
+    error = record.exc_info[1] if record.exc_info else None
+    expected = record.levelno < logging.WARNING or isinstance(error, _ANSWERS)
+    return not (IS_PROBE.get() and expected)
+
+
+class _AccessFilter(logging.Filter):
     """Leaves out records of uvicorn's access log.
 
     Args:
@@ -56,5 +80,4 @@ class _Filter(logging.Filter):
         path = target.partition("?")[0]
         if path in self._paths:
             return False
-        is_probe = is_public(method, path) or path == _STATUS_PAGE
-        return self._probes or not is_probe or int(status) >= 400
+        return self._probes or not is_probe(method, path) or int(status) >= 400

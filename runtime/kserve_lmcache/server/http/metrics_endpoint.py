@@ -6,6 +6,7 @@ process keeps in ``PROMETHEUS_MULTIPROC_DIR``. This package's metrics come from 
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Callable
 
 from fastapi import Response
@@ -30,8 +31,17 @@ class MetricsEndpoint:
 
     def __init__(self, totals: Callable[[], Totals]) -> None:
         self._totals = TotalsCollector(totals)
+        self._lock = asyncio.Lock()
 
     async def answer(self) -> Response:
+        """The scrape, which is made in a thread: streams of answers go on meanwhile.
+
+        One is made at a time. Anybody may scrape, and each scrape reads files.
+        """
+        async with self._lock:
+            return await asyncio.to_thread(self._scrape)
+
+    def _scrape(self) -> Response:
         """All samples in Prometheus' text format, whichever format the scraper prefers.
 
         In the OpenMetrics format, prometheus_client 0.24 replaces the colons of vLLM's metric

@@ -6,7 +6,7 @@ import asyncio
 import contextlib
 import re
 import uuid
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from http import HTTPStatus
 
 from fastapi import FastAPI
@@ -17,7 +17,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from kserve_lmcache.compat.vllm import AuthenticationMiddleware
 from kserve_lmcache.engine.tenant import TENANT
-from kserve_lmcache.logs import REQUEST_ID
+from kserve_lmcache.logs import IS_PROBE, REQUEST_ID
 from kserve_lmcache.server.http import error_responses, errors, request_rules
 from kserve_lmcache.server.http.limits import Limits
 from kserve_lmcache.server.http.request_timeout import RequestTimeout
@@ -28,6 +28,8 @@ _GOOD_REQUEST_ID = re.compile(r"[\x21-\x7e]{1,128}")
 # Routes of probes and scrapers, which have no API key.
 _PUBLIC = re.compile(r"/|/metrics|/v2/health/(live|ready)|/v2/models/[^/]+/ready|/v1/models/[^/:]+")
 _PUBLIC_BELOW_PREFIX = re.compile(r"/health|/ping|/version")
+_ANTHROPIC = re.compile(r"/v1/messages(/.*)?")
+_STATUS_PAGE = "/offload"  # the page in a browser asks for it every few seconds
 _DISCARD_SECONDS = 5.0
 _WITH_BODY = {"POST", "PUT", "PATCH", "DELETE"}
 
@@ -35,13 +37,16 @@ _WITH_BODY = {"POST", "PUT", "PATCH", "DELETE"}
 def install(app: FastAPI, limits: Limits, lifecycle: Lifecycle) -> None:
     """Install the middleware. The one added last runs first."""
     app.add_middleware(UnexpectedErrors)
-    app.add_middleware(Bodies, limits=limits)
+    # Behind the bodies: a client that sends slowly takes no place of a request that runs.
     app.add_middleware(Admission, limits=limits, lifecycle=lifecycle)
+    app.add_middleware(Bodies, limits=limits)
+    app.add_middleware(Tenants, limits=limits)
     if limits.api_keys:
         app.add_middleware(ApiKeys, tokens=list(limits.api_keys))
     app.add_middleware(HeaderLimits, limits=limits)
     if limits.cors:
         app.add_middleware(CORSMiddleware, **limits.cors)
+    app.add_middleware(Farewell, lifecycle=lifecycle)
     app.add_middleware(RequestIds)
 
 
@@ -106,6 +111,7 @@ class RequestIds:
         identity = given if _GOOD_REQUEST_ID.fullmatch(given) else uuid.uuid4().hex
         headers[_HEADER] = identity
         REQUEST_ID.set(identity)
+        IS_PROBE.set(is_probe(scope.get("method", ""), scope["path"]))
 
         async def with_id(message: Message) -> None:
             if message["type"] == "http.response.start":
@@ -113,6 +119,28 @@ class RequestIds:
             await send(message)
 
         await self.app({**scope, "headers": headers.raw}, receive, with_id)
+
+
+class Farewell:
+    """Closes the connections of a server that is leaving, each with its next response.
+
+    A balancer takes the server out for new connections alone. A client that keeps a connection open
+    would send its next request to this server until the port is closed.
+    """
+
+    def __init__(self, app: ASGIApp, lifecycle: Lifecycle) -> None:
+        self.app = app
+        self.lifecycle = lifecycle
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Pass the request on."""
+
+        async def closing(message: Message) -> None:
+            if message["type"] == "http.response.start" and self.lifecycle.is_leaving:
+                MutableHeaders(scope=message)["Connection"] = "close"
+            await send(message)
+
+        await self.app(scope, receive, closing if scope["type"] == "http" else send)
 
 
 class HeaderLimits:
@@ -144,7 +172,7 @@ class ApiKeys(AuthenticationMiddleware):  # type: ignore[misc]
         """Pass the request on, or answer it."""
         method = scope.get("method", "")
         free = scope["type"] not in ("http", "websocket") or method == "OPTIONS"
-        if free or is_public(method, scope["path"]) or self.verify_token(Headers(scope=scope)):
+        if free or is_public(method, scope["path"]) or self._has_key(scope):
             allowed: Awaitable[None] = self.app(scope, receive, send)
             return allowed
         response = error_responses.error(
@@ -155,6 +183,19 @@ class ApiKeys(AuthenticationMiddleware):  # type: ignore[misc]
         )
         return refuse(scope, receive, send, response)
 
+    def _has_key(self, scope: Scope) -> bool:
+        headers = Headers(scope=scope)
+        if self.verify_token(headers):
+            return True
+        path = str(scope["path"]).removeprefix(error_responses.PREFIX)
+        if not _ANTHROPIC.fullmatch(path):
+            return False
+        # Clients of Anthropic's protocol send the key so. A header may come twice.
+        return any(
+            self.verify_token(Headers({"Authorization": f"Bearer {key}"}))
+            for key in headers.getlist("x-api-key")
+        )
+
 
 def is_public(method: str, path: str) -> bool:
     """Whether a request is a probe or a scrape, which needs no API key."""
@@ -164,6 +205,11 @@ def is_public(method: str, path: str) -> bool:
     if error_responses.is_openai(path) and path.startswith(prefix):
         return bool(_PUBLIC_BELOW_PREFIX.fullmatch(path.removeprefix(prefix)))
     return bool(_PUBLIC.fullmatch(path))
+
+
+def is_probe(method: str, path: str) -> bool:
+    """Whether a request comes every few seconds by itself: a probe, a scrape, the status page's."""
+    return is_public(method, path) or path == _STATUS_PAGE
 
 
 class Admission:
@@ -207,8 +253,8 @@ class Admission:
         return None
 
 
-class Bodies:
-    """Reads the body up to its largest size, and applies the rules for ``kv_transfer_params``."""
+class Tenants:
+    """Takes the tenant from the request's header, and refuses requests whose tenant is unclear."""
 
     def __init__(self, app: ASGIApp, limits: Limits) -> None:
         self.app = app
@@ -216,27 +262,70 @@ class Bodies:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Pass the request on, or answer it."""
-        if self.limits.tenant_header and scope["type"] in ("http", "websocket"):
-            TENANT.set(Headers(scope=scope).get(self.limits.tenant_header, ""))
+        name = self.limits.tenant_header
+        if name is None or scope["type"] not in ("http", "websocket"):
+            await self.app(scope, receive, send)
+            return
+        given = Headers(scope=scope).getlist(name)
+        if reason := self._refusal(given, is_inference(scope)):
+            response = error_responses.error(scope["path"], HTTPStatus.BAD_REQUEST, reason)
+            await refuse(scope, receive, send, response)
+            return
+        TENANT.set(given[0] if given else "")
+        await self.app(scope, receive, send)
+
+    def _refusal(self, given: Sequence[str], infers: bool) -> str:
+        name = self.limits.tenant_header
+        if len(given) > 1:
+            # One of them is the gateway's, and nobody knows which.
+            return f"the request has the header {name} {len(given)} times, and must have it once"
+        if self.limits.tenant_required and infers and not any(given):
+            return f"the request has no header {name}, which names its tenant"
+        return ""
+
+
+class Bodies:
+    """Reads the body up to its largest size and its time, and applies the rules for its content."""
+
+    def __init__(self, app: ASGIApp, limits: Limits) -> None:
+        self.app = app
+        self.limits = limits
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Pass the request on, or answer it."""
         if scope["type"] != "http" or scope["method"] not in _WITH_BODY:
             await self.app(scope, receive, send)
             return
-        body = await self._read(scope, receive)
+        try:
+            async with asyncio.timeout(self.limits.body_seconds):
+                body = await self._read(scope, receive)
+        except TimeoutError:
+            message = f"The body took longer than {self.limits.body_seconds:g} seconds"
+            await self._close(scope, receive, send, HTTPStatus.REQUEST_TIMEOUT, message)
+            return
         if body is None:
             message = f"The body is larger than {self.limits.body_bytes} bytes"
-            status = HTTPStatus.REQUEST_ENTITY_TOO_LARGE
             await _discard(scope, receive)
-            # The server would take the rest of the body for the next request.
-            response = error_responses.error(
-                scope["path"], status, message, headers={"Connection": "close"}
-            )
-            await response(scope, receive, send)
+            await self._close(scope, receive, send, HTTPStatus.REQUEST_ENTITY_TOO_LARGE, message)
             return
-        if self.limits.offloads() and (reason := request_rules.refusal(body)):
+        content_type = Headers(scope=scope).get("content-type", "")
+        reason = request_rules.refusal_of_encoding(body, content_type)
+        if not reason and self.limits.offloads():
+            reason = request_rules.refusal(body)
+        if reason:
             response = error_responses.error(scope["path"], HTTPStatus.BAD_REQUEST, reason)
             await response(scope, receive, send)
             return
         await self.app(scope, _replay(body, receive), send)
+
+    async def _close(
+        self, scope: Scope, receive: Receive, send: Send, status: HTTPStatus, message: str
+    ) -> None:
+        # The server would take the rest of the body for the next request.
+        response = error_responses.error(
+            scope["path"], status, message, headers={"Connection": "close"}
+        )
+        await response(scope, receive, send)
 
     async def _read(self, scope: Scope, receive: Receive) -> bytes | None:
         """The body; ``None`` when it is too large."""

@@ -9,6 +9,7 @@ from collections.abc import Callable, Collection
 from typing import Any
 
 from fastapi import APIRouter, FastAPI, Request
+from fastapi.openapi.docs import get_swagger_ui_html
 from fastapi.responses import JSONResponse, Response
 from kserve.errors import ModelNotFound
 from kserve.model_repository import ModelRepository
@@ -16,6 +17,7 @@ from kserve.protocol.rest.openai.dataplane import OpenAIDataPlane
 from kserve.protocol.rest.openai.endpoints import register_openai_endpoints
 from starlette.routing import Mount
 
+from kserve_lmcache.compat import vllm
 from kserve_lmcache.server.http import routes
 from kserve_lmcache.server.http.error_responses import PREFIX
 from kserve_lmcache.server.http.metrics_endpoint import MetricsEndpoint
@@ -29,7 +31,11 @@ TENSORS_UNSUPPORTED = (
 
 
 def register_before_kserves(
-    app: FastAPI, repository: ModelRepository, model: Any, status: Callable[[], dict[str, Any]]
+    app: FastAPI,
+    repository: ModelRepository,
+    model: Any,
+    status: Callable[[], dict[str, Any]],
+    docs: bool = False,
 ) -> None:
     """Add the routes that replace routes of KServe's.
 
@@ -37,8 +43,9 @@ def register_before_kserves(
         app: KServe's application.
         repository: the models by their names. KServe's OpenAI routes use a copy of it.
         model: the one model; its ``openai_serving_models`` lists its names, its ``totals`` are the
-            values of this package's metrics.
+            values of this package's metrics, and its ``find_adapter`` asks vLLM's resolvers.
         status: returns what ``GET /offload`` shows.
+        docs: whether the page of all routes is served (``--enable_docs_url``).
     """
     router = APIRouter(include_in_schema=False)
     router.add_api_route("/metrics", MetricsEndpoint(model.totals).answer, methods=["GET"])
@@ -49,6 +56,8 @@ def register_before_kserves(
         "/v2/models/{model_name}/versions/{model_version}/infer",
     ):
         router.add_api_route(path, _TensorRoutes(repository).answer, methods=["POST"])
+    if docs:
+        router.add_api_route("/docs", _page_of_routes, methods=["GET"])
     app.include_router(router)
     status_routes.register(app, status)
     listing = APIRouter(prefix=PREFIX, tags=["OpenAI"])
@@ -57,7 +66,7 @@ def register_before_kserves(
     # A name may contain slashes, as the id of a model on the hub does.
     listing.add_api_route("/v1/models/{name:path}", names.one, methods=["GET"])
     app.include_router(listing)
-    register_openai_endpoints(app, OpenAIDataPlane(repository))
+    register_openai_endpoints(app, _OneModel(repository, model))
 
 
 def register_after_kserves(app: FastAPI, vllm_app: FastAPI, groups: Collection[str]) -> None:
@@ -70,6 +79,41 @@ def register_after_kserves(app: FastAPI, vllm_app: FastAPI, groups: Collection[s
         or routes.is_wanted(route, routes.KSERVE, groups)
     ]
     app.router.routes.append(Mount(PREFIX, app=vllm_app, name="openai"))
+
+
+async def _page_of_routes() -> Response:
+    return get_swagger_ui_html(openapi_url="/openapi.json", title="KServe ModelServer")
+
+
+class _OneModel(OpenAIDataPlane):  # type: ignore[misc]
+    """KServe's data plane, in which a name means what it means to vLLM's own server.
+
+    A request without a name is for the only model. ``VLLM_SKIP_MODEL_NAME_VALIDATION`` makes any
+    name one of the only model, and ``VLLM_ALLOW_RUNTIME_LORA_UPDATING`` lets vLLM's resolvers look
+    for an adapter of an unknown name.
+    """
+
+    def __init__(self, repository: ModelRepository, model: Any) -> None:
+        super().__init__(repository)
+        self._model = model
+
+    async def get_model(self, name: str | None) -> Any:
+        """The model of this name."""
+        return await super().get_model(self._meant(name))
+
+    async def model_ready(self, model_name: str | None, *others: Any) -> Any:
+        """Whether the model of this name is ready. KServe's routes ask this first."""
+        name = self._meant(model_name)
+        if self.model_registry.get_model(name) is None:
+            await self._model.find_adapter(name)
+        return await super().model_ready(name, *others)
+
+    def _meant(self, name: str | None) -> str:
+        only: str = self._model.model_name
+        if not name:
+            return only
+        is_known = self.model_registry.get_model(name) is not None
+        return name if is_known or not vllm.skips_model_names() else only
 
 
 class _TensorRoutes:

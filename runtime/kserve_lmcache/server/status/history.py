@@ -30,7 +30,10 @@ class Event:
 
 
 class History:
-    """Samples of an hour and the last events; used by one thread."""
+    """Samples of an hour and the last events.
+
+    One thread adds. Others may read: a copy of a deque is made in one step of the interpreter.
+    """
 
     def __init__(self) -> None:
         self._samples: deque[Sample] = deque(maxlen=int(WINDOWS["60m"] / PERIOD) + 1)
@@ -51,7 +54,7 @@ class History:
 
     def events(self) -> list[dict[str, Any]]:
         """The last events, newest first."""
-        return [asdict(event) for event in reversed(self._events)]
+        return [asdict(event) for event in reversed(list(self._events))]
 
     def hit_ratios(self, tier: str | None = None) -> dict[str, float | None]:
         """By window: the hit ratio of a tier's chunks, or of all prompts' tokens."""
@@ -88,6 +91,6 @@ class History:
         """By window: the oldest sample in the window."""
         samples = list(self._samples) or [Sample(0.0)]
         return {
-            name: next(each for each in samples if each.time >= self.last.time - seconds)
+            name: next(each for each in samples if each.time >= samples[-1].time - seconds)
             for name, seconds in WINDOWS.items()
         }

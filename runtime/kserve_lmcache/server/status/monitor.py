@@ -65,10 +65,10 @@ class Monitor:
 
     async def look(self) -> None:
         """Read the snapshots and the metrics once."""
-        now = time.time()
-        snapshots = await asyncio.to_thread(self._engine.snapshots)
         is_alive = self._engine.is_alive()
-        self.history.add(samples.read(now, add_up(snapshots, is_alive)))
+        now = time.time()
+        snapshots, sample = await asyncio.to_thread(self._read, now, is_alive)
+        self.history.add(sample)
         off = self._engine.off_reason()
         if off is None:
             return  # the engine starts
@@ -83,6 +83,11 @@ class Monitor:
         reasons = [f"worker {each['rank']}: {each['failure']}" for each in failed] + self._lost()
         self._turn("degraded" if reasons else "on", "; ".join(reasons))
         self._log_figures(now)
+
+    def _read(self, now: float, is_alive: bool) -> tuple[Snapshots, samples.Sample]:
+        """Runs in a thread: it reads files, and adds up the metrics of every process."""
+        snapshots = self._engine.snapshots()
+        return snapshots, samples.read(now, add_up(snapshots, is_alive))
 
     def tiers(self) -> dict[str, list[Report]]:
         """The workers' reports of each tier behind the local CPU tier."""

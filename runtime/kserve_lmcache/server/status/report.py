@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import importlib.metadata
 import time
 from collections.abc import Mapping
@@ -44,7 +45,8 @@ def status(monitor: Monitor, offload: OffloadPlan, model: str) -> dict[str, Any]
     }
 
 
-def versions() -> dict[str, str]:
+@functools.cache
+def versions() -> Mapping[str, str]:
     """The versions of this package and of the packages below it."""
     found = {}
     for label, package in PACKAGES.items():

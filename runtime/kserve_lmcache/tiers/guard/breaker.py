@@ -9,6 +9,8 @@ import time
 from collections import Counter, deque
 from collections.abc import Callable
 
+from kserve_lmcache.tiers.guard.daemon_threads import start_supervised
+
 # Consecutive failures of one kind of call that open the breaker. Each costs a request its
 # deadline. The kinds are counted apart, since a store may answer lookups and fail every load.
 _MAX_FAILURES = 3
@@ -36,6 +38,7 @@ class Breaker:
         on_close: called when the store answers again.
         on_open: called with the reason when the store is given up.
         on_probe_failure: called with the reason when a probe fails.
+        on_exception: called with an exception that no callback should raise; probes go on.
         name: of the thread that probes.
 
     Attributes:
@@ -49,6 +52,7 @@ class Breaker:
         on_close: Callable[[], None],
         on_open: Callable[[str], None],
         on_probe_failure: Callable[[str], None],
+        on_exception: Callable[[Exception], None],
         name: str,
     ) -> None:
         self._probe = probe
@@ -62,7 +66,7 @@ class Breaker:
         self._last_call = time.monotonic()
         self._failures: Counter[str] = Counter()
         self._slow: deque[bool] = deque(maxlen=_WINDOW)
-        threading.Thread(target=self._run, name=name, daemon=True).start()
+        start_supervised(name, self._run, on_exception)
 
     def succeeded(self, kind: str, share: float | None = None) -> None:
         """Records that a call of this kind succeeded.

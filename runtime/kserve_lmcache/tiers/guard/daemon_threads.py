@@ -1,14 +1,45 @@
-"""A thread pool whose threads may hang forever without blocking the exit of the process."""
+"""Threads that may hang forever without blocking the exit of the process, or never end too soon."""
 
 from __future__ import annotations
 
+import contextlib
 import threading
+import time
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from queue import SimpleQueue
 from typing import Any
 
 Job = tuple["Future[Any]", Callable[[], Any]]
+_RESTART_SECONDS = 1.0  # after an exception; a loop that fails at once must not take a core
+
+
+def start_supervised(
+    name: str, run: Callable[[], None], on_exception: Callable[[Exception], None]
+) -> threading.Thread:
+    """Start a daemon thread that runs a loop until the loop returns.
+
+    A loop that raises is begun anew. Its thread would end for good otherwise, and nobody would see.
+
+    Args:
+        name: of the thread.
+        run: the loop.
+        on_exception: called with what the loop raised.
+    """
+
+    def supervise() -> None:
+        while True:
+            try:
+                run()
+                return
+            except Exception as error:
+                with contextlib.suppress(Exception):
+                    on_exception(error)
+                time.sleep(_RESTART_SECONDS)
+
+    thread = threading.Thread(target=supervise, name=name, daemon=True)
+    thread.start()
+    return thread
 
 
 class DaemonThreadPool(ThreadPoolExecutor):

@@ -22,7 +22,7 @@ from kserve_lmcache.tiers.guard.load_cost import LoadCost
 from kserve_lmcache.tiers.guard.proof import prove
 from kserve_lmcache.tiers.guard.read_counts import add_reads
 from kserve_lmcache.tiers.guard.store import CallKind, Store, StoreError
-from kserve_lmcache.tiers.guard.writer import Chunk, Writer
+from kserve_lmcache.tiers.guard.writer import Writer, seal
 
 logger = logging.getLogger(__name__)
 
@@ -34,6 +34,7 @@ LOADS = 3
 LOOKUPS = 4
 _THREADS: dict[CallKind, int] = {"load": LOADS, "lookup": LOOKUPS}
 
+_MAX_BUGS = 100  # that are logged
 _WARNING_PAUSE = 60.0  # seconds until a frequent warning is logged again
 
 
@@ -76,7 +77,7 @@ class Tier:
         self._up = metric("up", tier=name)
         self._up.set(0)
         self._down_reason = "not connected yet"
-        self._logged_bugs: set[str] = set()
+        self._logged_bugs: set[tuple[str, str]] = set()  # type and line of code
         self._next_warning: dict[str, float] = {}
         self._corrupt_keys = CorruptKeys()
         self._executors: dict[CallKind, DeadlineExecutor] = {
@@ -86,7 +87,12 @@ class Tier:
             for kind in get_args(CallKind)
         }
         self._breaker = Breaker(
-            self._probe, self._on_up, self._on_down, self._on_probe_failure, f"{name}-probe"
+            self._probe,
+            self._on_up,
+            self._on_down,
+            self._on_probe_failure,
+            self._log_bug,
+            f"{name}-probe",
         )
         self._writer = Writer(
             functools.partial(self._call, "write"),
@@ -96,6 +102,7 @@ class Tier:
             self._corrupt_keys,
             name,
             self._on_full,
+            self._log_bug,
         )
 
     def lookup(self, keys: Sequence[str]) -> int:
@@ -184,8 +191,14 @@ class Tier:
         return taken
 
     def store(self, key: str, layout: Layout, payload: Buffer, release: Callable[[], None]) -> None:
-        """Queues a chunk for writing. The arguments are those of :class:`.writer.Chunk`."""
-        self._writer.put(Chunk(key, layout, payload, release))
+        """Queues a chunk for writing. The arguments are those of :func:`.writer.seal`."""
+        try:
+            chunk = seal(key, layout, payload, release)
+        except ValueError as error:
+            release()
+            self._log_bug(error)
+            return
+        self._writer.put(chunk)
 
     def delete(self, key: str) -> None:
         """Deletes a chunk in the background."""
@@ -297,13 +310,20 @@ class Tier:
             logger.warning(message, *values)
 
     def _on_bug(self, kind: CallKind, error: Exception) -> None:
-        """Logs an exception that no store should raise once, and counts it as a failure."""
-        self.counters.add("exceptions")
-        trace = "".join(traceback.format_exception(error))
-        if trace not in self._logged_bugs:
-            self._logged_bugs.add(trace)
-            logger.error("Unexpected exception in the %s:\n%s", self._title, trace)
+        """Logs an exception that no store should raise, and counts it as a failure."""
+        self._log_bug(error)
         self._breaker.failed(kind, f"{type(error).__name__}: {error}")
+
+    def _log_bug(self, error: Exception) -> None:
+        """Counts an unexpected exception. Logs the first one of each line of code."""
+        self.counters.add("exceptions")
+        frames = traceback.extract_tb(error.__traceback__)
+        place = f"{frames[-1].filename}:{frames[-1].lineno}" if frames else ""
+        bug = (type(error).__name__, place)
+        if bug not in self._logged_bugs and len(self._logged_bugs) < _MAX_BUGS:
+            self._logged_bugs.add(bug)
+            trace = "".join(traceback.format_exception(error))
+            logger.error("Unexpected exception in the %s:\n%s", self._title, trace)
 
 
 class _Load(Generic[T]):

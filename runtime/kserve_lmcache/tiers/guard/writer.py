@@ -11,9 +11,10 @@ from dataclasses import dataclass
 from kserve_lmcache.config.tier_limits import TierLimits
 from kserve_lmcache.metrics.table import metric
 from kserve_lmcache.tiers.guard.breaker import Breaker
-from kserve_lmcache.tiers.guard.codec import Buffer, Layout, encode_header, header_size
+from kserve_lmcache.tiers.guard.codec import Buffer, Layout, encode_header
 from kserve_lmcache.tiers.guard.corrupt_keys import CorruptKeys
 from kserve_lmcache.tiers.guard.counters import Counters
+from kserve_lmcache.tiers.guard.daemon_threads import start_supervised
 from kserve_lmcache.tiers.guard.store import Entry, Store, StoreFullError
 
 _MAX_KEYS = 10_000  # to be kept or deleted; more are dropped
@@ -31,19 +32,32 @@ class Chunk:
     Attributes:
         key: of the chunk.
         layout: of the payload.
-        payload: must not change until ``release`` is called.
+        header: of the value, with the checksum of what the payload was when the chunk was sealed.
+        payload: should not change until ``release`` is called. If it does, the value's checksum is
+            wrong, and nobody loads the value.
         release: called once, by any thread, when the payload is no longer needed.
     """
 
     key: str
-    layout: Layout
+    header: bytes
     payload: Buffer
     release: Callable[[], None]
 
     @property
     def size(self) -> int:
         """Bytes of the chunk's value."""
-        return header_size(self.layout) + len(self.payload)
+        return len(self.header) + len(self.payload)
+
+
+def seal(key: str, layout: Layout, payload: Buffer, release: Callable[[], None]) -> Chunk:
+    """A chunk whose checksum is made now, while the payload is the caller's.
+
+    A thread that is abandoned in a store may read the payload's memory much later.
+
+    Raises:
+        ValueError: the layout has too many tensors to be described.
+    """
+    return Chunk(key, encode_header(key, layout, payload), payload, release)
 
 
 class Writer:
@@ -57,6 +71,7 @@ class Writer:
         corrupt_keys: keys that are written although the store has a value.
         tier: the tier's name in metrics.
         on_full: called with the reason each time that the store is full.
+        on_exception: called with an exception that nothing here should raise; writes go on.
 
     Attributes:
         queued_bytes: of the chunks that are queued or being written.
@@ -72,6 +87,7 @@ class Writer:
         corrupt_keys: CorruptKeys,
         tier: str,
         on_full: Callable[[str], None],
+        on_exception: Callable[[Exception], None],
     ) -> None:
         self.queued_bytes = 0
         self.max_queued_bytes = 0
@@ -81,6 +97,7 @@ class Writer:
         self._counters = counters
         self._corrupt_keys = corrupt_keys
         self._on_full = on_full
+        self._on_exception = on_exception
         self._store_seconds = metric("store_seconds", tier=tier)
         self._queue_bytes = metric("queue_bytes", tier=tier)
         self._changed = threading.Condition()
@@ -90,8 +107,7 @@ class Writer:
         self._pause = _FIRST_PAUSE
         self._full_until = 0.0
         self._closing = False
-        self._thread = threading.Thread(target=self._run, name=f"{tier}-writer", daemon=True)
-        self._thread.start()
+        self._thread = start_supervised(f"{tier}-writer", self._run, on_exception)
 
     def put(self, chunk: Chunk) -> None:
         """Queues a chunk. Drops the oldest queued chunks when the queue is full. Never blocks."""
@@ -185,9 +201,11 @@ class Writer:
             finally:
                 self._release(batch)
 
-        full = self._call(write, self._limits.write)
-        if ownership.acquire(blocking=False):
-            self._release(batch)
+        try:
+            full = self._call(write, self._limits.write)
+        finally:
+            if ownership.acquire(blocking=False):
+                self._release(batch)
         if full is None:
             self._counters.add("dropped_failed", len(batch))
         elif full:
@@ -221,20 +239,21 @@ class Writer:
             store.keep(known)
             self._counters.add("chunks_known", len(known))
         if new:
-            store.write(
-                [Entry(c.key, encode_header(c.key, c.layout, c.payload), c.payload) for c in new]
-            )
+            store.write([Entry(chunk.key, chunk.header, chunk.payload) for chunk in new])
             self._corrupt_keys.discard(chunk.key for chunk in new)
             self._counters.add("chunks_written", len(new))
             self._counters.add("written_bytes", sum(chunk.size for chunk in new))
             self._store_seconds.observe(time.monotonic() - began)
 
     def _release(self, chunks: Sequence[Chunk]) -> None:
-        for chunk in chunks:
-            chunk.release()
         with self._changed:
             self.queued_bytes -= sum(chunk.size for chunk in chunks)
             self._queue_bytes.set(self.queued_bytes)
+        for chunk in chunks:
+            try:
+                chunk.release()
+            except Exception as error:  # the others must be released all the same
+                self._on_exception(error)
 
     def _pause_writes(self, reason: str) -> None:
         self._full_until = time.monotonic() + self._pause

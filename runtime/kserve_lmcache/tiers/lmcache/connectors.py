@@ -8,15 +8,14 @@ import socket
 import threading
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
-from urllib.parse import urlsplit
 
 from lmcache.v1.storage_backend.connector import ConnectorContext, ConnectorManager
 
-from kserve_lmcache.config.stores import parse_addresses
+from kserve_lmcache.config import store_url
 from kserve_lmcache.config.tier_plugins import PLUGINS, without_tier_plugins
 from kserve_lmcache.tiers.guard.store import StoreError
 from kserve_lmcache.tiers.lmcache import rdma
-from kserve_lmcache.tiers.lmcache.mooncake import SharedConnector
+from kserve_lmcache.tiers.lmcache.mooncake import MASTER, SharedConnector
 from kserve_lmcache.tiers.lmcache.values import Values
 
 if TYPE_CHECKING:
@@ -51,7 +50,7 @@ class Connectors:
         size: int,
         timeout: float,
     ) -> None:
-        self.scheme = urlsplit(url).scheme
+        self.scheme = store_url.scheme_of(url)
         self.values = Values(connector_config(config, url), metadata, size)
         self._url = url
         self._timeout = timeout
@@ -83,7 +82,7 @@ class Connectors:
             if not rdma.devices(Path("/")):  # the connector's own message is "ret = -1"
                 raise StoreError(f"this machine has no RDMA device (/{rdma.DIRECTORY})")
         if self.scheme in _CONNECTING:
-            (address,) = parse_addresses(urlsplit(self._url).netloc)
+            (address,) = store_url.parse(self._url).addresses
             socket.create_connection(address, self._timeout).close()
         for adapter in self._adapters:
             if adapter.can_parse(self._url):
@@ -96,7 +95,7 @@ def connector_config(config: LMCacheEngineConfig, url: str) -> LMCacheEngineConf
 
     The copy lacks the settings of our plugins, and corrects options that would do harm.
     """
-    changed, scheme = copy.copy(config), urlsplit(url).scheme
+    changed, scheme = copy.copy(config), store_url.scheme_of(url)
     ours = [plugin.name for plugin in PLUGINS]
     others = [name for name in config.remote_storage_plugins or () if name not in ours]
     changed.remote_storage_plugins = others or None
@@ -108,8 +107,14 @@ def connector_config(config: LMCacheEngineConfig, url: str) -> LMCacheEngineConf
         extra["save_chunk_meta"] = True
         # LMCache ignores the URL, and uses the name that older versions of Mooncake had.
         named = [f"{prefix}master_server_address" for prefix in ("mooncake_", "")]
-        master = next((extra[name] for name in named if name in extra), urlsplit(url).netloc)
-        extra.setdefault("mooncake_master_server_addr", master)
+        master = next((extra[name] for name in named if name in extra), _server(url))
+        extra.setdefault(MASTER, master)
     elif scheme == "s3":
         extra.setdefault("s3_num_io_threads", _S3_THREADS)
     return changed
+
+
+def _server(url: str) -> str:
+    """Returns ``HOST:PORT`` of a store with one server."""
+    ((host, port),) = store_url.parse(url).addresses
+    return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"

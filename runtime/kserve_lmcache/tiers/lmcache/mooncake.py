@@ -11,6 +11,7 @@ after 30 s.
 from __future__ import annotations
 
 import json
+import socket
 import subprocess
 import sys
 import threading
@@ -18,10 +19,17 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 from kserve_lmcache.compat.lmcache import connectors as private
+from kserve_lmcache.config.store_url import parse_addresses
 from kserve_lmcache.tiers.guard.store import StoreError
 
 if TYPE_CHECKING:
     from lmcache.v1.config import LMCacheEngineConfig
+
+# Options of LMCache's connector: the master's address, and that of this machine.
+MASTER = "mooncake_master_server_addr"
+_PREFIX = "mooncake_"
+_HOST = "mooncake_local_hostname"
+_MASTER_PORT = 50051
 
 _TRIAL_SECONDS = 20.0  # of which the interpreter's start takes most
 # Ends without closing the client, which could take long as well.
@@ -74,6 +82,7 @@ class SharedConnector:
 
     def _set_up(self) -> None:
         try:
+            name_host(self._config)
             _try_setup(self._config)
             connector = self._make()
             # LMCache ignores a failed setup, after which a read would crash the process.
@@ -84,6 +93,28 @@ class SharedConnector:
             self._reason = str(error)
         except Exception as error:
             self._reason = f"{type(error).__name__}: {error}"
+
+
+def name_host(config: LMCacheEngineConfig) -> None:
+    """Add at which address other machines reach this one, unless the configuration says it.
+
+    It is the address from which this machine reaches the store's master. No ConfigMap can say it
+    for each pod. Nothing is sent.
+
+    Args:
+        config: changed in place.
+
+    Raises:
+        OSError: the master's name has no address, or there is no way to it.
+    """
+    extra = config.extra_config
+    if {_HOST, _HOST.removeprefix(_PREFIX)} & set(extra):
+        return
+    ((host, port),) = parse_addresses(extra[MASTER], _MASTER_PORT)
+    family, kind, _, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_DGRAM)[0]
+    with socket.socket(family, kind) as datagrams:
+        datagrams.connect(address)
+        extra[_HOST] = datagrams.getsockname()[0]
 
 
 def _try_setup(config: LMCacheEngineConfig) -> None:

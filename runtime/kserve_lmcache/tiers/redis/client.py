@@ -13,7 +13,8 @@ from redis.exceptions import RedisClusterException
 from redis.retry import Retry
 from redis.sentinel import Sentinel
 
-from kserve_lmcache.config.stores import Address, Remote
+from kserve_lmcache.config.store_url import Address
+from kserve_lmcache.config.stores import Remote, read_password
 
 # All keys begin with the prefix, so that an ACL can name them and an operator recognizes them.
 KEY_PREFIX = "kserve-lmcache:"
@@ -35,10 +36,9 @@ def connect(remote: Remote, timeout: float, **options: Any) -> redis.Redis | red
     location = remote.redis_location()
     if remote.scheme == "redis-cluster":
         return cluster_client(remote, timeout, **options)
-    if remote.scheme == "redis-sentinel":
-        # The credentials are the primary's: a sentinel without a password refuses any.
+    if remote.has_sentinels:
         sentinel: Any = Sentinel(  # type: ignore[no-untyped-call]
-            location.addresses, sentinel_kwargs=_timeouts(timeout)
+            location.addresses, sentinel_kwargs=_sentinel_options(remote, timeout)
         )
         options = {**_options(remote, timeout), "db": location.database, **options}
         primary: redis.Redis = sentinel.master_for(location.service, **options)
@@ -80,9 +80,9 @@ def node_client(
     return redis.Redis(*address, **options)
 
 
-def sentinel_client(address: Address, timeout: float) -> redis.Redis:
+def sentinel_client(remote: Remote, address: Address, timeout: float) -> redis.Redis:
     """Makes a client of one sentinel. The timeout is that of :func:`connect`."""
-    return redis.Redis(*address, **_timeouts(timeout))
+    return redis.Redis(*address, **_sentinel_options(remote, timeout))
 
 
 def tls_context(remote: Remote) -> ssl.SSLContext:
@@ -103,38 +103,58 @@ def tls_context(remote: Remote) -> ssl.SSLContext:
 
 
 def _options(remote: Remote, timeout: float) -> dict[str, Any]:
-    options = _timeouts(timeout)
-    if remote.password_file:
-        options["credential_provider"] = _PasswordFile(remote)
-    else:
-        options.update(username=remote.username, password=remote.password)
-    if remote.uses_tls:
-        options.update(
-            ssl=True,
-            ssl_cert_reqs="required",
-            ssl_check_hostname=True,
-            ssl_min_version=ssl.TLSVersion.TLSv1_2,
-            ssl_ca_certs=remote.ca_file,
-            ssl_certfile=remote.cert_file,
-            ssl_keyfile=remote.key_file,
-        )
-    return options
+    return {
+        **_timeouts(timeout),
+        **_login(remote.username, remote.password, remote.password_file),
+        **_tls(remote),
+    }
+
+
+def _sentinel_options(remote: Remote, timeout: float) -> dict[str, Any]:
+    # The credentials of the primary are none of the sentinels': a sentinel without a password
+    # refuses any.
+    user, password = remote.sentinel_username, remote.sentinel_password
+    return {
+        **_timeouts(timeout),
+        **_login(user, password, remote.sentinel_password_file),
+        **_tls(remote),
+    }
+
+
+def _login(username: str | None, password: str | None, file: str | None) -> dict[str, Any]:
+    if file:
+        return {"credential_provider": _PasswordFile(username, file)}
+    return {"username": username, "password": password}
+
+
+def _tls(remote: Remote) -> dict[str, Any]:
+    if not remote.uses_tls:
+        return {}
+    return {
+        "ssl": True,
+        "ssl_cert_reqs": "required",
+        "ssl_check_hostname": True,
+        "ssl_min_version": ssl.TLSVersion.TLSv1_2,
+        "ssl_ca_certs": remote.ca_file,
+        "ssl_certfile": remote.cert_file,
+        "ssl_keyfile": remote.key_file,
+    }
 
 
 class _PasswordFile(CredentialProvider):
     """Reads the password for every new connection, since a mounted Secret may be rotated."""
 
-    def __init__(self, remote: Remote) -> None:
-        self._remote = remote
+    def __init__(self, username: str | None, path: str) -> None:
+        self._username = username
+        self._path = path
 
     def get_credentials(self) -> tuple[str] | tuple[str, str]:
         """Returns the user, if there is one, and the password."""
         try:
-            password = self._remote.read_password()
+            password = read_password(self._path)
         except (OSError, ValueError) as error:
-            path = self._remote.password_file
-            raise redis.AuthenticationError(f"{path!r} cannot be read ({error})") from None
-        return (self._remote.username, password) if self._remote.username else (password,)
+            raise redis.AuthenticationError(f"{self._path!r} cannot be read ({error})") from None
+        return (self._username, password) if self._username else (password,)
 
 
 def _timeouts(timeout: float) -> dict[str, Any]:

@@ -19,6 +19,10 @@ from kserve_lmcache.tiers.guard.store import CallKind, Entry, StoreError, StoreF
 from kserve_lmcache.tiers.redis import client as redis_client
 from kserve_lmcache.tiers.redis.client import KEY_PREFIX
 
+# Every command that the tier sends, and that a user of an ACL must be allowed; a cluster's client
+# asks for the layout as well. A refused CLIENT SETNAME does no harm.
+COMMANDS = ("ping", "set", "strlen", "getrange", "expire", "unlink")
+CLUSTER_COMMANDS = ("cluster|slots", "cluster|shards", "readonly", "command")
 _CLIENT_NAME = "kserve-lmcache"
 _READ_SIZE = 256 * 1024  # bytes read from a socket at a time
 _MAX_COPIED = 6000  # bytes; a longer argument is sent without being copied first
@@ -42,10 +46,18 @@ class RedisStore:
         limits: of a batch and a connection, and the time to live of values.
         kind: of the calls. Names the connection in ``CLIENT LIST`` and chooses the timeout of
             each answer; the deadlines of the calls hold beside it.
+        max_value_bytes: of a full chunk's value. Of a larger value, which only somebody else can
+            have written, no more than one byte beyond is read.
     """
 
-    def __init__(self, remote: Remote, limits: TierLimits, kind: CallKind) -> None:
+    def __init__(
+        self, remote: Remote, limits: TierLimits, kind: CallKind, max_value_bytes: int
+    ) -> None:
         self._remote = remote
+        # The last byte of a range belongs to it, so this is one byte more than the largest value.
+        self._last_byte = max_value_bytes
+        # Values that a load has requested and not read.
+        self._window = max(1, limits.batch_bytes // max_value_bytes)
         self._limits = limits
         timeouts = {"load": limits.load, "write": limits.write}
         self._timeout = timeouts.get(kind, limits.connect)
@@ -163,19 +175,17 @@ class RedisStore:
         done = False
         try:
             waiting: deque[str] = deque(keys)
-            requested, largest = 0, 0
+            requested = 0
             while waiting or requested:
-                # The size of the values seen so far limits the requests at a time.
-                window = max(1, self._limits.batch_bytes // largest) if largest else 1
-                more = [waiting.popleft() for _ in range(min(window - requested, len(waiting)))]
+                room = min(self._window - requested, len(waiting))
+                more = [waiting.popleft() for _ in range(room)]
                 if more:
-                    commands = [("GET", key) for key in more]
+                    commands = [("GETRANGE", key, 0, self._last_byte) for key in more]
                     connection.send_packed_command(connection.pack_commands(commands))
                     requested += len(more)
                 value = connection.read_response(disable_decoding=True)
                 requested -= 1
-                largest = max(largest, len(value or b""))
-                yield value
+                yield value or None  # an empty range is that of a value that is missing
             done = True
         finally:
             if not done:  # answers are still on their way
@@ -184,16 +194,11 @@ class RedisStore:
 
     def _read_cluster(self, keys: Sequence[str]) -> Iterator[Buffer | None]:
         """Yields one batch of answers after the other, from all nodes."""
-        window, position = 1, 0
-        while position < len(keys):
+        for position in range(0, len(keys), self._window):
             pipeline = self._pipeline()
-            for key in keys[position : position + window]:
-                pipeline.get(key)
-            values = pipeline.execute()
-            yield from values
-            position += window
-            largest = max((len(value or b"") for value in values), default=0)
-            window = max(1, self._limits.batch_bytes // max(1, largest))
+            for key in keys[position : position + self._window]:
+                pipeline.getrange(key, 0, self._last_byte)
+            yield from (value or None for value in pipeline.execute())
 
 
 def _pools(client: Any) -> Iterator[Any]:

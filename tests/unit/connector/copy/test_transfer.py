@@ -113,15 +113,21 @@ def test_a_store_waits_for_what_is_computed_before_and_not_after() -> None:
         assert bool((memory.flatten().view(torch.float32) == number).all())
 
 
+def overwriting(whole: Cache, number: int) -> torch.Tensor:
+    """The host's memory of blocks 5 to 8, full of ``number``; what is computed sets them to -1."""
+    memory = host_memory(paged_of(whole), 4)
+    memory.flatten().view(torch.float32).fill_(number)
+    compute_for_a_while()
+    for tensor in whole.tensors.values():
+        tensor[5:9] = -1.0
+    return memory
+
+
 def test_a_load_waits_for_what_is_computed_before_and_is_seen_after() -> None:
     whole = cache("MLA", Sizes(8, 101, 16, 1, 64, torch.float32))
     way = StagedTransfer(paged_of(whole), MOST)
     for number in range(20):
-        memory = host_memory(paged_of(whole), 4)
-        memory.flatten().view(torch.float32).fill_(number)
-        compute_for_a_while()
-        for tensor in whole.tensors.values():
-            tensor[5:9] = -1.0
+        memory = overwriting(whole, number)
         way.load([Chunk(memory, [5, 6, 7, 8])])
         assert all(bool((tensor[5:9] == number).all()) for tensor in whole.tensors.values())
 
@@ -131,11 +137,7 @@ def test_a_load_in_another_thread_waits_for_what_was_computed_when_it_was_asked_
     way = transfer_of(paged_of(whole), MOST)
     with ThreadPoolExecutor(1) as pool:
         for number in range(20):
-            memory = host_memory(paged_of(whole), 4)
-            memory.flatten().view(torch.float32).fill_(number)
-            compute_for_a_while()
-            for tensor in whole.tensors.values():
-                tensor[5:9] = -1.0
+            memory = overwriting(whole, number)
             after = fence(DEVICE)
             pool.submit(load, way, [Chunk(memory, [5, 6, 7, 8])], after).result()
             assert all(bool((tensor[5:9] == number).all()) for tensor in whole.tensors.values())

@@ -175,3 +175,11 @@ def test_a_dangerous_route_is_there_when_its_group_is_turned_on() -> None:
         assert (
             "/v2/repository/models/{model_name}/unload" in server.client.get("/openapi.json").text
         )
+
+
+def test_a_request_that_names_no_model_is_for_the_only_one(server: HTTPServer) -> None:
+    body = {"messages": [{"role": "user", "content": "Hello!"}]}
+    answer = server.client.post(CHAT, json=body)
+    assert (answer.status_code, answer.json()) == (200, {"said": "Hello!"})
+    other = server.client.post(CHAT, json={**body, "model": "another"})
+    assert other.status_code == 404

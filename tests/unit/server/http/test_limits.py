@@ -67,6 +67,25 @@ def test_without_a_key_nothing_is_inferred(
     assert "error" in response.json()
 
 
+MESSAGES = f"{PREFIX}/v1/messages"
+
+
+@pytest.mark.parametrize("path", [MESSAGES, f"{MESSAGES}/count_tokens"])
+def test_anthropics_clients_send_the_key_in_a_header_of_their_own(
+    guarded: HTTPServer, path: str
+) -> None:
+    def status(where: str, *keys: str) -> int:
+        headers = [("x-api-key", key) for key in keys]
+        return guarded.client.post(where, json={}, headers=headers).status_code
+
+    assert status(path, "right") == 400  # of the body, which is empty
+    assert status(path, "second") == 400
+    for keys in ([], ["wrong"], ["Bearer right"], [""]):
+        assert status(path, *keys) == 401
+    for other in (CHAT, f"{PREFIX}/v1/responses", f"{PREFIX}/v1/messagesx"):
+        assert status(other, "right") == 401
+
+
 def test_each_key_opens(guarded: HTTPServer) -> None:
     for key in ("right", "second"):
         headers = {"Authorization": f"Bearer {key}"}
@@ -205,6 +224,21 @@ def test_the_tenant_of_a_request_is_known_wherever_it_is_handled() -> None:
                 response = server.client.post(CHAT, json=server.chat(), headers=headers)
                 assert tenant in response.text
             assert "one" not in server.client.post(CHAT, json=server.chat()).text
+
+
+READINESS = ("/v2/health/ready", "/v2/models/adapter/ready", "/v1/models/adapter")
+
+
+def test_while_it_leaves_it_answers_everybody_and_is_not_ready() -> None:
+    with serving(api_keys=("right",)) as server:
+        server.lifecycle.leave()
+        for key, status in ((KEY, 200), ({}, 401)):
+            response = server.client.post(CHAT, json=server.chat(), headers=key)
+            assert (response.status_code, response.headers["connection"]) == (status, "close")
+        for path in READINESS:
+            response = server.client.get(path)
+            assert (response.status_code, response.headers["connection"]) == (503, "close"), path
+        assert server.client.get("/v2/health/live").status_code == 200
 
 
 def test_while_it_drains_it_refuses_and_lives_and_is_not_ready() -> None:

@@ -7,6 +7,7 @@ import time
 import pytest
 
 from kserve_lmcache.tiers.guard import breaker as breaker_module
+from kserve_lmcache.tiers.guard import daemon_threads
 from kserve_lmcache.tiers.guard.breaker import Breaker
 from kserve_lmcache.tiers.guard.store import StoreError
 from tests.support.waiting import until
@@ -35,6 +36,7 @@ class FakeStore:
             lambda: self.calls.append("closed"),
             lambda reason: self.calls.append(f"opened: {reason}"),
             lambda reason: self.calls.append(f"probe failed: {reason}"),
+            lambda error: self.calls.append(f"exception: {error}"),
             "test-probe",
         )
 
@@ -126,4 +128,32 @@ def test_probes_an_idle_store(monkeypatch: pytest.MonkeyPatch) -> None:
     assert "opened: no answer" in store.calls
     store.answers = True
     until(lambda: breaker.is_closed)
+    breaker.stop()
+
+
+@pytest.mark.parametrize("callback", ["_on_close", "_on_open", "_on_probe_failure"])
+def test_an_unexpected_exception_ends_no_probes(
+    callback: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(breaker_module, "_IDLE", 0.05)
+    monkeypatch.setattr(daemon_threads, "_RESTART_SECONDS", 0.01)
+    store = FakeStore()
+    breaker = store.breaker()
+    until(lambda: breaker.is_closed)
+
+    def fail(*args: object) -> None:
+        monkeypatch.undo()
+        monkeypatch.setattr(breaker_module, "_IDLE", 0.05)
+        raise RuntimeError("nobody expects this")
+
+    monkeypatch.setattr(breaker, callback, fail)
+    store.answers = False  # an idle store is probed, which opens the breaker
+    until(lambda: not breaker.is_closed)
+    if callback == "_on_probe_failure":
+        until(lambda: "exception: nobody expects this" in store.calls)
+    store.answers = True
+    until(lambda: "exception: nobody expects this" in store.calls)
+    until(lambda: breaker.is_closed)
+    store.answers = False
+    until(lambda: not breaker.is_closed)
     breaker.stop()

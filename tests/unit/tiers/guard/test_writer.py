@@ -6,8 +6,12 @@ import threading
 from collections.abc import Callable, Sequence
 from typing import Any
 
+import pytest
+
 from kserve_lmcache.config.tier_limits import TierLimits
 from kserve_lmcache.metrics.table import metric
+from kserve_lmcache.tiers.guard import daemon_threads
+from kserve_lmcache.tiers.guard.codec import CorruptValueError, decode_value
 from kserve_lmcache.tiers.guard.store import Entry, StoreFullError
 from kserve_lmcache.tiers.guard.tier import Tier
 from tests.support.tiers import LAYOUT, SIZE, chunks, store_all
@@ -95,4 +99,75 @@ def test_a_write_that_was_given_up_before_it_began_writes_nothing() -> None:
     store_all(tier, chunks("b"))
     until(lambda: tier.report()["chunks_written"] == 1)
     assert [*store.values] == ["b"]
+    tier.close()
+
+
+def test_memory_that_changes_while_a_thread_hangs_is_never_stored_as_a_chunk() -> None:
+    """LMCache may use the memory again when it ends, and the thread may write still later."""
+    hangs, go_on = threading.Event(), threading.Event()
+
+    class HangingStore(FakeStore):
+        def sizes(self, keys: Sequence[str]) -> list[int]:
+            hangs.set()
+            go_on.wait(20)
+            return super().sizes(keys)
+
+    store = HangingStore()
+    tier = tier_of(lambda kind: store, write=0.05)
+    memory = bytearray(chunks("a")["a"])
+    tier.store("a", LAYOUT, memory, lambda: None)
+    assert hangs.wait(5)
+    until(lambda: tier.report()["failures"] == 1)
+    memory[:] = chunks("other")["other"]
+    go_on.set()
+    until(lambda: "a" in store.values)
+    with pytest.raises(CorruptValueError, match="checksum"):
+        decode_value("a", store.values["a"])
+    tier.close()
+
+
+def test_an_unexpected_exception_ends_no_writes(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(daemon_threads, "_RESTART_SECONDS", 0.01)
+    store = FakeStore()
+    tier = tier_of(lambda kind: store)
+    store.full = True
+
+    def fail(reason: str) -> None:
+        store.full = False
+        raise RuntimeError("nobody expects this")
+
+    monkeypatch.setattr(tier._writer, "_on_full", fail)
+    store_all(tier, chunks("a"))
+    until(lambda: tier.report()["exceptions"] == 1)
+    tier._writer._full_until = 0.0
+    store_all(tier, chunks("b"))
+    until(lambda: "b" in store.values)
+    tier.close()
+
+
+def test_a_chunk_that_cannot_be_released_keeps_no_other(monkeypatch: pytest.MonkeyPatch) -> None:
+    store, go_on, released = FakeStore(), threading.Event(), []
+    tier = tier_of(lambda kind: store)
+    monkeypatch.setattr(store, "keep", lambda keys: go_on.wait(20))
+
+    def fail() -> None:
+        raise AssertionError("released twice")
+
+    tier._writer.keep(["x"])  # holds the writer until all chunks are in one batch
+    for key, value in chunks("a", "b", "c").items():
+        tier.store(key, LAYOUT, value, fail if key == "a" else lambda: released.append(1))
+    go_on.set()
+    until(lambda: tier.report()["queue_bytes"] == 0 and len(released) == 2)
+    assert tier.report()["exceptions"] == 1
+    tier.close()
+
+
+def test_the_bugs_that_are_known_are_bounded() -> None:
+    tier = tier_of(lambda kind: FakeStore())
+    for number in range(1000):
+        kind = type(f"Error{number}", (Exception,), {})
+        for each in (kind(), ValueError(f"value {number}")):
+            tier._log_bug(each)
+    assert len(tier._logged_bugs) <= 100
+    assert tier.report()["exceptions"] == 2000
     tier.close()

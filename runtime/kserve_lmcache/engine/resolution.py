@@ -1,0 +1,79 @@
+"""The configuration from all sources, and the flags that contradict it. Nothing here asks vLLM."""
+
+from __future__ import annotations
+
+import ssl
+from argparse import Namespace
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+
+from kserve_lmcache.config.configuration import Configuration
+from kserve_lmcache.config.flags import flags_of
+from kserve_lmcache.config.resolve import resolve
+from kserve_lmcache.config.settings import route_groups
+from kserve_lmcache.errors import Problem
+
+GRPC = "--enable_grpc"
+# LMCache's connector of former versions, which vLLM has no longer.
+REMOVED_CONNECTOR = "LMCacheConnector"
+
+
+def resolve_arguments(args: Namespace, environ: Mapping[str, str], device: str) -> Configuration:
+    """The configuration from flags, file, variables and defaults.
+
+    :func:`kserve_lmcache.config.completion.complete` adds the values that depend on the machine and
+    the engine.
+
+    Args:
+        args: the server's arguments.
+        environ: the environment.
+        device: the type of the device on which the engine computes.
+    """
+    configuration = resolve(flags_of(args), environ, device)
+    configuration.problems += _open_doors(args, configuration, environ)
+    if configuration.get("offload"):
+        configuration.problems += _contradictions(args)
+    return configuration
+
+
+def _open_doors(
+    args: Namespace, configuration: Configuration, environ: Mapping[str, str]
+) -> Iterator[Problem]:
+    """A port that lets anybody do what another port lets only the holder of a key do."""
+    groups = route_groups(configuration.get("enable_routes"), environ)
+    if not args.enable_grpc or "repository" not in groups:
+        return
+    guards = {
+        "API keys": bool(args.api_key or environ.get("VLLM_API_KEY")),
+        "certificates of clients": args.ssl_cert_reqs == ssl.CERT_REQUIRED,
+    }
+    if asked := " and ".join(name for name, is_asked in guards.items() if is_asked):
+        yield Problem(
+            f"opens a port that asks for no {asked}, by which anybody could unload the model",
+            GRPC,
+            "Leave --enable_grpc out, or the group repository of --enable-routes.",
+        )
+
+
+def _contradictions(args: Namespace) -> Iterator[Problem]:
+    """Flags of vLLM that would take the place of this server's offloading."""
+    if getattr(args, "kv_offloading_size", None) is not None:
+        yield Problem(
+            "turns vLLM's own offloading on, in the place of this server's",
+            "--kv-offloading-size",
+            "Use --lmcache max_local_cpu_size=SIZE, or --offload=off.",
+        )
+    wanted = args.kv_transfer_config
+    if wanted is not None and wanted.kv_connector == REMOVED_CONNECTOR:
+        yield Problem(
+            f"names {REMOVED_CONNECTOR}, which vLLM has no longer",
+            "--kv-transfer-config",
+            "Leave the flag out: offloading needs none.",
+        )
+
+
+def has_model(args: Namespace) -> bool:
+    """Whether the flags name a model, or one is mounted."""
+    mounted = Path(args.model_dir)
+    is_mounted = mounted.is_dir() and any(mounted.iterdir())
+    return bool(args.model_id or args.model_tag or args.model or is_mounted)

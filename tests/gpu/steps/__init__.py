@@ -1,0 +1,1 @@
+"""The steps that run in the environment of the server."""
