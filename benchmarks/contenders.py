@@ -63,6 +63,11 @@ def alone(started: Servers, name: str, *arguments: str) -> str:
     return _ours(started, name, *arguments, LMCACHE_MAX_LOCAL_CPU_SIZE="1")
 
 
+def limited(started: Servers, name: str, prefix: Sequence[str], **environ: str) -> str:
+    """This package with offloading off; ``prefix`` stands before its command."""
+    return _ours(started, name, "--offload=off", prefix=prefix, **environ)
+
+
 def vllm(started: Servers, name: str, _store: str) -> str:
     """vLLM's own server."""
     return _vllm(started, name)
@@ -113,8 +118,10 @@ def _transfer(connector: dict[str, object]) -> str:
     return f"--kv-transfer-config={json.dumps(connector)}"
 
 
-def _ours(started: Servers, name: str, *arguments: str, **environ: str) -> str:
-    command = [str(ROOT / "entrypoint.sh"), f"--model_id={MODEL}", "--model_name=small"]
+def _ours(
+    started: Servers, name: str, *arguments: str, prefix: Sequence[str] = (), **environ: str
+) -> str:
+    command = [*prefix, str(ROOT / "entrypoint.sh"), f"--model_id={MODEL}", "--model_name=small"]
     return _start(started, name, command, arguments, "--http_port", OURS, environ)
 
 

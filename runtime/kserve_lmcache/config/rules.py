@@ -6,21 +6,19 @@ runs on. Most rules are rows of :data:`TABLE`. A rule that needs more is a funct
 
 from __future__ import annotations
 
-import math
 import re
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any
 
 from kserve_lmcache.compat import vllm
 from kserve_lmcache.compat.lmcache import configuration as lmcache
-from kserve_lmcache.config import keys, store_url
+from kserve_lmcache.config import keys, ranges, store_url
 from kserve_lmcache.config.configuration import Configuration, show
 from kserve_lmcache.config.settings import ROUTE_GROUPS, SETTINGS, parse_route_groups
 from kserve_lmcache.config.store_url import StoreURLError
 from kserve_lmcache.config.stores import REDIS_SCHEMES, SENTINEL_SCHEMES, TLS_SCHEMES
 from kserve_lmcache.config.tier_plugins import DISK_PLUGIN, REMOTE_PLUGIN
-from kserve_lmcache.config.values import is_size
 from kserve_lmcache.errors import Problem
 from kserve_lmcache.redaction import redact_text
 
@@ -279,41 +277,13 @@ TABLE: tuple[Rule, ...] = (
 )
 
 
-class Range(NamedTuple):
-    """The numbers that a key may have, in words and as a test."""
-
-    text: str
-    contains: Callable[[float], bool]
-
-
 _DEFAULT_GRACE = 30.0  # seconds; terminationGracePeriodSeconds of a pod that does not say
-_LONGEST_TIMEOUT = 60.0  # seconds; a longer timeout is no deadline
-_POSITIVE = Range("greater than 0", lambda number: number > 0)
-_NOT_NEGATIVE = Range("0 or greater", lambda number: number >= 0)
-_TIMEOUT = Range(
-    f"greater than 0 and at most {_LONGEST_TIMEOUT:g} seconds",
-    lambda number: 0 < number <= _LONGEST_TIMEOUT,
-)
-_SIZE = Range("a size in GB, for example 2.0 or 512Mi", lambda number: 0 <= number < math.inf)
-_POSITIVE_SIZE = Range(
-    "a size in GB greater than 0, for example 2.0 or 512Mi", lambda number: 0 < number < math.inf
-)
-_RANGES: dict[str, Range] = {
-    **dict.fromkeys(("chunk_size", "blocking_timeout_secs", "lookup_timeout_ms"), _POSITIVE),
-    **dict.fromkeys(("max_concurrent_requests", "request_timeout"), _POSITIVE),
-    "body_timeout": _POSITIVE,
-    "termination_grace_period": _POSITIVE,
-    **dict.fromkeys(("drain_delay", "drain_timeout", "remote_ttl"), _NOT_NEGATIVE),
-    **dict.fromkeys(("remote_connect_timeout", "remote_lookup_timeout"), _TIMEOUT),
-    **dict.fromkeys(("remote_load_timeout", "remote_write_timeout"), _TIMEOUT),
-    **dict.fromkeys(("max_local_cpu_size", "remote_queue_size", "max_body_size"), _POSITIVE_SIZE),
-}
 
 
 def _ranges(context: Context) -> Iterator[Problem]:
-    """A number is in the range of its key. A size of any key is finite."""
+    """A number is in the range of its key."""
     for name in context.configuration.values:
-        allowed = _RANGES.get(name) or (_SIZE if is_size(keys.table()[name]) else None)
+        allowed = ranges.of(name)
         value = context[name]
         if allowed and value is not None and not allowed.contains(value):
             message = f"is {value}, but must be {allowed.text}"

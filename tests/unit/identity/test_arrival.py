@@ -200,4 +200,5 @@ def test_the_server_ends_before_vllm_is_imported(tmp_path: Path) -> None:
         },
     )
     assert done.stdout == "2 False False\n", done.stderr
-    assert message.read_text().startswith(f"{empty} is empty: the claim probably has no folder")
+    expected = f"kserve-lmcache: error: {empty} is empty: the claim probably has no folder"
+    assert message.read_text().startswith(expected)
