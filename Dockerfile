@@ -109,9 +109,9 @@ LABEL org.opencontainers.image.title="kserve-lmcache on KServe's image" \
       org.opencontainers.image.licenses="Apache-2.0" \
       org.opencontainers.image.version="${VERSION}"
 USER 1000
-RUN --mount=type=bind,from=package,source=/dist,target=/dist \
-    --mount=type=bind,from=package,source=/pip,target=/pip \
-    PYTHONPATH=/pip python3 -m pip install --no-cache-dir --no-deps /dist/*.whl
+RUN --mount=type=bind,from=package,source=/dist,target=/mnt \
+    --mount=type=bind,from=package,source=/pip,target=/media \
+    PYTHONPATH=/media python3 -m pip install --no-cache-dir --no-deps /mnt/*.whl
 COPY --chmod=0755 entrypoint.sh /usr/local/bin/entrypoint.sh
 ENV HOME=/tmp \
     HF_HOME=/tmp/hf
@@ -133,8 +133,9 @@ RUN useradd --create-home --uid 1000 kserve \
     && install -d -o 1000 -g 0 -m 2775 /var/cache/kserve-lmcache
 COPY --from=builder /opt/venv /opt/venv
 # What changes with every version of ours comes last: a new version is a pull of some megabytes.
-RUN --mount=type=bind,from=package,source=/dist,target=/dist \
-    /opt/venv/bin/pip install --no-cache-dir --no-deps /dist/*.whl
+# /mnt exists: a build leaves the folder behind that it mounts on.
+RUN --mount=type=bind,from=package,source=/dist,target=/mnt \
+    /opt/venv/bin/pip install --no-cache-dir --no-deps /mnt/*.whl
 COPY --from=sbom /kserve-lmcache.cdx.json /usr/share/sbom/kserve-lmcache.cdx.json
 COPY --chmod=0755 entrypoint.sh /usr/local/bin/entrypoint.sh
 # Services on several nodes start by this one (servingruntime/base/multinode).

@@ -60,11 +60,13 @@ $(VENV)/.locked-%: requirements/%.txt pyproject.toml | $(BIN)/python
 	@$(PIP) install --no-deps --no-build-isolation --editable .
 	@touch $@
 
-# What the tests take from Debian: a browser, Prometheus, one more Redis (7.0, which has TLS).
+# What the tests take from Debian: a browser, Prometheus, one more Redis (7.0, which has TLS), and what
+# makes an image. A container engine as well, where none answers: Debian's would replace another one.
 $(VENV)/.debian: requirements/debian.txt | $(BIN)/python
-	@dpkg --status $$(cat $<) > /dev/null 2>&1 \
-		|| { apt-get -qq update && apt-get -qq install --yes --no-install-recommends $$(cat $<); } \
-		|| { echo "Install what $< names: the tests need it" >&2; exit 1; }
+	@packages="$$(cat $<) $$(docker version > /dev/null 2>&1 || echo docker.io)"; \
+		dpkg --status $$packages > /dev/null 2>&1 \
+		|| { apt-get -qq update && apt-get -qq install --yes --no-install-recommends $$packages; } \
+		|| { echo "Install these packages of Debian, the tests need them: $$packages" >&2; exit 1; }
 	@touch $@
 
 install: $(VENV)/.torch-$(DEVICE) $(SERVE_LOCK)

@@ -5,7 +5,8 @@ and KServe write warnings and errors only, and everything when the level is ``de
 the library's own decides instead where it is set.
 
 vLLM, LMCache, KServe and uvicorn each give their loggers handlers and formats of their own, some of
-them late. With the format ``json`` every record goes through one handler of this module.
+them late. With the format ``json`` every record goes through one handler of this module, and with
+the format ``text`` those of LMCache do, which colors them for every stream otherwise.
 """
 
 from __future__ import annotations
@@ -13,10 +14,12 @@ from __future__ import annotations
 import json
 import logging
 import os
+import sys
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping, MutableMapping
 from contextvars import ContextVar
 from datetime import UTC, datetime
+from typing import ClassVar
 
 from kserve_lmcache.redaction import redact_logs
 
@@ -105,6 +108,8 @@ def configure(environ: Mapping[str, str]) -> None:
     set_level(environ.get(LEVEL_VARIABLE, "info"))
     if environ.get(FORMAT_VARIABLE, "").strip().lower() == "json":
         use_json()
+    elif not sys.stderr.isatty():
+        _leave_out_colors()
     _ignore_warnings_of_libraries()
 
 
@@ -192,18 +197,44 @@ def use_json() -> None:
     handler = logging.StreamHandler(stream)
     handler.setFormatter(JSONFormatter())
 
-    class OneHandler(logging.Logger):
-        def callHandlers(self, record: logging.LogRecord) -> None:
-            handler.handle(record)
-
-    logging.setLoggerClass(OneHandler)
+    _write_by(handler, lambda _: True)
     logging.root.handlers = [handler]
+    # A Python warning is a line of text otherwise.
+    logging.captureWarnings(True)
+
+
+def _leave_out_colors() -> None:
+    handler = logging.StreamHandler()
+    handler.setFormatter(logging.Formatter(f"{_FORMAT} (%(name)s:%(lineno)d)", _DATE_FORMAT))
+    _write_by(handler, lambda name: name.partition(".")[0] == "lmcache")
+
+
+def _write_by(handler: logging.Handler, applies: Callable[[str], bool]) -> None:
+    """Write all records of some loggers by one handler, whatever handlers they get.
+
+    Args:
+        handler: of all of them.
+        applies: whether the handler is for the logger of a name.
+    """
+    _OneHandler.handler, _OneHandler.applies = handler, applies
+    logging.setLoggerClass(_OneHandler)
     for logger in logging.root.manager.loggerDict.values():
         # Also those that exist: vLLM gives its logger new handlers when an engine's process has
         # read its configuration, and LMCache whenever a module of its own asks for its logger.
         if type(logger) is logging.Logger:
-            logger.__class__ = OneHandler
-        elif isinstance(logger, logging.Logger) and logger.handlers:
+            logger.__class__ = _OneHandler
+        elif isinstance(logger, logging.Logger) and logger.handlers and applies(logger.name):
             logger.handlers = [handler]
-    # A Python warning is a line of text otherwise.
-    logging.captureWarnings(True)
+
+
+class _OneHandler(logging.Logger):
+    """Writes the records of some loggers by one handler, and leaves the others alone."""
+
+    handler: ClassVar[logging.Handler] = logging.NullHandler()
+    applies: ClassVar[Callable[[str], bool]] = lambda _: False
+
+    def callHandlers(self, record: logging.LogRecord) -> None:
+        if type(self).applies(self.name):
+            self.handler.handle(record)
+        else:
+            super().callHandlers(record)

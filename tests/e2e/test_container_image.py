@@ -70,7 +70,7 @@ def test_a_new_version_of_ours_is_a_small_pull(engine: Engine, container_images:
         *("history", "--no-trunc", "--human=false", "--format", "{{.Size}} {{.CreatedBy}}"),
         container_images.built,
     ).stdout.splitlines()
-    (ours,) = (number for number, line in enumerate(lines) if "/dist/*.whl" in line)
+    (ours,) = (number for number, line in enumerate(lines) if "/mnt/*.whl" in line)
     changed = sum(int(line.split()[0]) for line in lines[: ours + 1])
     print(f"{changed / 1e6:.1f} MB of a new version")
     assert 0 < changed < 20e6

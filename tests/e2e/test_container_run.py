@@ -76,7 +76,7 @@ def _volume(engine: Engine) -> Iterator[None]:
 
 def test_the_documentation_has_the_lines_that_are_run_here() -> None:
     assert len(lines()) == 2
-    assert [VOLUME in line for line in lines()] == [False, True]
+    assert [f"-v {VOLUME}:" in line for line in lines()] == [False, True]
 
 
 @pytest.mark.usefixtures("_volume")
@@ -100,7 +100,7 @@ def test_a_line_of_the_documentation_serves(
         assert container.owners() == {"1000"}
         peak = container.execute("sh", "-c", f"cat {' '.join(PEAKS)} 2>/dev/null || true")
         print(f"memory: {int((peak or '0').split()[0]) / 2**30:.1f} GiB at most")
-        if VOLUME in lines()[number]:
+        if f"-v {VOLUME}:" in lines()[number]:
             container.wait_until(lambda: "Compiled code is kept" in container.logs(), 30)
         code, seconds = container.stop()
         assert (code, container.state["OOMKilled"]) == (0, False)

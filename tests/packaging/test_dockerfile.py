@@ -101,7 +101,7 @@ def test_our_package_comes_after_its_dependencies_in_a_layer_of_its_own() -> Non
     """A new version of ours is then a small pull."""
     instructions = _stage("runtime").instructions
     copied = instructions.index(("COPY", "--from=builder /opt/venv /opt/venv"))
-    (installed,) = (n for n, (_, a) in enumerate(instructions) if a.endswith("/dist/*.whl"))
+    (installed,) = (n for n, (_, a) in enumerate(instructions) if a.endswith("/mnt/*.whl"))
     assert copied < installed
     assert "package" not in {a.partition("from=")[2][:7] for _, a in _stage("builder").instructions}
 
@@ -149,7 +149,7 @@ def test_only_our_package_is_laid_on_kserve_image() -> None:
         "install",
         "--no-cache-dir",
         "--no-deps",
-        "/dist/*.whl",
+        "/mnt/*.whl",
     ]
 
 

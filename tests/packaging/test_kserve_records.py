@@ -98,6 +98,11 @@ REASONS = [
         r".*\.env\[KSERVE_LMCACHE_(TERMINATION_GRACE_PERIOD|DRAIN_DELAY|DRAIN_TIMEOUT)\]\..*",
         "the service has told its server the grace period since",
     ),
+    (
+        ".*",
+        r".*\.(env\[KSERVE_LMCACHE_COMPILE_CACHE_DIR\]|volumeMounts\[/var/cache/kserve-lmcache\]|volumes\[compiled\]).*",
+        "the runtimes have kept compiled code since",
+    ),
 ]
 
 

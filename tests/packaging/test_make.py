@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
@@ -32,3 +33,30 @@ def recipe(*arguments: str) -> str:
 )
 def test_make_serve_keeps_compiled_code(argument: str, directory: str) -> None:
     assert f"KSERVE_LMCACHE_COMPILE_CACHE_DIR='{directory}' " in recipe(*filter(None, [argument]))
+
+
+@pytest.mark.parametrize(("engine_answers", "wanted"), [(True, False), (False, True)])
+def test_a_container_engine_is_installed_where_none_answers(
+    engine_answers: bool, wanted: bool, tmp_path: Path
+) -> None:
+    asked = tmp_path / "asked"
+    commands = {"docker": f"exit {int(not engine_answers)}", "dpkg": f'echo "$@" > {asked}'}
+    for name, script in commands.items():
+        command = tmp_path / name
+        command.write_text(f"#!/bin/sh\n{script}\n")
+        command.chmod(0o755)
+    environment = tmp_path / "venv"
+    (environment / "bin").mkdir(parents=True)
+    (environment / "bin" / "python").touch()
+    result = subprocess.run(
+        ["make", f"VENV={environment}", f"{environment}/.debian"],
+        cwd=ROOT,
+        env={"PATH": f"{tmp_path}:{os.environ['PATH']}"},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert result.returncode == 0, result.stderr
+    packages = asked.read_text().split()
+    assert "chromium" in packages
+    assert ("docker.io" in packages) is wanted

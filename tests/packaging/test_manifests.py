@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import yaml
 
@@ -17,6 +19,7 @@ from tests.packaging.manifests import (
     STORES,
     components,
     documents,
+    example,
     kustomize,
     load,
     render,
@@ -224,6 +227,35 @@ def test_no_set_changes_a_runtime_of_the_cluster(name: str) -> None:
     for document in documents(name):
         if document["kind"] == "ClusterServingRuntime":
             assert document == plain[label(document)]
+
+
+def test_compiled_code_outlives_the_pod_in_a_claim() -> None:
+    place = "/var/cache/kserve-lmcache"
+    for name, volume in (
+        ("runtimes", {"name": "compiled", "emptyDir": {}}),
+        ("component compile-cache", {"name": "kept", **_claim("kserve-lmcache-compiled")}),
+    ):
+        service = "example two-replicas" if name == "runtimes" else name
+        (pod,) = {
+            str(each["spec"]["template"]["spec"]): each["spec"]["template"]["spec"]
+            for each in objects(documents(service), "models")
+            if each["kind"] == "Deployment"
+        }.values()
+        server = next(each for each in pod["containers"] if each["name"] == "kserve-container")
+        environment = {each["name"]: each.get("value") for each in server["env"]}
+        assert environment["KSERVE_LMCACHE_COMPILE_CACHE_DIR"] == place
+        (mount,) = (each for each in server["volumeMounts"] if each["mountPath"] == place)
+        assert mount["name"] == volume["name"]
+        assert volume in pod["volumes"]
+
+
+def _claim(name: str) -> dict[str, Any]:
+    return {"persistentVolumeClaim": {"claimName": name}}
+
+
+def test_a_service_with_volumes_keeps_them() -> None:
+    with pytest.raises(AssertionError, match="testing value /spec/predictor/volumes failed"):
+        kustomize([RUNTIMES / "base", example("lora")], ["compile-cache"])
 
 
 def test_loading_may_take_an_hour() -> None:

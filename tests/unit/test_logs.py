@@ -242,3 +242,31 @@ def test_text_is_left_alone() -> None:
     probe = JSON_PROBE.replace('"json"', '"text"')
     result = subprocess.run([sys.executable, "-c", probe], capture_output=True, text=True)
     assert result.stderr.startswith("one\ntwo ***")
+
+
+def test_records_of_lmcache_have_no_colors_where_nobody_sees_them() -> None:
+    probe = """
+import os
+from kserve_lmcache import logs
+logs.configure(os.environ)
+from lmcache.logging import init_logger
+init_logger("lmcache.v1").warning("full")
+"""
+    result = subprocess.run([sys.executable, "-c", probe], capture_output=True, text=True)
+    assert "WARNING full (lmcache.v1:" in result.stderr
+    assert "\x1b" not in result.stderr
+
+
+def test_json_after_text_holds_for_lmcache_too() -> None:
+    probe = """
+import logging, os
+from kserve_lmcache import logs
+logging.getLogger("lmcache.early")
+logs.configure(os.environ)
+logs.use_json()
+logging.getLogger("lmcache.early").warning("full")
+logging.getLogger("other").warning("full")
+"""
+    result = subprocess.run([sys.executable, "-c", probe], capture_output=True, text=True)
+    lines = [json.loads(line) for line in result.stderr.splitlines()]
+    assert [line["logger"] for line in lines] == ["lmcache.early", "other"]

@@ -119,18 +119,8 @@ spec:
             fieldRef:
               fieldPath: status.podIP
         {{- end }}
-        {{- if eq .root.Values.store.type "mooncake" }}
-        - name: MOONCAKE_HOSTNAME
-          valueFrom:
-            fieldRef:
-              fieldPath: status.podIP
-        - name: LMCACHE_EXTRA_CONFIG
-          value: '{"mooncake_local_hostname": "$(MOONCAKE_HOSTNAME)"}'
-        {{- end }}
-        {{- if .root.Values.compileCache.enabled }}
         - name: KSERVE_LMCACHE_COMPILE_CACHE_DIR
           value: /var/cache/kserve-lmcache
-        {{- end }}
       ports:
         - name: http1
           containerPort: 8080
@@ -162,16 +152,11 @@ spec:
         timeoutSeconds: 10
         failureThreshold: 6
       {{- include "kserve-lmcache.container" . | nindent 6 }}
-        {{- if .root.Values.compileCache.enabled }}
         - name: compiled
           mountPath: /var/cache/kserve-lmcache
-        {{- end }}
   {{- include "kserve-lmcache.pod" . | trim | nindent 2 }}
-    {{- if .root.Values.compileCache.enabled }}
     - name: compiled
-      persistentVolumeClaim:
-        claimName: kserve-lmcache-compiled
-    {{- end }}
+      emptyDir: {}
   {{- if $multinode }}
   workerSpec:
     pipelineParallelSize: 2
