@@ -28,6 +28,7 @@ name                                   what differs between versions
 ``cpu_attention_kernel``               calls a private function, the same in 0.24, 0.28 and 0.32
 ``attention_choice``                   the same in 0.24, 0.28 and 0.32
 ``attention_backends``                 the same in 0.24, 0.28 and 0.32
+``least_shared_memory``                since 0.28 vLLM refuses a queue that has no room
 =====================================  ===========================================================
 """
 
@@ -47,6 +48,10 @@ if TYPE_CHECKING:
     import torch
     from fastapi import FastAPI
     from vllm.config import VllmConfig
+
+_MIB = 2**20
+# Of a queue between vLLM's processes (MessageQueue).
+_PART_OF_A_QUEUE, _PARTS_OF_A_QUEUE = 24 * _MIB, 10
 
 _OLD_SERVER = "vllm.entrypoints.openai.api_server"
 _OLD_MIDDLEWARE = "vllm.entrypoints.serve.utils.server_utils"
@@ -229,6 +234,23 @@ def knows_hash_algorithm(name: str) -> bool:
     except (ValueError, ImportError):
         return False
     return True
+
+
+def least_shared_memory(environ: Mapping[str, str]) -> int:
+    """The bytes that must be free in ``/dev/shm`` for the queues between vLLM's processes.
+
+    The largest queue is that of a worker's answers. Memory is taken when a queue is written, so
+    that versions that do not look at the room start with little of it.
+
+    Args:
+        environ: may set the size of a part of the other queue.
+    """
+    folder = directory_of("vllm") / "distributed" / "device_communicators"
+    if "def check_shm_free_space(" not in (folder / "shm_broadcast.py").read_text():
+        return 32 * _MIB
+    chosen = environ.get("VLLM_MQ_MAX_CHUNK_BYTES_MB", "")
+    part = max(_PART_OF_A_QUEUE, int(chosen) * _MIB if chosen.isdecimal() else 0)
+    return part * _PARTS_OF_A_QUEUE + _MIB  # the last for what tells who has read what
 
 
 def cpu_attention_kernel(

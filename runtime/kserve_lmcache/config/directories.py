@@ -12,11 +12,10 @@ from dataclasses import dataclass, replace
 from enum import StrEnum
 from pathlib import Path
 
+from kserve_lmcache.compat import vllm
 from kserve_lmcache.config.metrics_directory import VARIABLE as METRICS_VARIABLE
 from kserve_lmcache.config.resources import execute_error, nearest_existing, write_error
 from kserve_lmcache.errors import DirectoryError, Problem
-
-SHARED_MEMORY = "dev/shm"
 
 _MIB = 2**20
 _TEMPORARY = "/tmp"  # noqa: S108
@@ -36,7 +35,7 @@ _FIXES = {
     Fault.NO_DIRECTORY: "Remove the file",
     Fault.UNWRITABLE: "Mount a volume there that this user may write (docker run --tmpfs "
     "{place}:exec; in Kubernetes an emptyDir, or fsGroup for another volume)",
-    Fault.FULL: "Make room there, or mount a larger volume",
+    Fault.FULL: "{room}",
     Fault.NO_EXECUTION: "Mount it with exec (docker run --tmpfs {place}:exec)",
 }
 
@@ -52,6 +51,7 @@ class Directory:
         source: where the path came from: a variable or "default".
         executes: whether code is loaded from it.
         least_free: bytes that must be free.
+        room: how to get more room there, as the beginning of a sentence.
     """
 
     purpose: str
@@ -60,6 +60,7 @@ class Directory:
     source: str = "default"
     executes: bool = False
     least_free: int = 0
+    room: str = "Make room there, or mount a larger volume"
 
 
 @dataclass(frozen=True)
@@ -88,7 +89,8 @@ class Finding:
         """What the user has to do, as a sentence."""
         names = ", ".join(dict.fromkeys(each.variable for each in self.affected if each.variable))
         other = f", or set {names} to a directory on another volume" if names else ""
-        return f"{_FIXES[self.fault].format(place=self.place)}{other}."
+        room = self.affected[0].room
+        return f"{_FIXES[self.fault].format(place=self.place, room=room)}{other}."
 
     @property
     def problem(self) -> Problem:
@@ -179,7 +181,13 @@ def of_server(
     )
     return (
         *at_process_start(environ),
-        Directory("the queues between vLLM's processes", root / SHARED_MEMORY),
+        Directory(
+            "the queues between vLLM's processes",
+            root / "dev/shm",
+            least_free=vllm.least_shared_memory(environ),
+            room="Mount more memory there (docker run --shm-size=1g; in Kubernetes an emptyDir "
+            "with medium: Memory)",
+        ),
         *(
             _named(purpose, variable, environ, default, compiles, 64 * _MIB)
             for purpose, variable, default in caches

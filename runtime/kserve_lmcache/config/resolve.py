@@ -39,6 +39,8 @@ DEFAULTS = {
     "pre_caching_hash_algorithm": Value("sha256_cbor", "default"),
 }
 
+_IN_A_POD = "KUBERNETES_SERVICE_HOST"  # Kubernetes sets it in every container
+
 
 def resolve(
     flags: Flags,
@@ -56,12 +58,7 @@ def resolve(
         mounted_file: the file to read when ``LMCACHE_CONFIG_FILE`` names no other.
         checks: the rules to check.
     """
-    settings = {
-        key.name: Value(key.default, "default")
-        for key in keys.table().values()
-        if key.is_setting and key.default is not None
-    }
-    configuration = Configuration(values={**settings, **DEFAULTS})
+    configuration = Configuration(values={**_settings(environ), **DEFAULTS})
     path = Path(environ[CONFIG_FILE]) if environ.get(CONFIG_FILE) else mounted_file
     contents = [
         read_flags(flags.settings, flags.lmcache_keys, flags.connector),
@@ -76,6 +73,18 @@ def resolve(
     for check in checks:
         configuration.problems += check(context)
     return configuration
+
+
+def _settings(environ: Mapping[str, str]) -> dict[str, Value]:
+    """The defaults of this runtime's settings."""
+    found = {
+        key.name: Value(key.default, "default")
+        for key in keys.table().values()
+        if key.is_setting and key.default is not None
+    }
+    if not environ.get(_IN_A_POD):  # there is no balancer that has to learn of it
+        found["drain_delay"] = Value(0.0, "default outside of Kubernetes")
+    return found
 
 
 def _merge(configuration: Configuration, contents: Iterable[Content]) -> None:

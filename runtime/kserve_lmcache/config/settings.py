@@ -169,7 +169,7 @@ SETTINGS = (
         float,
         5.0,
         "Seconds after SIGTERM in which the server takes new requests, with readiness down: "
-        "balancers take the pod out meanwhile.",
+        "balancers take the pod out meanwhile. Outside of Kubernetes the default is 0.",
     ),
     Setting(
         "drain_timeout",

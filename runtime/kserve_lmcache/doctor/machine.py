@@ -12,7 +12,6 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from kserve_lmcache.config import directories, disk_tier, environment
-from kserve_lmcache.config.directories import SHARED_MEMORY
 from kserve_lmcache.config.resources import memory_limit, nearest_existing
 from kserve_lmcache.doctor.check import Check, Finding, failure, ok, size, skipped, warning
 from kserve_lmcache.doctor.context import Context
@@ -30,8 +29,6 @@ _PACKAGES = {
 # The tier's largest share of the memory. The weights on a CPU, vLLM's processes and the page cache
 # of the model need the rest.
 _LARGEST_SHARE = 0.7
-# The default of container engines; vLLM's workers just start with it.
-_LEAST_SHARED_MEMORY = 64 * 2**20
 
 # The oldest driver for all releases of a CUDA major version, by NVIDIA's "CUDA Compatibility".
 _LEAST_DRIVER = {12: 525, 13: 580}
@@ -97,21 +94,6 @@ def memory(context: Context) -> Finding:
         return failure(evidence, fix)
     if tier > _LARGEST_SHARE * limit.value:
         return warning(f"{evidence}: leaves {size(limit.value - tier)} for everything else", fix)
-    return ok(evidence)
-
-
-def shared_memory(context: Context) -> Finding:
-    """A worker that finds no room in shared memory dies of SIGBUS, without a message."""
-    directory = context.root / SHARED_MEMORY
-    fix = "Mount an emptyDir with medium: Memory on /dev/shm (docker run --shm-size=1g)."
-    try:
-        state = os.statvfs(directory)
-    except OSError as error:
-        return warning(f"/{SHARED_MEMORY}: {error.strerror}", fix)
-    total, free = state.f_blocks * state.f_frsize, state.f_bavail * state.f_frsize
-    evidence = f"/{SHARED_MEMORY} has {size(free)} free of {size(total)}"
-    if total < _LEAST_SHARED_MEMORY or free < _LEAST_SHARED_MEMORY / 2:
-        return warning(f"{evidence}; the processes of vLLM and LMCache talk through it", fix)
     return ok(evidence)
 
 

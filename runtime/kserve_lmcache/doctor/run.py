@@ -18,7 +18,6 @@ CHECKS: tuple[Check[Context], ...] = (
     Check("versions", machine.versions),
     Check("memory", machine.memory),
     Check("directories", machine.server_directories),
-    Check("shared memory", machine.shared_memory),
     Check("compile cache", machine.compile_cache),
     Check("local disk", machine.local_disk),
     Check("accelerator", machine.accelerator),

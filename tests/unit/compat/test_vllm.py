@@ -20,6 +20,8 @@ from vllm.utils.ompmultiprocessing import OMPProcessManager
 from kserve_lmcache.compat import vllm
 from tests.support.server import MODEL
 
+MIB = 2**20
+
 
 @pytest.mark.parametrize("name", sorted(vllm._MODULES))
 def test_every_name_exists(name: str) -> None:
@@ -141,3 +143,19 @@ def test_vllm_leaves_the_threads_of_its_workers_alone_by_a_word(
         assert (bound, os.environ["OMP_NUM_THREADS"]) == (
             (False, "7") if places == "nobind" else (True, "1")
         )
+
+
+def test_the_largest_queue_fits_into_the_least_shared_memory() -> None:
+    from vllm import envs
+    from vllm.distributed.device_communicators import shm_broadcast
+
+    least = vllm.least_shared_memory({})
+    parameters = inspect.signature(shm_broadcast.MessageQueue).parameters
+    parts = parameters["max_chunks"].default
+    largest = max(parameters["max_chunk_bytes"].default, envs.VLLM_MQ_MAX_CHUNK_BYTES_MB * MIB)
+    if hasattr(shm_broadcast, "check_shm_free_space"):
+        assert parts * largest < least < parts * largest + 2 * MIB
+        more = vllm.least_shared_memory({"VLLM_MQ_MAX_CHUNK_BYTES_MB": "32"})
+        assert more - least == parts * 8 * MIB
+    else:
+        assert least == 32 * MIB

@@ -10,6 +10,7 @@ from kserve_lmcache.config import keys, rules
 from kserve_lmcache.config.settings import SETTINGS
 from tests.support.configuration import problems, resolved
 
+IN_A_POD = {"KUBERNETES_SERVICE_HOST": "10.0.0.1"}
 DISK = "local_disk: /cache\nmax_local_disk_size: 5\n"
 REDIS = "remote_url: redis://redis:6379\n"
 TLS = "remote_url: rediss://redis:6379\n"
@@ -210,11 +211,22 @@ def test_a_file_with_one_problem(tmp_path: Path, file: str) -> None:
     assert problems(tmp_path, file) == [f"/lmcache.yaml:{FILES[file]}"]
 
 
+def test_nobody_takes_a_server_out_of_a_balancer_outside_of_kubernetes(tmp_path: Path) -> None:
+    assert resolved(tmp_path).get("drain_delay") == 0
+    assert resolved(tmp_path).source("drain_delay") == "default outside of Kubernetes"
+    assert resolved(tmp_path, **IN_A_POD).get("drain_delay") == 5
+    assert resolved(tmp_path, "drain_delay: 3").get("drain_delay") == 3
+
+
 @pytest.mark.parametrize(
     ("file", "environ", "source"),
     [
-        ("termination_grace_period: 25", {}, "/lmcache.yaml:1"),
-        ("drain_timeout: 25\ntermination_grace_period: 30", {}, "/lmcache.yaml:1, /lmcache.yaml:2"),
+        ("termination_grace_period: 25", IN_A_POD, "/lmcache.yaml:1"),
+        (
+            "drain_timeout: 25\ntermination_grace_period: 30",
+            IN_A_POD,
+            "/lmcache.yaml:1, /lmcache.yaml:2",
+        ),
         (
             "termination_grace_period: 60",
             {"KSERVE_LMCACHE_DRAIN_DELAY": "45"},
@@ -233,7 +245,7 @@ def test_a_shutdown_that_is_longer_than_the_pods_grace_period(
 def test_a_grace_period_that_nobody_names_is_kubernetes_default(tmp_path: Path) -> None:
     assert resolved(tmp_path).notes == []
     for file in ("drain_timeout: 25", "drain_delay: 10"):
-        found = resolved(tmp_path, file)
+        found = resolved(tmp_path, file, **IN_A_POD)
         assert found.problems == []
         assert "not less than the 30 s that Kubernetes gives a pod" in found.notes[0]
     longer = resolved(tmp_path, "drain_timeout: 50\ntermination_grace_period: 60")

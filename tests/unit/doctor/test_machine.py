@@ -15,7 +15,6 @@ from kserve_lmcache.doctor.context import Context
 from kserve_lmcache.tiers.disk.directory import file_name
 
 GIB, MIB = 2**30, 2**20
-SHARED = "/dev/shm"  # noqa: S108
 
 
 @pytest.mark.parametrize(
@@ -125,35 +124,6 @@ def test_memory(root: Path, gib: float, status: Status, evidence: str) -> None:
     finding = machine.memory(Context(local_cpu_bytes=gib * GIB, root=root))
     assert (finding.status, finding.evidence) == (status, evidence)
     assert ("Lower max_local_cpu_size" in finding.fix) == (status is not Status.OK)
-
-
-@pytest.mark.parametrize(
-    ("total", "free", "status"),
-    [
-        (64 * MIB, 40 * MIB, Status.OK),
-        (63 * MIB, 63 * MIB, Status.WARNING),
-        (64 * MIB, 31 * MIB, Status.WARNING),
-    ],
-)
-def test_shared_memory(
-    root: Path, monkeypatch: pytest.MonkeyPatch, total: int, free: int, status: Status
-) -> None:
-    state = SimpleNamespace(f_blocks=total // 4096, f_bavail=free // 4096, f_frsize=4096)
-    monkeypatch.setattr(os, "statvfs", lambda path: state)
-    finding = machine.shared_memory(Context(root=root))
-    assert finding.status is status
-    assert finding.evidence.startswith(
-        f"{SHARED} has {free // MIB}.0 MiB free of {total // MIB}.0 MiB"
-    )
-    if status is Status.WARNING:
-        assert finding.evidence.endswith("talk through it")
-        assert "emptyDir with medium: Memory" in finding.fix
-
-
-def test_no_shared_memory(tmp_path: Path) -> None:
-    finding = machine.shared_memory(Context(root=tmp_path))
-    assert finding.status is Status.WARNING
-    assert finding.evidence == f"{SHARED}: No such file or directory"
 
 
 def test_compiled_code_is_kept_where_it_can_be_written(tmp_path: Path) -> None:

@@ -113,7 +113,6 @@ def test_everything_is_examined_by_default() -> None:
         "versions",
         "memory",
         "directories",
-        "shared memory",
         "compile cache",
         "local disk",
         "accelerator",
