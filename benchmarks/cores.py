@@ -48,13 +48,14 @@ def main() -> None:
         for _ in range(options.rounds):
             for way, (count, quota, threads) in WAYS.items():
                 for binding, told in threads.items():
-                    with servers(Path(name)) as started, ExitStack() as limits:
+                    with ExitStack() as limits, servers(Path(name)) as started:
                         urls = [
                             _start(started, limits, f"{number}", quota, told)
                             for number in range(count)
                         ]
                         rate = asyncio.run(_together(urls, options.seconds))
                     rates.setdefault((way, binding), []).append(rate)
+                    print(f"{way}, {binding}: {rate:.0f} tokens/s", flush=True)
     for (way, binding), measured in rates.items():
         ratio = median(measured) / median(rates[way, BOUND])
         rounds = ", ".join(f"{each:.0f}" for each in measured)
