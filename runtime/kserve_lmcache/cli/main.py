@@ -11,7 +11,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from kserve_lmcache import __version__, logs
+from kserve_lmcache import __version__, importing, logs
 from kserve_lmcache.cli import running
 from kserve_lmcache.cli.argument_rules import DEFAULT_MODEL_DIRECTORY
 from kserve_lmcache.compat.kserve import import_without_flags
@@ -166,6 +166,7 @@ def _run(command: str, arguments: list[str]) -> int:
     if command == "bench":
         from kserve_lmcache.cli import bench
 
+        importing.end()
         text, exit_code = bench.run(arguments)
     else:
         # vLLM and LMCache log to the standard output, which has the command's result alone.

@@ -12,7 +12,7 @@ from pathlib import Path
 
 from kserve.logging import KSERVE_LOG_CONFIG, configure_logging
 
-from kserve_lmcache import __version__, logs
+from kserve_lmcache import __version__, importing, logs
 from kserve_lmcache.cli.arguments import parse_arguments
 from kserve_lmcache.compat.kserve import use_arguments
 from kserve_lmcache.compat.vllm import configure_logging as configure_vllms_logging
@@ -45,6 +45,7 @@ def run(argv: Sequence[str], levels: logs.LibraryLevels, given: Mapping[str, str
         KServeLMCacheError: the flags or the configuration cannot be served.
     """
     start_up_timing.reached(start_up_timing.IMPORTED)
+    importing.end()
     args = parse_arguments(argv)
     use_arguments(args)
     check_arguments(args, os.environ)
