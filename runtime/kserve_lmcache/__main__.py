@@ -1,12 +1,8 @@
-"""``python -m kserve_lmcache``. The processes of the engine import this module before any other."""
+"""``python -m kserve_lmcache``."""
 
 import sys
 
-from kserve_lmcache import importing
-
-importing.begin()
-
-from kserve_lmcache.cli.main import main  # noqa: E402
+from kserve_lmcache.command import main
 
 if __name__ == "__main__":
     sys.exit(main())

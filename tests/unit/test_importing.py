@@ -30,7 +30,7 @@ print(gc.get_threshold())
     assert printed(code) == USUAL
 
 
-@pytest.mark.parametrize("main", ["kserve_lmcache.__main__", "json"])
+@pytest.mark.parametrize("main", ["kserve_lmcache.command", "bdb"])
 def test_a_process_of_the_engine_begins_with_it(main: str) -> None:
     # multiprocessing imports the main module of the server before it imports anything of vLLM.
     code = f"""
