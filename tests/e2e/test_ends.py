@@ -24,7 +24,7 @@ ENDS: dict[str, tuple[list[str], dict[str, str], int, str]] = {
         "did you mean hermes?",
     ),
     "prefix": ([], {"KSERVE_OPENAI_ROUTE_PREFIX": "/openai/"}, 2, "write /openai"),
-    "metrics": ([], {"PROMETHEUS_MULTIPROC_DIR": "/proc/none"}, 2, "cannot hold the metrics"),
+    "metrics": ([], {"PROMETHEUS_MULTIPROC_DIR": "/proc/none"}, 1, "needed for metrics"),
     "former connector": ([CONNECTOR.format("LMCacheConnector")], {}, 2, "vLLM has no longer"),
     "broken connector": (
         [CONNECTOR.format("LMCacheMPConnector")],

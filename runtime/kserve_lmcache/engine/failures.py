@@ -35,9 +35,9 @@ _LOGGERS = ("vllm.v1.engine.", "vllm.v1.executor.")
 _EMPTY = re.compile(r"See (root cause|stack trace)|Executor failed\.|Failed core proc")
 _EXIT_CODE = re.compile(r"'([\w -]+)': (-?\d+)")
 _MOST_REPORTS = 20  # of a process
-# Seconds before the last error in which the first error is the cause. An earlier one, such as that
-# of an adapter that could not be loaded, ended nothing.
-_TOGETHER = 30.0
+# Seconds before the last error in which the first error is the cause: a worker's error ends the
+# engine at once. An earlier one, such as that of an adapter that could not be loaded, ended nothing.
+_TOGETHER = 3.0
 _LONGEST = 600  # characters of a cause
 
 # What to do about a cause, by its text. The first row that fits decides.
