@@ -36,7 +36,7 @@ _EMPTY = re.compile(r"See (root cause|stack trace)|Executor failed\.|Failed core
 _EXIT_CODE = re.compile(r"'([\w -]+)': (-?\d+)")
 _MOST_REPORTS = 20  # of a process
 # Seconds before the last error in which the first error is the cause: a worker's error ends the
-# engine at once. An earlier one, such as that of an adapter that could not be loaded, ended nothing.
+# engine at once. An earlier one, such as that of an adapter that cannot be loaded, ended nothing.
 _TOGETHER = 3.0
 _LONGEST = 600  # characters of a cause
 
