@@ -21,7 +21,7 @@ from kserve_lmcache.config.engine_shape import EngineShape
 _NAME = "server.json"
 _LARGEST_FILE = 2**22  # bytes
 _PROGRAM = "kserve-lmcache"
-_MODULES = ("kserve_lmcache", "kserve_lmcache.command")
+_MODULES = ("kserve_lmcache", "kserve_lmcache.cli.command")
 
 
 @dataclass(frozen=True)

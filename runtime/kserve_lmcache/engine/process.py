@@ -15,7 +15,8 @@ import sys
 from collections.abc import MutableMapping
 from pathlib import Path
 
-from kserve_lmcache import importing, logs, redaction
+from kserve_lmcache import logs, redaction
+from kserve_lmcache.compat import importing
 from kserve_lmcache.engine import failures
 from kserve_lmcache.metrics import start_up_timing
 
