@@ -37,7 +37,7 @@ _EXIT_CODE = re.compile(r"'([\w -]+)': (-?\d+)")
 _MOST_REPORTS = 20  # of a process
 # Seconds before the last error in which the first error is the cause: a worker's error ends the
 # engine at once. An earlier one, such as that of an adapter that cannot be loaded, ended nothing.
-_TOGETHER = 3.0
+_TOGETHER = 1.0
 _LONGEST = 600  # characters of a cause
 
 # What to do about a cause, by its text. The first row that fits decides.
