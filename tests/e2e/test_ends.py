@@ -55,6 +55,7 @@ def test_an_end_is_one_line(
     assert says in told.read_text()
 
 
+@pytest.mark.exhaustive
 def test_a_draft_model_works_or_ends_in_one_line(tmp_path: Path) -> None:
     told = tmp_path / "termination-log"
     told.touch()

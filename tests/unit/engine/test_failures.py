@@ -77,7 +77,7 @@ def collected(directory: Path, *errors: tuple[float, str]) -> Failures:
 
 
 def test_the_first_of_the_last_errors_is_the_cause(tmp_path: Path) -> None:
-    errors = [(0.1, "RuntimeError: Executor"), (3600, "no adapter"), (2, "OSError: the cause")]
+    errors = [(0.1, "RuntimeError: Executor"), (3600, "no adapter"), (0.9, "OSError: the cause")]
     found = collected(tmp_path, *errors)
     (tmp_path / "2-0.json").write_text("{half")
     assert found.cause("anything").startswith("OSError: the cause. ")
