@@ -242,7 +242,7 @@ def bench(
 
 
 NO_FAULT = Fault("none", lambda target: contextlib.nullcontext())
-# Gone, silent, cut off, wrong. tests/integration has every fault, without vLLM.
+# Gone, silent, cut off, wrong. The exhaustive selection has the others.
 USUAL = ("refused", "stopped", "reset in mid-value", "values bit flipped")
 
 
