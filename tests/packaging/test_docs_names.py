@@ -99,7 +99,7 @@ def paths(page: Path) -> list[str]:
     top = "|".join(
         re.escape(entry.name)
         for entry in ROOT.iterdir()
-        if entry.name not in (".git", ".venv", ".models", "build") and not entry.is_symlink()
+        if entry.name not in (".cache", ".git", ".venv", ".models", "build") and not entry.is_symlink()
     )
     found = []
     for text in (*spans(page), *blocks(page)):
