@@ -180,7 +180,7 @@ def test_a_user_without_one_of_the_tiers_commands(healthy: Store, missing: str) 
 
 
 def test_the_tier_sends_no_command_that_is_not_in_the_list(plain: Store) -> None:
-    store = RedisStore(redis_remote(plain), TierLimits(), "write", 100)
+    store = RedisStore(redis_remote(plain), TierLimits(), "write", lambda: 100)
     with closing(store), plain.client() as client, client.monitor() as monitor:
         entry = Entry("key", b"header", b"payload")
         store.ping()

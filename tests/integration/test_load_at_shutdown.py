@@ -10,7 +10,7 @@ import pytest
 
 from kserve_lmcache.compat.lmcache import engine as lmcache_engine
 from kserve_lmcache.connector import worker
-from kserve_lmcache.connector.stock import StockConnector
+from kserve_lmcache.connector.inprocess.stock import StockConnector
 from tests.support.simulated_engine import CHUNK, simulated
 from tests.support.waiting import until
 

@@ -14,8 +14,8 @@ from vllm.distributed.kv_transfer.kv_connector.v1.lmcache_connector import LMCac
 
 from kserve_lmcache.config.stores import Disk, Remote
 from kserve_lmcache.config.tier_limits import TierLimits
+from kserve_lmcache.connector.inprocess.start_proof import prove
 from kserve_lmcache.connector.proof import ProofError
-from kserve_lmcache.connector.start_proof import prove
 from kserve_lmcache.connector.trial import trial
 from kserve_lmcache.metrics.snapshots import NOT_PROVEN
 from tests.support.lmcache_engine import BLOCKS, NAMES, PAGES, use

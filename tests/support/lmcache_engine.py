@@ -12,8 +12,8 @@ from lmcache.v1.config import LMCacheEngineConfig
 from lmcache.v1.metadata import LMCacheMetadata
 
 from kserve_lmcache.compat.lmcache.copy_path import describe_bytes
-from kserve_lmcache.connector.copy.connector import BlockConnector
 from kserve_lmcache.connector.copy.pages import Page, Pages
+from kserve_lmcache.connector.inprocess.block_connector import BlockConnector
 
 # Of its KV cache.
 LAYERS, HEADS, HEAD_SIZE, CHUNK, BLOCK, BLOCKS = 2, 3, 8, 16, 4, 83

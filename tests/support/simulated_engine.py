@@ -354,7 +354,7 @@ class SimulatedEngine:
     def adapters(self) -> tuple[Any, Any]:
         """LMCache's own, of the scheduler and of the worker."""
         scheduler, worker = self.parts
-        return scheduler._stock.adapter, worker._stock.adapter
+        return scheduler._cache._adapter, worker._cache._adapter
 
     def forget_errors(self) -> None:
         """Begin to count and to log exceptions of LMCache anew."""

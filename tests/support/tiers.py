@@ -38,7 +38,7 @@ def redis_tier(
     limits = limits or TierLimits()
     largest = header_size(LAYOUT) + size
 
-    make_store = functools.partial(RedisStore, remote, limits, max_value_bytes=largest)
+    make_store = functools.partial(RedisStore, remote, limits, max_value_bytes=lambda: largest)
     tier = Tier(remote.url, make_store, limits, 16, size)
     try:
         if wait:
@@ -70,7 +70,7 @@ def disk_tier(
     limits = limits or TierLimits(lookup=1)
     directory = DiskDirectory(path, max_bytes)
 
-    make_store = functools.partial(DiskStore, directory, header_size(LAYOUT) + SIZE)
+    make_store = functools.partial(DiskStore, directory, lambda: header_size(LAYOUT) + SIZE)
     tier = Tier(str(path), make_store, limits, 16, SIZE)
     try:
         if wait:

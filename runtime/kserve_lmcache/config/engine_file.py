@@ -37,8 +37,9 @@ _SECRETS = "secrets.json"
 
 # The key of kv_connector_extra_config that says whether the server's process receives vLLM's stats.
 STATS_ARE_RECEIVED = "kserve_lmcache.stats_are_received"
-# The key of kv_connector_extra_config that has the setting ``copy``.
+# The keys of kv_connector_extra_config that have the settings ``copy`` and ``mode``.
 COPY = "kserve_lmcache.copy"
+MODE = "kserve_lmcache.mode"
 
 
 def write(

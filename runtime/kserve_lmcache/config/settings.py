@@ -26,6 +26,8 @@ ROUTE_GROUPS = (
     "repository",
 )
 
+# Choices of the setting ``mode``.
+IN_PROCESS, MULTIPROCESS = "in-process", "multiprocess"
 
 # vLLM's variable that turns a group on, as the setting does.
 _GROUP_VARIABLES = {"VLLM_ALLOW_RUNTIME_LORA_UPDATING": "lora"}
@@ -110,6 +112,15 @@ SETTINGS = (
         "uses LMCache's own kernels, which a CPU does not have. The server proves either at its "
         "start.",
         choices=("blocks", "lmcache"),
+    ),
+    Setting(
+        "mode",
+        str,
+        IN_PROCESS,
+        "Where the local tier is: in-process keeps it in the memory of vLLM's workers, "
+        "multiprocess in a cache server beside the engine.",
+        variable="LMCACHE_MODE",
+        choices=(IN_PROCESS, MULTIPROCESS),
     ),
     Setting(
         "compile_cache_dir",

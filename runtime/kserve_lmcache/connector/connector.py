@@ -12,6 +12,7 @@ from kserve_lmcache.connector.reporter import REPORTER
 from kserve_lmcache.connector.scheduler import SchedulerPart
 from kserve_lmcache.connector.stats import SnapshotReceiver, SnapshotStats, StartReport
 from kserve_lmcache.connector.worker import WorkerPart
+from kserve_lmcache.metrics.snapshots import Snapshots, merge, workers
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -31,7 +32,7 @@ if TYPE_CHECKING:
 
 
 class KServeLMCacheConnector(KVConnectorBase_V1):  # type: ignore[misc]
-    """LMCache's in-process connector for every device, with isolation, containment and reports.
+    """Connects vLLM to a cache of LMCache's on every device, with isolation, containment, reports.
 
     - Every request passes :mod:`.isolation`, which completes its keys.
     - A request waits for its load and is computed, and shared with others, after the load
@@ -40,7 +41,8 @@ class KServeLMCacheConnector(KVConnectorBase_V1):  # type: ignore[misc]
       request, and repairs afterwards.
     - Nothing that LMCache raises reaches vLLM (:mod:`.error_containment`). Each load ends in its
       step whatever happens: its blocks are loaded, or reported for vLLM to compute.
-    - A process whose LMCache does not start survives until the server has read the reason
+    - The cache is in the workers' processes or in one of its own (:mod:`.caches`).
+    - A process whose cache does not start survives until the server has read the reason
       (:mod:`.reporter`). The server then ends the engine.
 
     Attributes:
@@ -85,12 +87,12 @@ class KServeLMCacheConnector(KVConnectorBase_V1):  # type: ignore[misc]
     def get_kv_connector_stats(self) -> SnapshotStats | None:
         """This process's snapshot, if a metric has changed since the last delivery."""
         if self.role == KVConnectorRole.WORKER:
-            self.worker.set_local_bytes()
+            self.worker.set_metrics()
         snapshots = REPORTER.take_changes() if self._stats_are_received else None
         return None if snapshots is None else SnapshotStats(snapshots)
 
     def shutdown(self) -> None:
-        """Flush and stop LMCache."""
+        """Flush and stop the cache."""
         if self.role == KVConnectorRole.WORKER:
             REPORTER.remove("worker")
             self.worker.shutdown()
@@ -194,5 +196,8 @@ class KServeLMCacheConnector(KVConnectorBase_V1):  # type: ignore[misc]
         self, metadata: dict[tuple[int, int], StartReport]
     ) -> None:
         """Deliver the first snapshots of all workers, by their pipeline and tensor ranks."""
+        snapshots: Snapshots = {}
         for report in metadata.values():
-            REPORTER.add_others(report.snapshots)
+            merge(snapshots, report.snapshots)
+        REPORTER.add_others(snapshots)
+        self.scheduler.set_workers([each["worker"] for each in workers(snapshots)])

@@ -61,6 +61,12 @@ class Isolation:
         return True
 
 
+def tag_of(request: Request) -> str:
+    """The tag of a request that :meth:`Isolation.mark` has marked; empty without one."""
+    extra = getattr(request.sampling_params, "extra_args", None) or {}
+    return str((extra.get(_PARAMETERS) or {}).get(TAG, ""))
+
+
 def _digest(adapter: str, salt: str | None) -> str:
     # A salt may be a secret and may hold any character, so a key holds only its digest.
     canonical: Any = json.dumps([adapter, salt or ""])

@@ -6,7 +6,7 @@ import copy
 from collections.abc import Collection, Mapping, Sequence
 from collections.abc import Set as AbstractSet
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from vllm.distributed.kv_transfer.kv_connector.v1.base import KVConnectorMetadata
 
@@ -24,23 +24,6 @@ _BY_REQUEST = (
 )
 
 
-@dataclass(frozen=True)
-class Source:
-    """What a load reads.
-
-    Attributes:
-        tokens: the prompt up to the last token to load; a whole number of LMCache's chunks.
-        computed_tokens: how many of ``tokens`` vLLM has already.
-        blocks: the blocks of ``tokens``, in order.
-        request_configs: what LMCache puts into the keys beside the tokens.
-    """
-
-    tokens: list[int]
-    computed_tokens: int
-    blocks: Sequence[int]
-    request_configs: Mapping[str, str] | None
-
-
 @dataclass
 class Load:
     """The load of one request. It begins in the step that asks for it, and ends in any later one.
@@ -48,12 +31,13 @@ class Load:
     Attributes:
         request_id: the request.
         blocks: the blocks that vLLM waits for. Each is loaded, or reported as failed.
-        source: ``None`` when the scheduler could not determine the source; all blocks fail then.
+        source: what the worker's cache reads (:meth:`.SchedulerCache.allocated`); ``None`` when the
+            scheduler could not determine it; all blocks fail then.
     """
 
     request_id: str
     blocks: tuple[int, ...]
-    source: Source | None = None
+    source: Any = None
 
 
 @dataclass
@@ -61,14 +45,15 @@ class ConnectorMetadata(KVConnectorMetadata):  # type: ignore[misc]
     """What the workers do in one step.
 
     Attributes:
-        lmcache: LMCache's own metadata; ``None`` when LMCache could not build its metadata.
+        cache: for the worker's cache (:meth:`.SchedulerCache.build`); ``None`` when the scheduler's
+            cache could not build it.
         loads: the loads of this step.
-        unpinned: requests whose chunks LMCache need not hold any longer.
+        unpinned: requests whose chunks the cache need not hold any longer.
         tokens: the number of tokens that this step computes.
         traces: headers of the traced requests among those that are loaded or computed.
     """
 
-    lmcache: KVConnectorMetadata | None
+    cache: Any
     loads: Sequence[Load] = ()
     unpinned: Collection[str] = ()
     tokens: int = 0

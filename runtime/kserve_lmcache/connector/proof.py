@@ -1,8 +1,8 @@
 """The proof at every start that what is stored comes back, on the real KV cache.
 
-Random bytes are written into free blocks, stored into a memory object of LMCache's, and loaded into
-other blocks. All bytes must come back, and the blocks beside must be as before. No request runs
-yet, so all blocks are free. Block 0 is vLLM's null block, and is not used.
+Random bytes are written into free blocks, stored into a chunk of the cache, and loaded into other
+blocks. All bytes must come back, and the blocks beside must be as before. No request runs yet, so
+all blocks are free. Block 0 is vLLM's null block, and is not used.
 
 The proof reads and writes blocks by torch's own indexing of vLLM's tensors, not by the copy path.
 """
@@ -10,7 +10,6 @@ The proof reads and writes blocks by torch's own indexing of vLLM's tensors, not
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any
 
 import torch
 
@@ -19,8 +18,8 @@ from kserve_lmcache.connector.copy.layout import LayerBlocks, described
 _SEED = 0
 _INTEGERS = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
 
-# Copies between a memory object and the slots of tokens.
-Copy = Callable[..., None]
+# Copies between the chunk and blocks, of which it gets the numbers.
+Copy = Callable[[Sequence[int]], None]
 
 
 class ProofError(RuntimeError):
@@ -33,17 +32,15 @@ class Proof:
     Args:
         layers: of the KV cache.
         blocks: number of blocks of the KV cache.
-        tokens: of a block.
         most: the most blocks to store; those of a chunk.
 
     Attributes:
         count: number of blocks that are stored; 0 where the KV cache has too few.
     """
 
-    def __init__(self, layers: Sequence[LayerBlocks], blocks: int, tokens: int, most: int) -> None:
+    def __init__(self, layers: Sequence[LayerBlocks], blocks: int, most: int) -> None:
         self.count = max(0, min(most, (blocks - 1) // 2))
         self._layers = [_Layer(layer) for layer in layers]
-        self._tokens = tokens
         generator = torch.Generator().manual_seed(_SEED)
         order = (torch.randperm(max(0, blocks - 1), generator=generator) + 1).tolist()
         self._source, self._target = order[: self.count], order[self.count : 2 * self.count]
@@ -52,13 +49,12 @@ class Proof:
         self._beside = sorted(number for number in beside - used if number < blocks)
         self._generator = generator
 
-    def run(self, memory_obj: Any, store: Copy, load: Copy) -> None:
+    def run(self, store: Copy, load: Copy) -> None:
         """Store, load and compare. Leaves the blocks that were used zeroed.
 
         Args:
-            memory_obj: of LMCache's, for ``count`` blocks.
-            store: the copy path's ``batched_from_gpu``.
-            load: its ``batched_to_gpu``.
+            store: copies ``count`` blocks into the chunk.
+            load: copies the chunk to blocks.
 
         Raises:
             ProofError: a byte is wrong. The message names the layer, its layout and the byte.
@@ -68,11 +64,11 @@ class Proof:
         try:
             for layer, values in zip(self._layers, written, strict=True):
                 layer.write(self._source, values)
-            store(*self._whole(memory_obj), **self._arguments(self._source))
+            store(self._source)
             for layer, values in zip(self._layers, written, strict=True):
                 layer.compare(self._source, values, "a store changed what it stored")
                 layer.zero(self._source)
-            load(*self._whole(memory_obj), **self._arguments(self._target))
+            load(self._target)
             for layer, values in zip(self._layers, written, strict=True):
                 layer.compare(self._target, values, "what was stored did not come back")
             for layer, values in zip(self._layers, beside, strict=True):
@@ -83,15 +79,6 @@ class Proof:
             for layer, values in zip(self._layers, beside, strict=True):
                 layer.zero(self._source + self._target)
                 layer.write(self._beside, values)
-
-    def _whole(self, memory_obj: Any) -> tuple[list[Any], list[int], list[int]]:
-        return [memory_obj], [0], [self.count * self._tokens]
-
-    def _arguments(self, blocks: Sequence[int]) -> dict[str, Any]:
-        begins = torch.tensor(blocks) * self._tokens
-        slots = (begins[:, None] + torch.arange(self._tokens)).flatten()
-        tensors = [layer.tensor for layer in self._layers]
-        return {"kvcaches": tensors, "slot_mapping": slots.to(tensors[0].device)}
 
 
 class _Layer:

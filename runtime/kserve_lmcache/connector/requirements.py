@@ -22,9 +22,16 @@ _PLAIN_VALUES = {KVQuantMode.NONE, KVQuantMode.FP8_PER_TENSOR}
 
 
 def check_supported(
-    vllm_config: VllmConfig, kv_cache_config: KVCacheConfig, lmcache_config: LMCacheEngineConfig
+    vllm_config: VllmConfig,
+    kv_cache_config: KVCacheConfig,
+    lmcache_config: LMCacheEngineConfig | None = None,
 ) -> None:
     """Refuse an engine whose KV cache LMCache would get wrong.
+
+    Args:
+        vllm_config: the engine's.
+        kv_cache_config: the engine's.
+        lmcache_config: of the cache engine in the workers' processes, if there is one.
 
     Raises:
         NotImplementedError: with every reason.
@@ -76,7 +83,9 @@ def _of_the_kv_cache(kv_cache_config: KVCacheConfig, copies_blocks: bool) -> Ite
         yield f"the KV cache has scales between its values ({names})"
 
 
-def _of_the_configuration(config: LMCacheEngineConfig, copies_blocks: bool) -> Iterator[str]:
+def _of_the_configuration(config: LMCacheEngineConfig | None, copies_blocks: bool) -> Iterator[str]:
+    if config is None:
+        return
     if config.enable_blending:
         yield "enable_blending is set: LMCache loads KV that is not exact"
     for name in ("use_layerwise", "save_unfull_chunk"):

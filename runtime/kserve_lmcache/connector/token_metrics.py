@@ -7,10 +7,9 @@ from typing import TYPE_CHECKING
 from kserve_lmcache.metrics.table import metric
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Collection, Mapping
 
     from kserve_lmcache.tiers.guard.load_cost import PrefillRate
-    from kserve_lmcache.tiers.guard.tier import Tier
 
 LOCAL = "local_cpu"
 
@@ -19,7 +18,7 @@ class TokenMetrics:
     """Counts what our tiers do not count themselves.
 
     Args:
-        tiers: the tiers behind the local CPU tier, by their label in metrics.
+        tiers: labels in metrics of the tiers behind the local CPU tier.
         chunk_tokens: tokens of one chunk.
         is_first: whether this is the engine's first worker. All workers load the same tokens, and
             only the first worker counts them.
@@ -27,7 +26,7 @@ class TokenMetrics:
     """
 
     def __init__(
-        self, tiers: Mapping[str, Tier], chunk_tokens: int, is_first: bool, prefill: PrefillRate
+        self, tiers: Collection[str], chunk_tokens: int, is_first: bool, prefill: PrefillRate
     ) -> None:
         self._tiers = tiers
         self._chunk_tokens = chunk_tokens
@@ -35,12 +34,6 @@ class TokenMetrics:
         self._prefill = prefill
         if is_first:
             metric("saved_prefill_seconds_total")  # 0 until the speed is known
-
-    def count_lookup(self, chunks: int, local: int) -> None:
-        """Count a lookup of ``chunks`` chunks. The local tier has the first ``local`` of them."""
-        metric("lookups_total", tier=LOCAL).inc()
-        metric("lookup_hits_total", tier=LOCAL).inc(local)
-        metric("lookup_misses_total", tier=LOCAL).inc(chunks - local)
 
     def count_load(self, tokens: int, seconds: float, read: Mapping[str, int]) -> dict[str, int]:
         """Count the load of a prompt.
@@ -64,3 +57,10 @@ class TokenMetrics:
             if self._prefill.tokens_per_second is not None:
                 metric("saved_prefill_seconds_total").inc(tokens / self._prefill.tokens_per_second)
         return sources
+
+
+def count_lookup(chunks: int, local: int) -> None:
+    """Count a lookup of ``chunks`` chunks. The local tier has the first ``local`` of them."""
+    metric("lookups_total", tier=LOCAL).inc()
+    metric("lookup_hits_total", tier=LOCAL).inc(local)
+    metric("lookup_misses_total", tier=LOCAL).inc(chunks - local)

@@ -5,9 +5,9 @@ from __future__ import annotations
 import torch
 
 from kserve_lmcache.compat.lmcache import copy_path
-from kserve_lmcache.connector.copy.connector import BlockConnector
 from kserve_lmcache.connector.copy.pages import Page, Pages
-from kserve_lmcache.connector.start_proof import prove
+from kserve_lmcache.connector.inprocess.block_connector import BlockConnector
+from kserve_lmcache.connector.inprocess.start_proof import prove
 
 _LAYERS, _BLOCKS, _TOKENS, _HEADS, _SIZE = 4, 67, 16, 8, 128
 _CHUNK = 16 * _TOKENS

@@ -184,7 +184,7 @@ def round_trip(store: CheckedStore) -> Finding:
     entry = Entry(key, encode_header(key, Layout("doctor", ()), payload), payload)
     amount = size(len(payload))
     limits = TierLimits(connect=timeout, write=timeout, ttl=_ROUND_TRIP_TTL)
-    with closing(RedisStore(store.remote, limits, "write", entry.size)) as tier:
+    with closing(RedisStore(store.remote, limits, "write", lambda: entry.size)) as tier:
         calls: dict[str, Callable[[], Any]] = {
             "ping": tier.ping,  # the connection and the login are not measured
             "set": lambda: tier.write([entry]),

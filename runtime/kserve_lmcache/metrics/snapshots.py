@@ -7,7 +7,9 @@ are there in a process that has the role:
 - ``metrics``: the samples of the process's registry;
 - ``scheduler``: ``failure``, why LMCache does not work there (empty when LMCache works);
 - ``worker``: ``rank``, ``failure``, ``tiers`` (the reports of the tiers by name), ``proof``
-  (what was proven at the start, in words), and ``moments`` of the process's start;
+  (what was proven at the start, in words), ``form`` (what the
+  scheduler's process has to know of the worker's KV cache), and ``moments`` of the process's start;
+- ``cache_server``: ``tiers`` (the reports of the tiers by name); ``None`` once it has ended;
 - ``config``: the configuration that the worker's LMCache uses. Only a worker's first snapshot has
   this field.
 """
@@ -18,7 +20,7 @@ import json
 import os
 import socket
 import threading
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -61,6 +63,30 @@ def write_file(directory: Path, snapshots: Mapping[str, Snapshot]) -> None:
     path = directory / _FILE.format(os.getpid())
     new = path.with_suffix(".new")
     new.write_text(json.dumps(snapshots, default=str), "utf-8")
+    new.replace(path)
+
+
+def end_file(directory: Path, pid: int, is_gauge: Callable[[str], bool]) -> None:
+    """Take the state of a process that was killed out of its file. What it counted stays.
+
+    Args:
+        directory: that has the file.
+        pid: of the process.
+        is_gauge: whether a metric of this name is a state.
+
+    Raises:
+        OSError: the file cannot be written.
+    """
+    path = directory / _FILE.format(pid)
+    if not path.exists():
+        return
+    found: Snapshots = json.loads(path.read_text("utf-8"))
+    for snapshot in found.values():
+        snapshot["sequence"] += 1
+        snapshot["metrics"] = [each for each in snapshot["metrics"] if not is_gauge(each[0])]
+        snapshot["cache_server"] = None
+    new = path.with_suffix(".new")
+    new.write_text(json.dumps(found), "utf-8")
     new.replace(path)
 
 

@@ -147,7 +147,9 @@ class RemoteTierConnector(TierConnector):
         make_store: Callable[[CallKind], Store]
         if remote.speaks_redis:
             largest = header_size(self._chunk_layout) + self.full_chunk_size_bytes
-            make_store = functools.partial(RedisStore, remote, limits, max_value_bytes=largest)
+            make_store = functools.partial(
+                RedisStore, remote, limits, max_value_bytes=lambda: largest
+            )
         else:
             size = value_size(self._chunk_layout, self.full_chunk_size_bytes)
             connectors = Connectors(
@@ -171,7 +173,7 @@ class DiskTierConnector(TierConnector):
         max_value_bytes = header_size(self._chunk_layout) + size
         self.tier = Tier(
             str(self._directory.path),
-            functools.partial(DiskStore, self._directory, max_value_bytes),
+            functools.partial(DiskStore, self._directory, lambda: max_value_bytes),
             limits,
             context.config.chunk_size,
             size,

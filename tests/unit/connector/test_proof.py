@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import torch
 
-from kserve_lmcache.connector.copy.connector import BlockConnector
+from kserve_lmcache.connector.inprocess.block_connector import BlockConnector
 from kserve_lmcache.connector.proof import Proof, ProofError
 from tests.support.layouts import DEVICE, LAYOUTS, Cache, Sizes, cache
 

@@ -8,6 +8,5 @@ that nothing depends on what a byte means.
 - :mod:`.pages` reads from vLLM's configuration how large a block is;
 - :mod:`.layout` finds the bytes of the blocks in the tensor of a layer;
 - :mod:`.paged_cache` copies blocks of all layers within the memory of one device;
-- :mod:`.transfer` copies them to and from LMCache's memory, on streams where the device has any;
-- :mod:`.connector` is what LMCache calls.
+- :mod:`.transfer` copies them to and from the memory of the host, by streams of the device.
 """

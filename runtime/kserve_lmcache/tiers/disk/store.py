@@ -7,7 +7,7 @@ import errno
 import os
 import tempfile
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 from kserve_lmcache.tiers.disk.directory import TEMPORARY, DiskDirectory, file_name
 from kserve_lmcache.tiers.disk.index import File
@@ -40,11 +40,13 @@ class DiskStore:
 
     Args:
         directory: shared by all clients.
-        max_value_bytes: a larger file is damaged.
+        max_value_bytes: returns the bytes of a full chunk's value. A larger file is damaged.
         kind: of the calls. A lookup trusts the index, and ends at the first missing value.
     """
 
-    def __init__(self, directory: DiskDirectory, max_value_bytes: int, kind: CallKind) -> None:
+    def __init__(
+        self, directory: DiskDirectory, max_value_bytes: Callable[[], int], kind: CallKind
+    ) -> None:
         self._directory = directory
         self._max_value_bytes = max_value_bytes
         self._is_lookup = kind == "lookup"
@@ -140,7 +142,7 @@ class DiskStore:
 
     def _content(self, handle: int) -> Buffer:
         size = os.fstat(handle).st_size
-        if size > self._max_value_bytes:
+        if size > self._max_value_bytes():
             return b""
         if len(self._buffer) < size:
             self._buffer = memoryview(bytearray(size))

@@ -82,10 +82,16 @@ class Breaker:
         if share is not None:
             self._record(share > SLOW, f"most calls take over {SLOW:.0%} of their deadline")
 
-    def failed(self, kind: str, reason: str) -> None:
-        """Records that a call of this kind failed or missed its deadline."""
+    def failed(self, kind: str, reason: str, at_once: bool = False) -> None:
+        """Records that a call of this kind failed or missed its deadline.
+
+        Args:
+            kind: of the call.
+            reason: why it failed.
+            at_once: whether the store is given up after this one failure.
+        """
         with self._changed:
-            self._failures[kind] += 1
+            self._failures[kind] += _MAX_FAILURES if at_once else 1
             self._last_call = time.monotonic()
         self._record(True, f"{kind}: {reason}")
 

@@ -6,6 +6,7 @@ import math
 import time
 from collections import deque
 from statistics import median
+from typing import Protocol
 
 MIB = 2**20
 
@@ -32,6 +33,14 @@ class _Rate:
         self._samples.append(sample)
         if len(self._samples) >= _MIN_SAMPLES:
             self.median = median(self._samples)
+
+
+class Rate(Protocol):
+    """A rate that is measured somewhere."""
+
+    @property
+    def tokens_per_second(self) -> float | None:
+        """The rate; ``None`` while it is not known."""
 
 
 class PrefillRate:
@@ -71,8 +80,10 @@ class LoadCost:
         grace: seconds that a load may take whatever its size.
 
     Attributes:
-        prefill: the engine's rate; the connector replaces it with the one that it measures.
+        prefill: the engine's rate; replaced by the one that is measured.
     """
+
+    prefill: Rate
 
     def __init__(self, grace: float) -> None:
         self.prefill = PrefillRate()

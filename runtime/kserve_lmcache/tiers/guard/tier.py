@@ -53,6 +53,7 @@ class Tier:
     Attributes:
         counters: what has happened in the tier.
         load_cost: decides which loads are worth their time.
+        chunk_bytes: as given; may be set when it is known.
     """
 
     def __init__(
@@ -70,7 +71,7 @@ class Tier:
         self._address = address
         self._limits = limits
         self._chunk_tokens = chunk_tokens
-        self._chunk_bytes = chunk_bytes
+        self.chunk_bytes = chunk_bytes
         self._name = name
         self._title = f"{name} tier {address}"
         self._extra_report = extra_report
@@ -104,6 +105,11 @@ class Tier:
             self._on_full,
             self._log_bug,
         )
+
+    @property
+    def fetch_seconds(self) -> float:
+        """How long a lookup and a load may take together."""
+        return self._limits.lookup + self._limits.load
 
     def lookup(self, keys: Sequence[str]) -> int:
         """Returns how many of ``keys``, counted from the first, are stored and worth loading."""
@@ -247,7 +253,7 @@ class Tier:
 
     def _amount(self, chunks: int) -> tuple[int, int]:
         """Returns the tokens and the bytes of some chunks."""
-        return chunks * self._chunk_tokens, chunks * self._chunk_bytes
+        return chunks * self._chunk_tokens, chunks * self.chunk_bytes
 
     def _call(self, kind: CallKind, operation: Callable[[Store], T], seconds: float) -> T | None:
         began = time.monotonic()

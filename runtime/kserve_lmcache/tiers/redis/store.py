@@ -46,18 +46,19 @@ class RedisStore:
         limits: of a batch and a connection, and the time to live of values.
         kind: of the calls. Names the connection in ``CLIENT LIST`` and chooses the timeout of
             each answer; the deadlines of the calls hold beside it.
-        max_value_bytes: of a full chunk's value. Of a larger value, which only somebody else can
-            have written, no more than one byte beyond is read.
+        max_value_bytes: returns the bytes of a full chunk's value. Of a larger value, which only
+            somebody else can have written, no more than one byte beyond is read.
     """
 
     def __init__(
-        self, remote: Remote, limits: TierLimits, kind: CallKind, max_value_bytes: int
+        self,
+        remote: Remote,
+        limits: TierLimits,
+        kind: CallKind,
+        max_value_bytes: Callable[[], int],
     ) -> None:
         self._remote = remote
-        # The last byte of a range belongs to it, so this is one byte more than the largest value.
-        self._last_byte = max_value_bytes
-        # Values that a load has requested and not read.
-        self._window = max(1, limits.batch_bytes // max_value_bytes)
+        self._max_value_bytes = max_value_bytes
         self._limits = limits
         timeouts = {"load": limits.load, "write": limits.write}
         self._timeout = timeouts.get(kind, limits.connect)
@@ -113,6 +114,16 @@ class RedisStore:
         """Closes the connections."""
         if self._client is not None:
             self._client.close()
+
+    @property
+    def _last_byte(self) -> int:
+        """The end of a range: it belongs to the range, so it is one more than the largest value."""
+        return self._max_value_bytes()
+
+    @property
+    def _window(self) -> int:
+        """The number of values that a load has requested and not read."""
+        return max(1, self._limits.batch_bytes // self._max_value_bytes())
 
     @property
     def _is_cluster(self) -> bool:

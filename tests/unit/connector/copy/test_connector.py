@@ -11,8 +11,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from kserve_lmcache.connector.copy.connector import BlockConnector
 from kserve_lmcache.connector.copy.pages import Page, Pages
+from kserve_lmcache.connector.inprocess.block_connector import BlockConnector
 from tests.support.layouts import DEVICE, LAYOUTS, Cache, Sizes, cache
 
 SIZES = Sizes(layers=2, blocks=13, tokens=4, heads=2, size=8, dtype=torch.bfloat16)

@@ -37,7 +37,7 @@ def directory(tmp_path: Path) -> Iterator[DiskDirectory]:
 
 
 def client(directory: DiskDirectory, name: str = "write") -> DiskStore:
-    return DiskStore(directory, header_size(LAYOUT) + SIZE, name)
+    return DiskStore(directory, lambda: header_size(LAYOUT) + SIZE, name)
 
 
 def entry(key: str, size: int = SIZE) -> Entry:

@@ -10,10 +10,9 @@ from vllm.distributed.kv_transfer.kv_connector.v1.lmcache_connector import LMCac
 
 from kserve_lmcache.compat.lmcache import copy_path
 from kserve_lmcache.compat.lmcache import engine as lmcache_engine
-from kserve_lmcache.connector.copy.connector import BlockConnector
 from kserve_lmcache.connector.copy.pages import pages_of
 from kserve_lmcache.connector.cpu_affinity import use_all_cores
-from kserve_lmcache.connector.error_containment import ErrorContainment
+from kserve_lmcache.connector.inprocess.block_connector import BlockConnector
 from kserve_lmcache.connector.requirements import check_supported, copy_of
 from kserve_lmcache.identity.namespace import NAMESPACE
 
@@ -24,36 +23,24 @@ if TYPE_CHECKING:
 
 
 class StockConnector:
-    """Creates vLLM's LMCache connector. Survives when that fails, and keeps the reason.
+    """VLLM's LMCache connector in this process.
 
     Attributes:
-        connector: vLLM's connector; missing when its creation failed.
-        containment: counts and logs what LMCache raises.
-    """
+        connector: vLLM's connector.
 
-    connector: LMCacheConnectorV1
+    Raises:
+        NotImplementedError: the connector does not support the engine.
+        Exception: LMCache cannot start.
+    """
 
     def __init__(
         self, vllm_config: VllmConfig, role: KVConnectorRole, kv_cache_config: KVCacheConfig
     ) -> None:
-        self.containment = ErrorContainment()
-        try:
-            self.connector = _create(vllm_config, role, kv_cache_config)
-        except Exception as error:
-            self.containment.give_up("__init__", error)
-
-    @property
-    def is_created(self) -> bool:
-        """Whether vLLM's connector could be created."""
-        return hasattr(self, "connector")
+        self.connector = _create(vllm_config, role, kv_cache_config)
 
     @property
     def adapter(self) -> LMCacheConnectorV1Impl:
-        """LMCache's own part of the connector.
-
-        Raises:
-            AttributeError: the connector could not be created.
-        """
+        """LMCache's own part of the connector."""
         return lmcache_engine.adapter_of(self.connector)
 
     def stop(self) -> None:
@@ -64,12 +51,6 @@ class StockConnector:
 def _create(
     vllm_config: VllmConfig, role: KVConnectorRole, kv_cache_config: KVCacheConfig
 ) -> LMCacheConnectorV1:
-    """Create vLLM's connector.
-
-    Raises:
-        NotImplementedError: the connector does not support the engine.
-        Exception: LMCache cannot start.
-    """
     lmcache_config = lmcache_engine.process_config()
     check_supported(vllm_config, kv_cache_config, lmcache_config)
     named, device = _named(vllm_config), vllm_config.device_config.device_type

@@ -3,19 +3,20 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import torch
 
 from kserve_lmcache.compat.lmcache import copy_path
 from kserve_lmcache.connector.copy.paged_cache import PagedCache
-from kserve_lmcache.connector.proof import Proof, ProofError
+from kserve_lmcache.connector.proof import Copy, Proof, ProofError
 from kserve_lmcache.metrics.snapshots import NOT_PROVEN
 from kserve_lmcache.tiers.guard.proof import WrongValueError
 
 if TYPE_CHECKING:
     from lmcache.integration.vllm.vllm_v1_adapter import LMCacheConnectorV1Impl
+    from lmcache.v1.gpu_connector.gpu_connectors import GPUConnectorInterface
 
     from kserve_lmcache.connector.copy.pages import Pages
 
@@ -45,7 +46,7 @@ def prove(
         UnknownLayoutError: the KV cache is no list of blocks.
     """
     began, layers = time.monotonic(), PagedCache.of(kv_caches, pages).layers
-    proof = Proof(layers, pages.blocks, pages.tokens, adapter.config.chunk_size // pages.tokens)
+    proof = Proof(layers, pages.blocks, adapter.config.chunk_size // pages.tokens)
     if not proof.count:
         return f"{NOT_PROVEN}: the KV cache has {pages.blocks} blocks"
     copies = copy_path.copy_path(adapter)
@@ -54,7 +55,9 @@ def prove(
         return f"{NOT_PROVEN}: LMCache's local CPU tier has no room for a chunk"
     try:
         with torch.inference_mode():
-            proof.run(memory_obj, copies.batched_from_gpu, copies.batched_to_gpu)
+            proof.run(
+                *copies_of(copies, memory_obj, [each.tensor for each in layers], pages.tokens)
+            )
         milliseconds = 1000 * (time.monotonic() - began)
         said = [
             f"{proof.count} of {pages.blocks} blocks of {len(layers)} layers came back, "
@@ -64,6 +67,38 @@ def prove(
     finally:
         memory_obj.ref_count_down()
     return "; ".join(said)
+
+
+def copies_of(
+    copy: GPUConnectorInterface, memory_obj: Any, layers: Sequence[torch.Tensor], tokens: int
+) -> tuple[Copy, Copy]:
+    """How a copy path of LMCache's stores and loads blocks.
+
+    Args:
+        copy: the copy path.
+        memory_obj: the chunk.
+        layers: of the KV cache.
+        tokens: of a block.
+
+    Returns:
+        What copies blocks into the chunk, and what copies the chunk to blocks.
+    """
+
+    def whole(blocks: Sequence[int]) -> dict[str, Any]:
+        begins = torch.tensor(blocks) * tokens
+        slots = (begins[:, None] + torch.arange(tokens)).flatten()
+        return {
+            "memory_objs": [memory_obj],
+            "starts": [0],
+            "ends": [len(slots)],
+            "kvcaches": list(layers),
+            "slot_mapping": slots.to(layers[0].device),
+        }
+
+    return (
+        lambda blocks: copy.batched_from_gpu(**whole(blocks)),
+        lambda blocks: copy.batched_to_gpu(**whole(blocks)),
+    )
 
 
 def _through(name: str, tier: Any, memory_obj: Any) -> str:

@@ -1,0 +1,1 @@
+"""The cache in the engine's own processes: vLLM's LMCache connector and LMCache's cache engine."""
