@@ -37,13 +37,15 @@ from vllm.v1.request import Request, RequestStatus
 from vllm.v1.structured_output import StructuredOutputManager
 from vllm.v1.worker.kv_connector_model_runner_mixin import KVConnectorModelRunnerMixin
 
-from kserve_lmcache.config.engine_file import STATS_ARE_RECEIVED
+from kserve_lmcache.config.engine_file import MODE, STATS_ARE_RECEIVED
+from kserve_lmcache.config.settings import IN_PROCESS, MULTIPROCESS
 from kserve_lmcache.connector import KServeLMCacheConnector
 from kserve_lmcache.connector.scheduler import SchedulerPart
 from kserve_lmcache.connector.worker import WorkerPart
 from kserve_lmcache.engine.plan import CONNECTOR, CONNECTOR_MODULE
 from kserve_lmcache.identity.namespace import NAMESPACE
 from kserve_lmcache.metrics.snapshots import Snapshots, merge
+from tests.support.cache_server import CacheServer
 from tests.support.ports import free_port
 
 LAYERS, HEADS, HEAD_SIZE = 2, 2, 8
@@ -94,6 +96,7 @@ def simulated(
     directory: Path,
     blocks: int = 64,
     lmcache: Mapping[str, str] | None = None,
+    server: CacheServer | None = None,
     **arguments: Any,
 ) -> Iterator[SimulatedEngine]:
     """An engine with an LMCache of its own.
@@ -102,6 +105,7 @@ def simulated(
         directory: for the model's configuration.
         blocks: of vLLM's cache.
         lmcache: more of LMCache's variables, without their prefix.
+        server: in place of the LMCache in the engine's process.
         **arguments: vLLM's.
     """
     with pytest.MonkeyPatch.context() as patch:
@@ -110,7 +114,11 @@ def simulated(
         for name, value in {**LMCACHE, **(lmcache or {})}.items():
             patch.setenv(f"LMCACHE_{name}", value)
         patch.setattr(lmcache_utils, "_config_instance", None)
-        config = _engine_config(directory, **arguments)
+        mode = IN_PROCESS
+        if server is not None:
+            mode = MULTIPROCESS
+            patch.setenv("LMCACHE_CONFIG_FILE", str(server.file))
+        config = _engine_config(directory, mode, **arguments)
         with set_current_vllm_config(config):
             parallel_state.init_distributed_environment(
                 1, 0, f"tcp://127.0.0.1:{free_port()}", 0, backend="gloo"
@@ -129,7 +137,7 @@ def simulated(
             parallel_state.destroy_distributed_environment()
 
 
-def _engine_config(directory: Path, **arguments: Any) -> VllmConfig:
+def _engine_config(directory: Path, mode: str, **arguments: Any) -> VllmConfig:
     (directory / "config.json").write_text(json.dumps(CONFIG))
     defaults: dict[str, Any] = {
         "max_model_len": 1024,
@@ -150,7 +158,11 @@ def _engine_config(directory: Path, **arguments: Any) -> VllmConfig:
             kv_connector_module_path=CONNECTOR_MODULE,
             kv_role="kv_both",
             kv_load_failure_policy="recompute",
-            kv_connector_extra_config={NAMESPACE: "simulated", STATS_ARE_RECEIVED: True},
+            kv_connector_extra_config={
+                NAMESPACE: "simulated",
+                STATS_ARE_RECEIVED: True,
+                MODE: mode,
+            },
         ),
         **wanted,
     ).create_engine_config()
@@ -282,6 +294,8 @@ class SimulatedEngine:
             self.scheduler = scheduler(
                 config, kv_cache, StructuredOutputManager(config), BLOCK, log_stats=True
             )
+        report = connector.get_handshake_metadata()
+        self.scheduler.connector.set_xfer_handshake_metadata_pp_aware({(0, 0): report})
         self.said: dict[str, list[int]] = {}
         self.finished: set[str] = set()
         self.hits = self.failed = 0

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+
 from kserve_lmcache.config import disk_tier, local_tier, memory_budget, remote_tier
 from kserve_lmcache.config.configuration import Configuration
 from kserve_lmcache.config.credentials import remote_of
@@ -27,6 +29,8 @@ def complete(
     size_local_tier(configuration, shape, needs)
     if shape:
         local_tier.check(configuration, memory_limit(), shape)
+        if needs.has_cache_server:
+            local_tier.check_shared_memory(configuration, needs.all_workers, os.environ)
     remote_tier.complete(configuration)
     disk_tier.complete(configuration, shape)
     return remote_of(configuration)
@@ -37,7 +41,8 @@ def size_local_tier(configuration: Configuration, shape: EngineShape | None, nee
     memory, name = memory_limit(), "max_local_cpu_size"
     if name not in configuration.values or configuration.source(name).startswith("default"):
         request = shape.request_bytes if shape else 0
-        configuration.values[name] = local_tier.default_size(memory, needs, request)
+        free = local_tier.free_shared_memory(os.environ) if needs.has_cache_server else None
+        configuration.values[name] = local_tier.default_size(memory, needs, request, free)
     size = configuration.get(name) * memory_budget.GIB
     # A tier that is too large by itself has a problem of its own.
     if shape and size * needs.all_workers <= memory.value:

@@ -2,31 +2,43 @@
 
 from __future__ import annotations
 
+import os
+from collections.abc import Mapping
+from pathlib import Path
+
+from kserve_lmcache.compat.vllm import least_shared_memory
 from kserve_lmcache.config import memory_budget
 from kserve_lmcache.config.configuration import Configuration, Value
+from kserve_lmcache.config.directories import Directory, fault_of
 from kserve_lmcache.config.engine_shape import EngineShape
 from kserve_lmcache.config.memory_budget import Needs
 from kserve_lmcache.config.remote_tier import uses_remote_tier
 from kserve_lmcache.config.resources import Limit
 
 GIB = 2**30
+SHARED_MEMORY = Path("/dev/shm")  # noqa: S108
 
 # The tier's share of the container's memory. With an accelerator, that memory holds little else
 # during serving. On a CPU, it holds the weights and vLLM's own KV cache as well.
 _SHARE = {"cuda": 0.4, "cpu": 0.15}
 _LARGEST_DEFAULT_GIB = 32.0  # pinning more memory takes minutes at every start
+# Of what is free in /dev/shm: other processes of the container may use it as well.
+_SHARE_OF_SHARED_MEMORY = 0.9
 _SMALLEST_DEFAULT_GIB = 0.125
 # The default holds the longest request when that takes at most this share of the memory.
 _LARGEST_SHARE_OF_REQUEST = 0.5
 
 
-def default_size(memory: Limit, needs: Needs, request_bytes: int = 0) -> Value:
+def default_size(
+    memory: Limit, needs: Needs, request_bytes: int = 0, shared_memory: int | None = None
+) -> Value:
     """The default of ``max_local_cpu_size`` in GiB. LMCache allocates the size in each worker.
 
     Args:
         memory: the memory of the container, in bytes.
         needs: what the server needs besides the tier.
         request_bytes: the KV of the longest request in one worker. 0 when it is not known.
+        shared_memory: what is free in ``/dev/shm`` for a cache server; ``None`` without one.
     """
     workers = needs.all_workers
     share = _SHARE.get(needs.device, _SHARE["cuda"])
@@ -42,6 +54,8 @@ def default_size(memory: Limit, needs: Needs, request_bytes: int = 0) -> Value:
     request = request_bytes / GIB
     if size < request <= min(room, memory.value * _LARGEST_SHARE_OF_REQUEST / GIB / workers):
         size, reason = request, f"one request of the longest length, more than {reason}"
+    if shared_memory is not None and (most := shared_memory / GIB / workers) < size:
+        size, reason = most, f"what is free of {SHARED_MEMORY}"
     size = round(max(size, _SMALLEST_DEFAULT_GIB) + 0.0005, 3)
     shared = f", shared by {workers} workers" if workers > 1 else ""
     return Value(size, f"default: {reason}{shared}")
@@ -59,6 +73,38 @@ def check(configuration: Configuration, memory: Limit, shape: EngineShape) -> No
             "chunk_size",
             f"of {chunk_size} is no multiple of vLLM's block size {shape.block_size}",
             f"Use {nearest}, or set --block-size.",
+        )
+
+
+def free_shared_memory(environ: Mapping[str, str]) -> int:
+    """The bytes of ``/dev/shm`` that vLLM's queues leave to a cache server."""
+    state = os.statvfs(SHARED_MEMORY)
+    free = state.f_bavail * state.f_frsize
+    return max(0, int(_SHARE_OF_SHARED_MEMORY * (free - least_shared_memory(environ))))
+
+
+def check_shared_memory(
+    configuration: Configuration, workers: int, environ: Mapping[str, str]
+) -> None:
+    """Add the problem of a cache server's memory that does not fit into ``/dev/shm``.
+
+    Args:
+        configuration: complete.
+        workers: of all engines.
+        environ: may set what vLLM's queues need there.
+    """
+    size = int(configuration.get("max_local_cpu_size") * workers * GIB)
+    needed = Directory(
+        "the local tier and the queues between vLLM's processes",
+        SHARED_MEMORY,
+        least_free=size + least_shared_memory(environ),
+    )
+    if found := fault_of(needed):
+        configuration.add_problem(
+            "max_local_cpu_size",
+            f"does not fit: {found.message}",
+            "Mount more memory at /dev/shm (docker run --shm-size; in Kubernetes an emptyDir with "
+            "medium: Memory), lower max_local_cpu_size, or use mode=in-process.",
         )
 
 

@@ -20,6 +20,7 @@ PROCESSES: Mapping[str, Mapping[str, float]] = {
     "cpu": {"API process": 0.75, "EngineCore": 0.6, "worker": 0.8, "/dev/shm": 0.05},  # noqa: S108
     "cuda": {"API process": 0.75, "EngineCore": 0.75, "worker": 2.0, "/dev/shm": 0.1},  # noqa: S108
 }
+_CACHE_SERVER = 0.4  # GiB of its processes, on any device
 # Of the memory, for what nobody counts: requests, compilation, the page cache.
 SPARE = 0.2
 # Of the memory, at most: vLLM's own KV cache on a CPU.
@@ -42,6 +43,7 @@ class Needs:
         weights: of one engine, in this memory; 0 where they are not known or elsewhere.
         kv_cache: vLLM's own, of one worker, in this memory.
         offloaded: what flags of vLLM take of this memory on behalf of an accelerator, in all.
+        has_cache_server: whether the local tier is in a process of its own.
     """
 
     device: str
@@ -50,6 +52,7 @@ class Needs:
     weights: int = 0
     kv_cache: int = 0
     offloaded: int = 0
+    has_cache_server: bool = False
 
     @property
     def all_workers(self) -> int:
@@ -72,6 +75,7 @@ class Needs:
             "weights": self.weights * self.engines,
             "vLLM's KV cache": self.kv_cache * self.all_workers,
             "offloaded by vLLM": self.offloaded,
+            "cache server": _CACHE_SERVER * GIB if self.has_cache_server else 0,
             "local tier": tier * self.all_workers,
             "/dev/shm": shared_memory,  # noqa: S108
         }

@@ -13,7 +13,7 @@ from typing import Any
 
 from kserve_lmcache.compat import vllm
 from kserve_lmcache.compat.lmcache import configuration as lmcache
-from kserve_lmcache.config import keys, ranges, store_url
+from kserve_lmcache.config import keys, mode_rules, ranges, store_url
 from kserve_lmcache.config.configuration import Configuration, show
 from kserve_lmcache.config.settings import ROUTE_GROUPS, SETTINGS, parse_route_groups
 from kserve_lmcache.config.store_url import StoreURLError
@@ -393,6 +393,14 @@ def _engine_names(context: Context) -> Iterator[Problem]:
         yield context.problem("pre_caching_hash_algorithm", message, fix)
 
 
-FAST: tuple[Check, ...] = (_ranges, _choices, _shutdown, *TABLE, _remote_url, _lmcache_accepts)
+FAST: tuple[Check, ...] = (
+    _ranges,
+    _choices,
+    _shutdown,
+    *TABLE,
+    mode_rules.check,
+    _remote_url,
+    _lmcache_accepts,
+)
 # The last check reads files of the engine's packages.
 ALL: tuple[Check, ...] = (*FAST, _engine_names)

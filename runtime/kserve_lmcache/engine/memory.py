@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from argparse import Namespace
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 
 from kserve_lmcache.config import memory_budget
@@ -58,11 +59,10 @@ def size_kv_cache(
         The needs with the KV cache.
     """
     if not _is_sized(args, environ):
-        without = Needs(needs.device, needs.workers, needs.engines, needs.weights)
+        without = replace(needs, kv_cache=0)
         args.kv_cache_memory_bytes = memory_budget.default_kv_cache(memory, without)
         args.kv_cache_is_default = True
-    size = _kv_cache(args, environ, needs)
-    return Needs(needs.device, needs.workers, needs.engines, needs.weights, size)
+    return replace(needs, kv_cache=_kv_cache(args, environ, needs))
 
 
 def _is_sized(args: Namespace, environ: Mapping[str, str]) -> bool:

@@ -15,6 +15,7 @@ from vllm.config import VllmConfig
 from vllm.usage.usage_lib import UsageContext
 from vllm.v1.engine.async_llm import AsyncLLM
 
+from kserve_lmcache.cache_server.supervisor import Supervisor
 from kserve_lmcache.compat import vllm
 from kserve_lmcache.compat.vllm import init_app_state
 from kserve_lmcache.config import engine_file
@@ -60,6 +61,7 @@ class LMCacheModel(_Base):  # type: ignore[misc, valid-type]
         self.engine_config = engine_config
         self.started = False
         self.vllm_app: Any = None
+        self._cache_server: Supervisor | None = None
         self._build_app = build_app
         self._failures = failures
         logger.debug("Model base class %s: %s", _Base.__module__, BASE_REASON)
@@ -71,11 +73,14 @@ class LMCacheModel(_Base):  # type: ignore[misc, valid-type]
             OffloadUnavailableError: LMCache does not work in a worker, and offloading is required.
             KServeLMCacheError: vLLM's engine did not start.
         """
-        self.engine_client = self._create_engine()
         path = self.offload.engine_file
+        if path is not None and self.offload.cache_server_bytes:
+            self._cache_server = Supervisor(path, self.offload.cache_server_bytes)
+        self.engine_client = self._create_engine()
         if path is not None and (failure := self._offload_failure(path)):
             self.engine_client.shutdown()
             self.engine_client = None
+            self._stop_cache_server()
             RECEIVED.clear()
             self._failures.forget()
             self.offload, self.engine_config = disabled_plan(self.args, self.offload, failure)
@@ -160,7 +165,8 @@ class LMCacheModel(_Base):  # type: ignore[misc, valid-type]
         size = values["max_local_cpu_size"]
         tiers = []
         if values["local_cpu"].value:
-            tiers.append(f"local CPU tier of {size.value:g} GiB ({size.source})")
+            place = " in a cache server" if self.offload.cache_server_bytes else ""
+            tiers.append(f"local CPU tier of {size.value:g} GiB{place} ({size.source})")
         for name in ("local_disk", "remote_url"):
             if name in values and values[name].value:
                 tiers.append(f"{name} {values[name].value} ({values[name].source})")
@@ -175,6 +181,11 @@ class LMCacheModel(_Base):  # type: ignore[misc, valid-type]
         self.started = False
         if self.engine_client is not None:
             self.engine_client.shutdown()
+        self._stop_cache_server()
+
+    def _stop_cache_server(self) -> None:
+        if self._cache_server is not None:
+            self._cache_server.stop()
 
     def _create_engine(self) -> AsyncLLM:
         try:

@@ -26,7 +26,7 @@ from kserve_lmcache.config.configuration import Configuration, show
 from kserve_lmcache.config.engine_shape import EngineShape
 from kserve_lmcache.config.memory_budget import Needs
 from kserve_lmcache.config.resources import memory_limit
-from kserve_lmcache.config.settings import SETTINGS, VARIABLE_PREFIX
+from kserve_lmcache.config.settings import MULTIPROCESS, SETTINGS, VARIABLE_PREFIX
 from kserve_lmcache.config.stores import Remote
 from kserve_lmcache.engine.arguments import create_engine_config, device, resolve_engine_arguments
 from kserve_lmcache.engine.memory import needs_of, size_kv_cache
@@ -100,6 +100,14 @@ class OffloadPlan:
         return self.engine_file is not None
 
     @property
+    def cache_server_bytes(self) -> int:
+        """The size of a cache server's memory; 0 without one."""
+        if not self.enabled or self.configuration.get("mode") != MULTIPROCESS:
+            return 0
+        workers = self.shape.workers if self.shape is not None else 1
+        return int(self.configuration.get("max_local_cpu_size") * workers * memory_budget.GIB)
+
+    @property
     def required(self) -> bool:
         """Whether the server must not become ready without offloading."""
         return bool(self.configuration.get("offload_required"))
@@ -123,7 +131,7 @@ def plan_offload(
         KServeLMCacheError: vLLM refuses the engine's arguments.
     """
     _raise_problems_of_the_server(configuration)
-    _refuse_what_cannot_fit(needs_of(args, device(), environ))
+    _refuse_what_cannot_fit(_needs(args, configuration, environ))
     wanted = args.kv_transfer_config
     is_ours = wanted is None or wanted.kv_connector in (*_STOCK_CONNECTORS, REMOVED_CONNECTOR)
     if is_ours and not configuration.get("offload"):
@@ -131,7 +139,7 @@ def plan_offload(
             logger.warning("Ignored, because offloading is off: %s", problem)
         for note in configuration.notes:
             logger.warning(note)
-        _log_memory(needs_of(args, device(), environ))
+        _log_memory(_needs(args, configuration, environ))
         reason = f"{configuration.source('offload')} is off"
         return _disabled(args, configuration, reason), create_engine_config(args)
     if wanted is not None and wanted.kv_connector == REMOVED_CONNECTOR:
@@ -145,7 +153,7 @@ def plan_offload(
         engine_config = _engine_config(args, configuration)
         check_supported(engine_config)
         shape = shape_of(engine_config)
-        needs = needs_of(args, device(), environ)
+        needs = _needs(args, configuration, environ)
         remote = complete(configuration, shape, needs)
         configuration.raise_problems()
         identity = _identity(engine_config, configuration, environ)
@@ -215,7 +223,7 @@ def examine(
         if configuration.get("model_fingerprint") != "private":
             check_load_format(engine_config)
         shape = shape_of(engine_config)
-    needs = needs_of(args, device(), environ) if shape else Needs(device())
+    needs = _needs(args, configuration, environ) if shape else Needs(device())
     return shape, complete(configuration, shape, needs)
 
 
@@ -238,12 +246,24 @@ def _sized_anew(
         return None
     if configuration.get("model_fingerprint") == "private":  # nothing has been downloaded yet
         return None
-    needs = needs_of(args, device(), environ, model_path(engine_config))
+    needs = _needs(args, configuration, environ, model_path(engine_config))
     needs = size_kv_cache(args, memory_limit(), needs, environ)
     engine_config.cache_config.kv_cache_memory_bytes = args.kv_cache_memory_bytes
     size_local_tier(configuration, shape, needs)
     configuration.raise_problems()
     return needs
+
+
+def _needs(
+    args: Namespace,
+    configuration: Configuration,
+    environ: Mapping[str, str],
+    model: Path | None = None,
+) -> Needs:
+    """What the server needs: the engine, and a cache server where the configuration has one."""
+    offloads = configuration.get("offload") and configuration.get("mode") == MULTIPROCESS
+    needs = needs_of(args, device(), environ, model)
+    return dataclasses.replace(needs, has_cache_server=bool(offloads))
 
 
 def _refuse_what_cannot_fit(needs: Needs) -> None:
@@ -328,6 +348,7 @@ def _engine_config(args: Namespace, configuration: Configuration) -> VllmConfig:
             **{name: value for name, value in extra.items() if not name.startswith("lmcache.")},
             engine_file.STATS_ARE_RECEIVED: not args.disable_log_stats,
             engine_file.COPY: configuration.get("copy"),
+            engine_file.MODE: configuration.get("mode"),
         },
     )
     try:

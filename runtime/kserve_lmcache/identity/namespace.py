@@ -72,6 +72,8 @@ def hashing_of(setting: Callable[[str], Any], environ: Mapping[str, str]) -> dic
         "hash_seed": environ.get("PYTHONHASHSEED") or DEFAULT_HASH_SEED,
         "chunk_size": setting("chunk_size"),
         "copy": setting("copy"),
+        # The modes name their chunks in other ways.
+        **({"mode": mode} if (mode := setting("mode")) != "in-process" else {}),
     }
 
 

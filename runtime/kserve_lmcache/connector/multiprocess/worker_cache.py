@@ -72,6 +72,7 @@ class MultiprocessWorkerCache:
         parallel = vllm_config.parallel_config
         self._rank = (parallel.rank, parallel.world_size)
         self._prefill: PrefillRate | None = None
+        self._failure = ""
         self._saves: Sequence[Save] = ()
         self._reservations: list[_Reservation] = []
         # One thread: the first that is complete is the first that others find.
@@ -116,7 +117,8 @@ class MultiprocessWorkerCache:
 
     def _prove(self, connection: Connection | None) -> str:
         if connection is None:
-            return f"{NOT_PROVEN}: {self._session.report()['reason']}"
+            self._failure = f"the cache server: {self._session.report()['reason']}"
+            return f"{NOT_PROVEN}: {self._failure}"
         memory = functools.partial(self._object, connection)
         chunk = ProvenChunk(connection.client, self._row, memory, self._payload_bytes)
         return prove(self._cache, self._transfer, self._pages, chunk)
@@ -317,7 +319,7 @@ class MultiprocessWorkerCache:
 
     def failure(self) -> str:
         """Why the cache does not work in this process. A server that is gone comes back."""
-        return ""
+        return self._failure
 
     def stop(self) -> None:
         """Call the server no more."""

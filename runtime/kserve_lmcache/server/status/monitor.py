@@ -41,11 +41,13 @@ class Monitor:
 
     Attributes:
         workers: the workers' parts of their last snapshots, by rank.
+        servers: the parts of cache servers that run.
     """
 
     def __init__(self, engine: Engine) -> None:
         self.history = History()
         self.workers: Sequence[Report] = ()
+        self.servers: Sequence[Report] = ()
         self.reason = ""
         self.state = ""
         self.since = 0.0
@@ -79,6 +81,8 @@ class Monitor:
             self._turn("degraded", "the engine has ended")
             return
         self.workers = [each["worker"] for each in workers(snapshots)]
+        servers = (each.get("cache_server") for each in snapshots.values())
+        self.servers = [each for each in servers if each]
         failed = [each for each in self.workers if each["failure"]]
         reasons = [f"worker {each['rank']}: {each['failure']}" for each in failed] + self._lost()
         self._turn("degraded" if reasons else "on", "; ".join(reasons))
@@ -90,9 +94,12 @@ class Monitor:
         return snapshots, samples.read(now, add_up(snapshots, is_alive))
 
     def tiers(self) -> dict[str, list[Report]]:
-        """The workers' reports of each tier behind the local CPU tier."""
+        """The reports of each tier: of the workers and of a cache server.
+
+        The local CPU tier is among them where a cache server has it.
+        """
         found: dict[str, list[Report]] = {}
-        for report in self.workers:
+        for report in (*self.workers, *self.servers):
             for name, tier in report["tiers"].items():
                 found.setdefault(name, []).append(tier)
         return found
@@ -131,7 +138,7 @@ class Monitor:
         first = self.history.first_token_seconds()
         tiers = ", ".join(
             f"{name} {share:.0%}"
-            for name in ("local_cpu", *self.tiers())
+            for name in dict.fromkeys(("local_cpu", *self.tiers()))
             if (share := self.history.hit_ratios(name)["1m"]) is not None
         )
         logger.info(

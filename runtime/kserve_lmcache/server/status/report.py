@@ -76,7 +76,10 @@ def _tiers(monitor: Monitor) -> list[dict[str, Any]]:
         "used_bytes": metrics.get("local_cpu_used_bytes"),
         **dict.fromkeys(_TOTALS),
     }
-    others = [_tier(name, reports) for name, reports in monitor.tiers().items()]
+    reports = monitor.tiers()
+    if (of_server := reports.pop("local_cpu", None)) is not None:
+        local |= _state(of_server)
+    others = [_tier(name, each) for name, each in reports.items()]
     return [
         {
             **tier,
@@ -89,16 +92,27 @@ def _tiers(monitor: Monitor) -> list[dict[str, Any]]:
 
 def _tier(name: str, reports: list[Report]) -> dict[str, Any]:
     """A tier of all workers: the state of the worst worker, and the sums of all counts."""
-    worst = min(reports, key=lambda report: report["up"])
+    worst = _worst(reports)
     return {
         "name": name,
-        "place": worst["name"],
-        "up": worst["up"],
-        "since": worst["since"],
-        "reason": worst["reason"],
-        "breaker": "closed" if worst["up"] else "open",
+        **_state(reports),
         # The workers share the directory of a disk tier.
         "capacity_bytes": worst.get("capacity_bytes"),
         "used_bytes": worst.get("used_bytes"),
         **{total: sum(report[total] for report in reports) for total in _TOTALS},
     }
+
+
+def _state(reports: list[Report]) -> dict[str, Any]:
+    worst = _worst(reports)
+    return {
+        "place": worst["name"],
+        "up": worst["up"],
+        "since": worst["since"],
+        "reason": worst["reason"],
+        "breaker": "closed" if worst["up"] else "open",
+    }
+
+
+def _worst(reports: list[Report]) -> Report:
+    return min(reports, key=lambda report: bool(report["up"]))

@@ -1,0 +1,57 @@
+"""The rules of ``mode=multiprocess``: a key that means nothing to a cache server is refused."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import TYPE_CHECKING
+
+from kserve_lmcache.config import keys
+from kserve_lmcache.config.settings import MULTIPROCESS
+from kserve_lmcache.config.stores import REDIS_SCHEMES
+from kserve_lmcache.errors import Problem
+
+if TYPE_CHECKING:
+    from kserve_lmcache.config.rules import Context
+
+# LMCache's keys that a cache server reads.
+_READ = {
+    "chunk_size",
+    "max_local_cpu_size",
+    "local_disk",
+    "max_local_disk_size",
+    "remote_url",
+    "save_decode_cache",
+    "min_retrieve_tokens",
+}
+# LMCache's keys that have one value there.
+_ONE_VALUE = {
+    "local_cpu": True,
+    "cache_policy": "LRU",
+    "remote_serde": "naive",
+    "copy": "blocks",
+    "remote_connector": "kserve",
+}
+_FIX = "Remove {name}, or use mode=in-process."
+
+
+def check(context: Context) -> Iterator[Problem]:
+    """The problems of a configuration for a cache server."""
+    if context["mode"] != MULTIPROCESS:
+        return
+    for name in context.configuration.values:
+        if name in _ONE_VALUE:
+            if context[name] not in (_ONE_VALUE[name], None):
+                message = f"is {context[name]!r}, but mode=multiprocess knows {_ONE_VALUE[name]!r}"
+                yield context.problem(name, f"{message} alone", _FIX.format(name=name))
+        elif name not in _READ and not keys.table()[name].is_setting and _is_set(context, name):
+            message = "has no effect with mode=multiprocess"
+            yield context.problem(name, message, _FIX.format(name=name))
+    if context["remote_url"] and context.scheme() not in ("", *REDIS_SCHEMES):
+        message = "names a store that mode=multiprocess does not know: it knows Redis and Valkey"
+        yield context.problem("remote_url", message, _FIX.format(name="remote_url"))
+
+
+def _is_set(context: Context, name: str) -> bool:
+    """Whether a source of the user's sets the key to something else than LMCache's default."""
+    is_default = context.configuration.source(name).startswith("default")
+    return not is_default and context[name] != keys.table()[name].default
