@@ -13,7 +13,7 @@ import psutil
 
 from kserve_lmcache.cache_server.announcement import announced
 from kserve_lmcache.config import engine_file
-from kserve_lmcache.config.stores import Remote
+from kserve_lmcache.config.stores import Disk, Remote
 from kserve_lmcache.config.tier_limits import TierLimits
 from tests.support.processes import Process
 from tests.support.waiting import until
@@ -55,6 +55,7 @@ def cache_server(
     size: int = 64 * MIB,
     remote: Remote | None = None,
     limits: TierLimits | None = None,
+    disk: tuple[Disk, TierLimits] | None = None,
     **values: Any,
 ) -> Iterator[CacheServer]:
     """A cache server.
@@ -64,6 +65,7 @@ def cache_server(
         size: bytes of its memory.
         remote: the store below, if there is one.
         limits: of the store.
+        disk: the disk tier, if there is one.
         **values: LMCache's.
     """
     file = directory / "lmcache.yaml"
@@ -73,7 +75,7 @@ def cache_server(
         **({"remote_url": remote.url} if remote is not None else {}),
         **values,
     }
-    engine_file.write(all_values, remote, file, limits or (TierLimits() if remote else None))
+    engine_file.write(all_values, remote, file, limits or (TierLimits() if remote else None), disk)
     server = CacheServer(file, size)
     try:
         yield server

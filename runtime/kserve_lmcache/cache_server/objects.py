@@ -16,6 +16,8 @@ from kserve_lmcache.tiers.guard.codec import (
     header_size,
 )
 
+# The model of objects that prove the way to the server. They are not written to tiers below.
+PROOF = "kserve-lmcache-proof"
 _FORMAT = "BLOCKS"
 
 

@@ -21,7 +21,7 @@ from kserve_lmcache.cache_server.messages import (
     Wait,
     Welcome,
 )
-from kserve_lmcache.compat.lmcache.storage import RESERVATION_SECONDS, Storage
+from kserve_lmcache.compat.lmcache.storage import Storage
 
 # A fetch that nobody waits for any longer is forgotten after this time.
 _FORGOTTEN_SECONDS = 60.0
@@ -160,7 +160,7 @@ class Service:
         now, ended = time.monotonic(), []
         with self._lock:
             for (row, digest), since in self._reserved.items():
-                if now - since <= RESERVATION_SECONDS + 1:
+                if now - since <= self._storage.reservation_seconds + 1:
                     break
                 ended.append((row, digest))
             for each in ended:

@@ -19,7 +19,7 @@ from lmcache.v1.distributed.internal_api import L2StoreResult
 from lmcache.v1.distributed.l2_adapters.base import L2AdapterInterface
 
 from kserve_lmcache.cache_server.messages import Row
-from kserve_lmcache.cache_server.objects import fault_of, name_of
+from kserve_lmcache.cache_server.objects import PROOF, fault_of, name_of
 from kserve_lmcache.compat.lmcache.storage import named
 from kserve_lmcache.config.tier_plugins import DISK_PLUGIN, REMOTE_PLUGIN
 from kserve_lmcache.tiers.disk.directory import DiskDirectory
@@ -35,6 +35,9 @@ if TYPE_CHECKING:
 
 CHUNK_TOKENS = "chunk_tokens"  # beside the plugin's entries in the parameters of an adapter
 _FORMAT = "OBJECT"
+_LEAST_PROOF, _LARGEST_PROOF = 2**12, 2**20  # bytes
+# A tier connects while the engine starts. The start waits so long for one that does not answer.
+_PROOF_SECONDS = 0.3
 _MAX_SOURCES = 100_000  # digests of fetched chunks, until somebody asks for them
 
 
@@ -149,6 +152,12 @@ class TierAdapter(L2AdapterInterface):  # type: ignore[misc]
         for key in keys:
             self.tier.delete(_name(key))
 
+    def prove(self) -> str:
+        """Store random bytes, and read them. See :meth:`.Tier.prove`."""
+        self._saw(_LEAST_PROOF)
+        payload = os.urandom(min(self._largest, _LARGEST_PROOF))
+        return self.tier.prove(_layout(len(payload)), payload, _PROOF_SECONDS)
+
     def close(self) -> None:
         """Write the queue, if that takes little time, and close the store."""
         self.tier.close()
@@ -176,7 +185,8 @@ class TierAdapter(L2AdapterInterface):  # type: ignore[misc]
         for key, memory_obj in objects:
             memory, name = _bytes_of(memory_obj), _name(key)
             self._saw(len(memory))
-            if fault_of(name, memory):  # its writer was late: nobody reads it
+            # Of a writer that was late: nobody reads it.
+            if key.model_name == PROOF or fault_of(name, memory):
                 release()
             else:
                 self.tier.store(name, _layout(len(memory)), memory, release)

@@ -10,6 +10,7 @@ import pytest
 import torch
 
 from kserve_lmcache.connector.inprocess.block_connector import BlockConnector
+from kserve_lmcache.connector.inprocess.start_proof import copies_of
 from kserve_lmcache.connector.proof import Proof, ProofError
 from tests.support.layouts import DEVICE, LAYOUTS, Cache, Sizes, cache
 
@@ -33,10 +34,12 @@ def registered(whole: Cache) -> BlockConnector:
 
 def prove(whole: Cache, copy: Any = None) -> Proof:
     connector = registered(whole)
-    proof = Proof(connector.cache.layers, whole.pages.blocks, SIZES.tokens, 4)
+    layers = connector.cache.layers
+    proof = Proof(layers, whole.pages.blocks, 4)
     memory = torch.zeros(connector.get_shape(proof.count * SIZES.tokens), dtype=torch.uint8)
-    copy = copy or connector
-    proof.run(SimpleNamespace(tensor=memory), copy.batched_from_gpu, copy.batched_to_gpu)
+    tensors = [each.tensor for each in layers]
+    chunk = SimpleNamespace(tensor=memory)
+    proof.run(*copies_of(copy or connector, chunk, tensors, SIZES.tokens))
     return proof
 
 
@@ -68,7 +71,7 @@ def test_what_lies_beside_is_left_as_it_was() -> None:
 @pytest.mark.parametrize(("blocks", "count"), [(13, 4), (9, 4), (8, 3), (3, 1), (2, 0), (1, 0)])
 def test_it_takes_no_more_than_a_chunk_and_no_more_than_there_is(blocks: int, count: int) -> None:
     layers = registered(zeroed(PACKED)).cache.layers
-    assert Proof(layers, blocks, SIZES.tokens, 4).count == count
+    assert Proof(layers, blocks, 4).count == count
 
 
 class WrongStride:

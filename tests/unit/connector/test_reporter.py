@@ -10,11 +10,12 @@ from typing import Any
 
 import pytest
 
-from kserve_lmcache.connector import reporter as module
-from kserve_lmcache.connector.reporter import Reporter
+from kserve_lmcache.connector.reporter import _server_directory
 from kserve_lmcache.connector.stats import SnapshotReceiver, SnapshotStats
+from kserve_lmcache.metrics import reporter as module
 from kserve_lmcache.metrics import table
 from kserve_lmcache.metrics.registry import Registry
+from kserve_lmcache.metrics.reporter import Reporter
 from kserve_lmcache.metrics.snapshots import RECEIVED, read_files, this_process
 from kserve_lmcache.metrics.table import metric
 from tests.support.waiting import until
@@ -45,7 +46,7 @@ def directory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 @pytest.fixture
 def reporter() -> Iterator[Reporter]:
     """A reporter whose thread ends with the test."""
-    reporter = Reporter()
+    reporter = Reporter(_server_directory)
     yield reporter
     for role in ("scheduler", "worker"):
         reporter.remove(role)

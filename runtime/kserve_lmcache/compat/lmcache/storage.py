@@ -40,10 +40,7 @@ SHARED_MEMORY = Path("/dev/shm")  # noqa: S108 (where Linux has it)
 # The beginning of our segments' names. LMCache removes none that begins in another way.
 _OURS = "lmcache_l1_pool_kserve-"
 
-# A reservation that nobody completes is given away after this time, and a read lock that nobody
-# releases ends.
-RESERVATION_SECONDS = 60
-_READ_SECONDS = 60
+_READ_SECONDS = 60  # after which a read lock ends that nobody releases
 # Shares of the memory: above the first, the second is freed, oldest first, once a second.
 _FULL, _FREED = 0.9, 0.1
 # Lookups in tiers below at a time. LMCache's default of 8 lets lookups wait for others.
@@ -92,8 +89,10 @@ class Storage:
         segment: the end of the segment's name.
         size: bytes.
         tiers: below, in the order in which they are asked.
+        reservation_seconds: after which a reservation that nobody completes is given away.
 
     Attributes:
+        reservation_seconds: as given.
         segment: the name of the segment.
         size: bytes.
         has_tiers: whether there are tiers below.
@@ -102,9 +101,16 @@ class Storage:
         OSError: the shared memory has no room.
     """
 
-    def __init__(self, segment: str, size: int, tiers: Sequence[Plugin] = ()) -> None:
+    def __init__(
+        self,
+        segment: str,
+        size: int,
+        tiers: Sequence[Plugin] = (),
+        reservation_seconds: int = 60,
+    ) -> None:
         self.segment, self.size = _OURS + segment, size
         self.has_tiers = bool(tiers)
+        self.reservation_seconds = reservation_seconds
         eviction = EvictionConfig("LRU", trigger_watermark=_FULL, eviction_ratio=_FREED)
         # Not lazy: a lazy memory has no segment.
         memory = L1MemoryManagerConfig(size, use_lazy=False, shm_name=self.segment)
@@ -115,7 +121,7 @@ class Storage:
             StorageManagerConfig(
                 L1ManagerConfig(
                     memory,
-                    write_ttl_seconds=RESERVATION_SECONDS,
+                    write_ttl_seconds=reservation_seconds,
                     read_ttl_seconds=_READ_SECONDS,
                 ),
                 eviction,

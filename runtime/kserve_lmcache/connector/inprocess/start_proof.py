@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import functools
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -84,20 +85,14 @@ def copies_of(
         What copies blocks into the chunk, and what copies the chunk to blocks.
     """
 
-    def whole(blocks: Sequence[int]) -> dict[str, Any]:
+    def whole(copies: Callable[..., None], blocks: Sequence[int]) -> None:
         begins = torch.tensor(blocks) * tokens
-        slots = (begins[:, None] + torch.arange(tokens)).flatten()
-        return {
-            "memory_objs": [memory_obj],
-            "starts": [0],
-            "ends": [len(slots)],
-            "kvcaches": list(layers),
-            "slot_mapping": slots.to(layers[0].device),
-        }
+        slots = (begins[:, None] + torch.arange(tokens)).flatten().to(layers[0].device)
+        copies([memory_obj], [0], [len(slots)], kvcaches=list(layers), slot_mapping=slots)
 
     return (
-        lambda blocks: copy.batched_from_gpu(**whole(blocks)),
-        lambda blocks: copy.batched_to_gpu(**whole(blocks)),
+        functools.partial(whole, copy.batched_from_gpu),
+        functools.partial(whole, copy.batched_to_gpu),
     )
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
@@ -28,6 +29,8 @@ if TYPE_CHECKING:
 
 # The server answers at once what its memory has. A request waits so long for the answer.
 _LOOKUP_SECONDS = 0.05
+# A step that computes nothing waits so long for an answer.
+_IDLE_WAIT = 0.005
 _GRACE_SECONDS = 0.1  # beyond what the server waits for its tiers
 
 
@@ -85,6 +88,8 @@ class MultiprocessSchedulerCache:
         self._settings = Settings.of(vllm_config, kv_cache_config)
         self._rows: list[Row] = []
         self._requests: dict[str, _Tracked] = {}
+        self._answered = threading.Event()
+        self._is_waiting = False  # for an answer, in this step
         self._session = Session(self._settings.directory, maps=False)
 
     def look_up(self, request: Request, computed_tokens: int) -> int | None:
@@ -98,6 +103,7 @@ class MultiprocessSchedulerCache:
                 return 0
         found = self._result(lookup)
         if found is None:
+            self._is_waiting = True
             return None
         tracked.kept = {*range(found.local), *range(lookup.first, lookup.first + found.chunks)}
         tokens = (lookup.first + found.chunks) * size
@@ -136,6 +142,11 @@ class MultiprocessSchedulerCache:
 
     def build(self, output: SchedulerOutput) -> list[Save]:
         """The chunks that the step completes."""
+        if self._is_waiting and not output.total_num_scheduled_tokens:
+            # There is nothing else to do, and vLLM would ask again at once.
+            self._answered.wait(_IDLE_WAIT)
+        self._answered.clear()
+        self._is_waiting = False
         saves = []
         for name, computed in self._with_blocks(output):
             tracked = self._requests[name]
@@ -199,8 +210,15 @@ class MultiprocessSchedulerCache:
         digests = tracked.digests.first(count, request.all_token_ids)
         rows = [msgspec.structs.replace(row, salt=tracked.salt) for row in self._rows]
         message = Lookup(rows, digests, first)
-        call = self._session.begin(connection, "lookup", message, _LOOKUP_SECONDS)
+        call = self._call(connection, "lookup", message, _LOOKUP_SECONDS)
         return _Lookup(connection, digests, first, call)
+
+    def _call(
+        self, connection: Connection, name: str, request: msgspec.Struct, seconds: float
+    ) -> Call:
+        call = self._session.begin(connection, name, request, seconds)
+        call.then(lambda _: self._answered.set())
+        return call
 
     def _result(self, lookup: _Lookup) -> Found | None:
         """The final answer; ``None`` while there is none. A lookup that fails has found nothing."""
@@ -219,7 +237,7 @@ class MultiprocessSchedulerCache:
             found = Found(0, 0, {})
         if found.ticket:
             seconds = lookup.connection.welcome.fetch_seconds
-            lookup.call = self._session.begin(
+            lookup.call = self._call(
                 lookup.connection, "wait", Wait(found.ticket, seconds), seconds + _GRACE_SECONDS
             )
             return None

@@ -8,10 +8,11 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+import msgspec
 import torch
 
 from kserve_lmcache.cache_server.messages import Nothing, Objects, Proofs, Row, Slots
-from kserve_lmcache.cache_server.objects import fault_of, name_of, payload_begin, seal
+from kserve_lmcache.cache_server.objects import PROOF, fault_of, name_of, payload_begin, seal
 from kserve_lmcache.cache_server.rpc import CacheServerError, Client
 from kserve_lmcache.connector.copy.transfer import Chunk, Transfer
 from kserve_lmcache.connector.proof import Proof, ProofError
@@ -60,8 +61,8 @@ def prove(cache: PagedCache, transfer: Transfer, pages: Pages, chunk: ProvenChun
     proof = Proof(cache.layers, pages.blocks, most)
     if not proof.count:
         return f"{NOT_PROVEN}: the KV cache has {pages.blocks} blocks"
-    digest = os.urandom(32)  # of no prompt
-    objects, name = Objects(chunk.row, [digest]), name_of(chunk.row, digest)
+    digest, row = os.urandom(32), msgspec.structs.replace(chunk.row, model=PROOF)
+    objects, name = Objects(row, [digest]), name_of(row, digest)
     begin, size = payload_begin(chunk.payload_bytes), proof.count * pages.bytes
 
     def payload(offset: int) -> torch.Tensor:
