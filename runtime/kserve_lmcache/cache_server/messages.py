@@ -103,11 +103,11 @@ class Slots(msgspec.Struct, frozen=True):
 
     Attributes:
         offsets: -1 for an object that was not reserved.
-        full: whether an object found no room.
+        dropped: how many objects found no room.
     """
 
     offsets: list[int]
-    full: bool = False
+    dropped: int = 0
 
 
 class Proofs(msgspec.Struct, frozen=True):

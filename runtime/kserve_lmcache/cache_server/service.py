@@ -119,7 +119,7 @@ class Service:
 
     def reserve(self, objects: Objects) -> Slots:
         """Reserve objects to be written."""
-        offsets, full = self._storage.reserve(objects.row, objects.digests)
+        offsets, dropped = self._storage.reserve(objects.row, objects.digests)
         now = time.monotonic()
         with self._lock:
             for digest, offset in zip(objects.digests, offsets, strict=True):
@@ -127,7 +127,7 @@ class Service:
                     # Anew at the end, where it was given up and reserved again.
                     self._reserved.pop((objects.row, digest), None)
                     self._reserved[objects.row, digest] = now
-        return Slots(offsets, full)
+        return Slots(offsets, dropped)
 
     def complete(self, objects: Objects) -> Nothing:
         """Make reserved objects visible."""

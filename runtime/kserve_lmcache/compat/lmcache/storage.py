@@ -145,29 +145,33 @@ class Storage:
         finally:
             os.close(descriptor)
 
-    def reserve(self, row: Row, digests: Sequence[bytes]) -> tuple[list[int], bool]:
+    def reserve(self, row: Row, digests: Sequence[bytes]) -> tuple[list[int], int]:
         """Reserve objects to be written.
 
         Returns:
             The offset of each object in the segment, -1 for one that is there already, that
-            somebody else writes, or for which there is no room; and whether there was no room.
+            somebody else writes, or for which there is no room; and the number of the latter.
         """
         keys = _keys(row, digests)
         reserved = self._manager.reserve_write(keys, _layout(row))
-        full = False
-        if len(reserved) < len(keys):  # LMCache reserves all that are new, or none
-            known = self._known(row, keys)
+        dropped = 0
+        if len(reserved) < len(keys) and not self._has_room(len(keys) * row.size):
+            # LMCache has reserved all that are new, or none.
             for key in keys:
-                if key not in reserved and key not in known:
-                    more = self._manager.reserve_write([key], _layout(row))
-                    reserved.update(more)
-                    if full := not more:
-                        break
-        return [reserved[key].shm_offset if key in reserved else -1 for key in keys], full
+                if key in reserved or self._is_resident(key):
+                    continue
+                if self._has_room(row.size):
+                    reserved.update(self._manager.reserve_write([key], _layout(row)))
+                else:
+                    dropped += 1
+        return [reserved[key].shm_offset if key in reserved else -1 for key in keys], dropped
 
-    def _known(self, row: Row, keys: Sequence[ObjectKey]) -> set[ObjectKey]:
-        objects = self._manager._l1_manager
-        return {key for key in keys if objects.get_object_state(key) is not None}
+    def _is_resident(self, key: ObjectKey) -> bool:
+        return self._manager._l1_manager.get_object_state(key) is not None
+
+    def _has_room(self, size: int) -> bool:
+        used, total = self._manager.get_l1_usage()
+        return bool(total - used >= size)
 
     def complete(self, row: Row, digests: Sequence[bytes]) -> None:
         """Make reserved objects, which are written, visible; write them to the tiers below."""
@@ -176,7 +180,7 @@ class Storage:
     def give_up(self, row: Row, digest: bytes) -> None:
         """Give back the memory of a reservation that has ended."""
         (key,) = _keys(row, [digest])
-        if key not in self._known(row, [key]):
+        if not self._is_resident(key):
             self._manager.delete_l1_keys([key])
 
     def find(self, rows: Sequence[Row], digests: Sequence[bytes]) -> int:

@@ -73,6 +73,7 @@ class MultiprocessWorkerCache:
         self._rank = (parallel.rank, parallel.world_size)
         self._prefill: PrefillRate | None = None
         self._failure = ""
+        self._form: Mapping[str, Any] = {}  # empty until the KV cache is there
         self._saves: Sequence[Save] = ()
         self._reservations: list[_Reservation] = []
         # One thread: the first that is complete is the first that others find.
@@ -107,7 +108,11 @@ class MultiprocessWorkerCache:
         self._transfer = transfer_of(self._cache, self._chunk_blocks)
         self._payload_bytes = self._chunk_blocks * self._cache.block_bytes
         self._payload_begin = payload_begin(self._payload_bytes)
-        self._row = self._settings.row(self._rank, self.form())
+        self._form = {
+            "name": form_of(self._vllm_config, self._cache.form),
+            "object_bytes": self._payload_begin + self._payload_bytes,
+        }
+        self._row = self._settings.row(self._rank, self._form)
         connection = self._session.wait(_START_SECONDS)
         start_up_timing.reached(start_up_timing.CACHED)
         self._background.submit(lambda: None)  # its thread is not bound to the core of the steps
@@ -164,8 +169,7 @@ class MultiprocessWorkerCache:
             except CacheServerError:
                 metric("dropped_failed_total", tier=TIER).inc(len(each.digests))
                 continue
-            if slots.full:
-                metric("dropped_full_total", tier=TIER).inc(slots.offsets.count(-1))
+            metric("dropped_full_total", tier=TIER).inc(slots.dropped)
             self._store(each, slots.offsets)
 
     def _store(self, reservation: _Reservation, offsets: Sequence[int]) -> None:
@@ -312,10 +316,7 @@ class MultiprocessWorkerCache:
 
     def form(self) -> Mapping[str, Any]:
         """What the scheduler's cache has to know of this worker's KV cache."""
-        return {
-            "name": form_of(self._vllm_config, self._cache.form),
-            "object_bytes": self._payload_begin + self._payload_bytes,
-        }
+        return self._form
 
     def failure(self) -> str:
         """Why the cache does not work in this process. A server that is gone comes back."""
