@@ -34,6 +34,7 @@ COMMANDS = {
     "serve": "serve a model (the default command)",
     "config": "print the effective configuration",
     "doctor": "check this machine, the model and the remote store",
+    "cache-server": "keep a cache for all servers of this machine",
     "bench": "measure servers with and without offloading",
     "demo-model": "write a small chat model to a directory",
 }
@@ -145,7 +146,7 @@ def _run(command: str, arguments: list[str]) -> int:
         running.refuse_without_room(os.environ, imports_vllm)
     if imports_vllm or command not in _LIGHT:  # the others look for the directories of servers
         _choose_metrics_directory(command)
-    if imports_vllm:
+    if imports_vllm or command == "cache-server":
         levels.set(os.environ.get(logs.LEVEL_VARIABLE, ""))
     given = dict(os.environ)  # some libraries set variables when they are imported
     if command == "serve":
@@ -164,6 +165,10 @@ def _run(command: str, arguments: list[str]) -> int:
 
         demo_model.run(arguments)
         return 0
+    if command == "cache-server":
+        from kserve_lmcache.cli import cache_server
+
+        return cache_server.run(arguments)
     if command == "bench":
         from kserve_lmcache.cli import bench
 

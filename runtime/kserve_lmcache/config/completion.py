@@ -8,7 +8,7 @@ from kserve_lmcache.config import disk_tier, local_tier, memory_budget, remote_t
 from kserve_lmcache.config.configuration import Configuration
 from kserve_lmcache.config.credentials import remote_of
 from kserve_lmcache.config.engine_shape import EngineShape
-from kserve_lmcache.config.memory_budget import Needs
+from kserve_lmcache.config.memory_budget import CacheServer, Needs
 from kserve_lmcache.config.resources import memory_limit
 from kserve_lmcache.config.stores import Remote
 
@@ -29,8 +29,8 @@ def complete(
     size_local_tier(configuration, shape, needs)
     if shape:
         local_tier.check(configuration, memory_limit(), shape)
-        if needs.has_cache_server:
-            local_tier.check_shared_memory(configuration, needs.all_workers, os.environ)
+    if needs.cache_server is CacheServer.OWN:
+        local_tier.check_shared_memory(configuration, needs.all_workers, os.environ)
     remote_tier.complete(configuration)
     disk_tier.complete(configuration, shape)
     return remote_of(configuration)
@@ -41,7 +41,8 @@ def size_local_tier(configuration: Configuration, shape: EngineShape | None, nee
     memory, name = memory_limit(), "max_local_cpu_size"
     if name not in configuration.values or configuration.source(name).startswith("default"):
         request = shape.request_bytes if shape else 0
-        free = local_tier.free_shared_memory(os.environ) if needs.has_cache_server else None
+        is_own = needs.cache_server is CacheServer.OWN
+        free = local_tier.free_shared_memory(os.environ) if is_own else None
         configuration.values[name] = local_tier.default_size(memory, needs, request, free)
     size = configuration.get(name) * memory_budget.GIB
     # A tier that is too large by itself has a problem of its own.

@@ -16,12 +16,14 @@ from urllib.parse import quote, urlencode
 import yaml
 
 from kserve_lmcache import logs, redaction
-from kserve_lmcache.config import keys, store_url
+from kserve_lmcache.config import disk_tier, keys, remote_tier, store_url
+from kserve_lmcache.config.configuration import Configuration
 from kserve_lmcache.config.sources import CONFIG_FILE
 from kserve_lmcache.config.stores import Disk, Remote
 from kserve_lmcache.config.tier_limits import TierLimits
 from kserve_lmcache.config.tier_plugins import DISK_PLUGIN, REMOTE_PLUGIN
 
+NAME = "lmcache.yaml"
 # LMCache's client for valkey:// is in a package that is not installed. LMCache's client for Redis
 # speaks the same protocol.
 _SAME_PROTOCOL = {"valkey": "redis", "valkeys": "rediss"}
@@ -40,6 +42,8 @@ STATS_ARE_RECEIVED = "kserve_lmcache.stats_are_received"
 # The keys of kv_connector_extra_config that have the settings ``copy`` and ``mode``.
 COPY = "kserve_lmcache.copy"
 MODE = "kserve_lmcache.mode"
+# The key of kv_connector_extra_config that has the directory of a cache server.
+CACHE_SERVER = "kserve_lmcache.cache_server"
 
 
 def write(
@@ -70,6 +74,29 @@ def write(
     elif remote is not None and remote.speaks_redis:
         content["remote_url"] = _redis_url(remote)
     _write(path, yaml.safe_dump(content))
+
+
+def write_for(configuration: Configuration, remote: Remote | None, path: Path) -> None:
+    """Write the file of a configuration that is complete.
+
+    Args:
+        configuration: the configuration.
+        remote: the remote store, if there is one.
+        path: the path of the file.
+    """
+    disk = disk_tier.disk_of(configuration)
+    disk_and_limits = None if disk is None else (disk, disk_tier.limits_of(configuration))
+    limits = remote_tier.limits_of(configuration)
+    write(configuration.lmcache_values(), remote, path, limits, disk_and_limits)
+
+
+def replace(directory: Path, configuration: Configuration, remote: Remote | None) -> Path:
+    """Write the file into a directory that may have one of an earlier process; returns its path."""
+    path = directory / NAME
+    for left in (path, path.with_name(_SECRETS)):
+        left.unlink(missing_ok=True)
+    write_for(configuration, remote, path)
+    return path
 
 
 def _written_secrets(remote: Remote, path: Path) -> Path | None:

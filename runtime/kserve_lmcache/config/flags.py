@@ -3,19 +3,22 @@
 from __future__ import annotations
 
 import argparse
+from collections.abc import Iterable
 
 from kserve_lmcache.config.resolve import Flags
-from kserve_lmcache.config.settings import SETTINGS
+from kserve_lmcache.config.settings import SETTINGS, Setting
 from kserve_lmcache.config.sources import KEY_FLAG
 
 
-def add_setting_flags(parser: argparse.ArgumentParser) -> None:
-    """Add the flags of the settings, and the flag of LMCache's keys.
+def add_setting_flags(
+    parser: argparse.ArgumentParser, settings: Iterable[Setting] = SETTINGS
+) -> None:
+    """Add the flags of settings, and the flag of LMCache's keys.
 
     The parsed values are texts. :mod:`.sources` converts them like the texts of variables.
     """
     group = parser.add_argument_group("KV-cache offloading")
-    for setting in SETTINGS:
+    for setting in settings:
         if not setting.secret:
             group.add_argument(
                 setting.flag,

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from enum import Enum
 
 from kserve_lmcache.config.resources import ADDRESS_SPACE, Limit
 from kserve_lmcache.errors import Problem
@@ -32,6 +33,13 @@ _SMALLEST_KV_CACHE = GIB // 16
 _ROUNDING = GIB / 100
 
 
+class CacheServer(Enum):
+    """The cache server of an engine: its own, or one of the machine, in a memory of its own."""
+
+    OWN = "own"
+    SHARED = "shared"
+
+
 @dataclass(frozen=True)
 class Needs:
     """What a server needs besides the local tier. Sizes are in bytes.
@@ -43,7 +51,7 @@ class Needs:
         weights: of one engine, in this memory; 0 where they are not known or elsewhere.
         kv_cache: vLLM's own, of one worker, in this memory.
         offloaded: what flags of vLLM take of this memory on behalf of an accelerator, in all.
-        has_cache_server: whether the local tier is in a process of its own.
+        cache_server: the cache server that has the local tier, if any.
     """
 
     device: str
@@ -52,7 +60,7 @@ class Needs:
     weights: int = 0
     kv_cache: int = 0
     offloaded: int = 0
-    has_cache_server: bool = False
+    cache_server: CacheServer | None = None
 
     @property
     def all_workers(self) -> int:
@@ -75,8 +83,8 @@ class Needs:
             "weights": self.weights * self.engines,
             "vLLM's KV cache": self.kv_cache * self.all_workers,
             "offloaded by vLLM": self.offloaded,
-            "cache server": _CACHE_SERVER * GIB if self.has_cache_server else 0,
-            "local tier": tier * self.all_workers,
+            "cache server": _CACHE_SERVER * GIB if self.cache_server is CacheServer.OWN else 0,
+            "local tier": 0 if self.cache_server is CacheServer.SHARED else tier * self.all_workers,
             "/dev/shm": shared_memory,  # noqa: S108
         }
         return {name: size for name, size in found.items() if size}

@@ -15,7 +15,12 @@ from kserve_lmcache.compat import vllm
 from kserve_lmcache.compat.lmcache import configuration as lmcache
 from kserve_lmcache.config import keys, mode_rules, ranges, store_url
 from kserve_lmcache.config.configuration import Configuration, show
-from kserve_lmcache.config.settings import ROUTE_GROUPS, SETTINGS, parse_route_groups
+from kserve_lmcache.config.settings import (
+    MULTIPROCESS,
+    ROUTE_GROUPS,
+    SETTINGS,
+    parse_route_groups,
+)
 from kserve_lmcache.config.store_url import StoreURLError
 from kserve_lmcache.config.stores import REDIS_SCHEMES, SENTINEL_SCHEMES, TLS_SCHEMES
 from kserve_lmcache.config.tier_plugins import DISK_PLUGIN, REMOTE_PLUGIN
@@ -221,6 +226,12 @@ TABLE: tuple[Rule, ...] = (
     _needs("tenant_required", "tenant_header"),
     *(_needs(key, "remote_url") for key in _CREDENTIALS),
     _needs("remote_cert_file", "remote_key_file"),
+    Rule(
+        "cache_server_directory",
+        lambda c: c["cache_server_directory"] and c["mode"] != MULTIPROCESS,
+        "has no effect with mode=in-process",
+        "Set mode=multiprocess, or remove cache_server_directory.",
+    ),
     _needs("remote_key_file", "remote_cert_file"),
     Rule(
         "local_cpu",

@@ -123,6 +123,13 @@ SETTINGS = (
         choices=(IN_PROCESS, MULTIPROCESS),
     ),
     Setting(
+        "cache_server_directory",
+        str,
+        None,
+        "Directory in which a cache server of this machine announces itself (command "
+        "cache-server), for mode=multiprocess. Where none does, this server starts its own.",
+    ),
+    Setting(
         "compile_cache_dir",
         str,
         None,

@@ -133,6 +133,10 @@ class LMCacheModel(_Base):  # type: ignore[misc, valid-type]
         """The newest snapshots of the engine's processes; reads their files."""
         if (path := self.offload.engine_file) is not None:
             RECEIVED.add(read_files(path.parent))
+        if (shared := self.offload.cache_server) is not None:
+            # What it counts is of all servers that use it.
+            found = read_files(shared)
+            RECEIVED.add({name: {**each, "metrics": []} for name, each in found.items()})
         return RECEIVED.all()
 
     def totals(self) -> Totals:
@@ -165,8 +169,11 @@ class LMCacheModel(_Base):  # type: ignore[misc, valid-type]
         size = values["max_local_cpu_size"]
         tiers = []
         if values["local_cpu"].value:
-            place = " in a cache server" if self.offload.cache_server_bytes else ""
-            tiers.append(f"local CPU tier of {size.value:g} GiB{place} ({size.source})")
+            if self.offload.cache_server is not None:
+                tiers.append(f"local CPU tier of the cache server in {self.offload.cache_server}")
+            else:
+                place = " in a cache server" if self.offload.cache_server_bytes else ""
+                tiers.append(f"local CPU tier of {size.value:g} GiB{place} ({size.source})")
         for name in ("local_disk", "remote_url"):
             if name in values and values[name].value:
                 tiers.append(f"{name} {values[name].value} ({values[name].source})")

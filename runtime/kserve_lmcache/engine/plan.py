@@ -15,16 +15,16 @@ from typing import Any
 from vllm.config import KVTransferConfig, VllmConfig
 
 from kserve_lmcache import redaction
+from kserve_lmcache.cache_server import choice
+from kserve_lmcache.cache_server.rpc import CacheServerError
 from kserve_lmcache.config import (
-    disk_tier,
     engine_file,
     memory_budget,
-    remote_tier,
 )
 from kserve_lmcache.config.completion import complete, size_local_tier
-from kserve_lmcache.config.configuration import Configuration, show
+from kserve_lmcache.config.configuration import Configuration, Value, show
 from kserve_lmcache.config.engine_shape import EngineShape
-from kserve_lmcache.config.memory_budget import Needs
+from kserve_lmcache.config.memory_budget import CacheServer, Needs
 from kserve_lmcache.config.resources import memory_limit
 from kserve_lmcache.config.settings import MULTIPROCESS, SETTINGS, VARIABLE_PREFIX
 from kserve_lmcache.config.stores import Remote
@@ -56,6 +56,8 @@ from kserve_lmcache.identity.namespace import NAMESPACE, hashing_of
 
 logger = logging.getLogger(__name__)
 
+_CACHE_SERVER_SECONDS = 5.0  # that a cache server of the machine has to start
+
 CONNECTOR = "KServeLMCacheConnector"
 CONNECTOR_MODULE = "kserve_lmcache.connector"
 # LMCache's connectors in a worker. The first is in KServe's guide, and both are in manifests.
@@ -85,6 +87,7 @@ class OffloadPlan:
         shape: the sizes of the engine's KV cache; ``None`` without offloading.
         identity: the identity of the engine, from which the names of its cache entries are made;
             ``None`` without offloading.
+        cache_server: the directory of a cache server that others use as well; ``None`` without one.
     """
 
     configuration: Configuration
@@ -93,6 +96,7 @@ class OffloadPlan:
     remote: Remote | None = None
     shape: EngineShape | None = None
     identity: EngineIdentity | None = None
+    cache_server: Path | None = None
 
     @property
     def enabled(self) -> bool:
@@ -101,8 +105,9 @@ class OffloadPlan:
 
     @property
     def cache_server_bytes(self) -> int:
-        """The size of a cache server's memory; 0 without one."""
-        if not self.enabled or self.configuration.get("mode") != MULTIPROCESS:
+        """The size of the memory of this server's own cache server; 0 without one."""
+        is_multiprocess = self.configuration.get("mode") == MULTIPROCESS
+        if not self.enabled or not is_multiprocess or self.cache_server is not None:
             return 0
         workers = self.shape.workers if self.shape is not None else 1
         return int(self.configuration.get("max_local_cpu_size") * workers * memory_budget.GIB)
@@ -153,6 +158,7 @@ def plan_offload(
         engine_config = _engine_config(args, configuration)
         check_supported(engine_config)
         shape = shape_of(engine_config)
+        cache_server = _shared_cache_server(engine_config, configuration, shape)
         needs = _needs(args, configuration, environ)
         remote = complete(configuration, shape, needs)
         configuration.raise_problems()
@@ -168,7 +174,12 @@ def plan_offload(
     for note in configuration.notes:
         logger.warning(note)
     offload = OffloadPlan(
-        configuration, engine_file=path, remote=remote, shape=shape, identity=identity
+        configuration,
+        engine_file=path,
+        remote=remote,
+        shape=shape,
+        identity=identity,
+        cache_server=cache_server,
     )
     return offload, engine_config
 
@@ -254,6 +265,29 @@ def _sized_anew(
     return needs
 
 
+def _shared_cache_server(
+    engine_config: VllmConfig, configuration: Configuration, shape: EngineShape
+) -> Path | None:
+    """The directory of a cache server that others use as well, written to the connector's keys.
+
+    Where the server of the directory cannot be used, this server starts its own and says why.
+    """
+    directory = configuration.get("cache_server_directory")
+    if not directory or configuration.problems:
+        return None
+    try:
+        welcome = choice.usable(Path(directory), _CACHE_SERVER_SECONDS)
+    except CacheServerError as error:
+        configuration.notes.append(f"This server starts a cache server of its own: {error}")
+        del configuration.values["cache_server_directory"]
+        return None
+    size = welcome.size / memory_budget.GIB / shape.workers
+    configuration.values["max_local_cpu_size"] = Value(size, f"the cache server in {directory}")
+    extra = engine_config.kv_transfer_config.kv_connector_extra_config
+    extra[engine_file.CACHE_SERVER] = str(directory)
+    return Path(directory)
+
+
 def _needs(
     args: Namespace,
     configuration: Configuration,
@@ -261,9 +295,13 @@ def _needs(
     model: Path | None = None,
 ) -> Needs:
     """What the server needs: the engine, and a cache server where the configuration has one."""
-    offloads = configuration.get("offload") and configuration.get("mode") == MULTIPROCESS
     needs = needs_of(args, device(), environ, model)
-    return dataclasses.replace(needs, has_cache_server=bool(offloads))
+    if not configuration.get("offload") or configuration.get("mode") != MULTIPROCESS:
+        return needs
+    is_shared = configuration.get("cache_server_directory") is not None
+    return dataclasses.replace(
+        needs, cache_server=CacheServer.SHARED if is_shared else CacheServer.OWN
+    )
 
 
 def _refuse_what_cannot_fit(needs: Needs) -> None:
@@ -362,11 +400,8 @@ def _written_engine_file(configuration: Configuration, remote: Remote | None) ->
     """Write LMCache's configuration file, and keep its secrets out of the log; returns its path."""
     directory = Path(tempfile.mkdtemp(prefix="kserve-lmcache-"))
     atexit.register(shutil.rmtree, directory, ignore_errors=True)
-    path = directory / "lmcache.yaml"
-    limits = remote_tier.limits_of(configuration)
-    disk = disk_tier.disk_of(configuration)
-    disk_and_limits = None if disk is None else (disk, disk_tier.limits_of(configuration))
-    engine_file.write(configuration.lmcache_values(), remote, path, limits, disk_and_limits)
+    path = directory / engine_file.NAME
+    engine_file.write_for(configuration, remote, path)
     redaction.redact_logs(engine_file.secrets_in(path))
     return path
 

@@ -16,6 +16,7 @@ from vllm.logger import init_logger
 
 from kserve_lmcache import __version__
 from kserve_lmcache.cache_server.announcement import announced
+from kserve_lmcache.cache_server.choice import SHARED_MEMORY
 from kserve_lmcache.cache_server.messages import Hello, Welcome
 from kserve_lmcache.cache_server.rpc import CacheServerError, Call, Client
 from kserve_lmcache.metrics.table import metric
@@ -24,7 +25,6 @@ from kserve_lmcache.tiers.guard.daemon_threads import start_supervised
 
 logger = init_logger(__name__)
 
-_SHARED_MEMORY = Path("/dev/shm")  # noqa: S108 (where Linux has it)
 _CONNECT_SECONDS = 2.0
 _HELLO_SECONDS = 0.5  # deadline
 _HELLO_PAUSE = 1.0
@@ -199,7 +199,7 @@ class Session:
 
 def _mapped(welcome: Welcome) -> mmap.mmap:
     """The server's shared memory, with all its pages."""
-    descriptor = os.open(_SHARED_MEMORY / welcome.segment, os.O_RDWR)
+    descriptor = os.open(SHARED_MEMORY / welcome.segment, os.O_RDWR)
     try:
         return mmap.mmap(
             descriptor, welcome.size, flags=mmap.MAP_SHARED | getattr(mmap, "MAP_POPULATE", 0)

@@ -50,7 +50,7 @@ class Settings:
         check_supported(vllm_config, kv_cache_config)
         extra = vllm_config.kv_transfer_config.kv_connector_extra_config
         settings = cls(
-            file.parent,
+            Path(extra.get(engine_file.CACHE_SERVER) or file.parent),
             engine_file.read(file),
             extra[NAMESPACE],
             pages_of(kv_cache_config).tokens,
