@@ -31,6 +31,12 @@ OPTIONS = (
     Option("--simulated-runs", 5, "Runs of random requests over the simulated engine."),
     Option("--soak-seconds", 30.0, "Length of the soak test of the remote tier."),
     Option("--conversations", 10, "Random conversations over two replicas."),
+    Option(
+        "--mode",
+        "in-process",
+        "Setting `mode` of the servers in tests/e2e that set none.",
+        ("in-process", "multiprocess"),
+    ),
     Option("--load-delay", 0.0, "Seconds by which servers' loads are delayed at random, at most."),
     Option("--api-examples", 4, "Requests that schemathesis makes for each operation."),
     Option("--fault-rounds", 3, "Rounds of random errors inside LMCache."),

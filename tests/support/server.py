@@ -42,6 +42,8 @@ def engine_environment(**variables: str) -> dict[str, str]:
     if delay := option("--load-delay"):
         strict["FAULT_INJECTOR_LOAD_DELAY"] = str(delay)
         kept["PYTHONPATH"] = with_fault_injector(kept)
+    if (mode := option("--mode")) != "in-process":
+        kept["LMCACHE_MODE"] = mode
     metrics = {"PROMETHEUS_MULTIPROC_DIR": tempfile.mkdtemp(dir=_METRICS.name)}
     return {**kept, **strict, **metrics, "PYTHON": sys.executable, **variables}
 

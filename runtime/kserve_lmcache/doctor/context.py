@@ -10,11 +10,13 @@ from typing import Any
 from kserve_lmcache.config.configuration import Configuration
 from kserve_lmcache.config.disk_tier import disk_of
 from kserve_lmcache.config.engine_shape import EngineShape
+from kserve_lmcache.config.settings import IN_PROCESS
 from kserve_lmcache.config.stores import Disk, Remote
 from kserve_lmcache.doctor.check import one_line
 from kserve_lmcache.redaction import hide
 from kserve_lmcache.server.announcement import Replica
 
+SHARED = "cache_server_directory"
 # About the chunk of a model of a billion parameters.
 _DEFAULT_CHUNK_BYTES = 4 * 2**20
 # The largest chunk that a command beside a server stores and reads back, for the sake of its
@@ -32,6 +34,8 @@ class Context:
     local_cpu_bytes: float = 0.0  # of the local CPU tier, all workers together
     disk: Disk | None = None
     compile_cache: Path | None = None  # that keeps compiled code
+    mode: str = IN_PROCESS
+    cache_server: Path | None = None  # the directory of one that several servers use
     chunk_bytes: int = _DEFAULT_CHUNK_BYTES  # of one chunk of the KV cache
     model: str | None = None  # directory, file or hub id
     revision: str | None = None  # of the hub id
@@ -68,6 +72,8 @@ def context_of(
         local_cpu_bytes=configuration.get("max_local_cpu_size") * 2**30 * workers,
         disk=disk_of(configuration),
         compile_cache=Path(kept) if (kept := configuration.get("compile_cache_dir")) else None,
+        mode=configuration.get("mode"),
+        cache_server=Path(shared) if (shared := configuration.get(SHARED)) else None,
         chunk_bytes=token_bytes * configuration.get("chunk_size") or _DEFAULT_CHUNK_BYTES,
         model_fingerprint=configuration.get("model_fingerprint"),
         **fields,

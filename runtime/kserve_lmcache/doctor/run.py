@@ -8,7 +8,7 @@ from concurrent.futures import wait
 from dataclasses import replace
 from functools import partial
 
-from kserve_lmcache.doctor import machine, model_files, store
+from kserve_lmcache.doctor import cache_server, machine, model_files, store
 from kserve_lmcache.doctor.check import Check, Finding, failure, in_order, in_thread
 from kserve_lmcache.doctor.context import Context
 
@@ -20,6 +20,7 @@ CHECKS: tuple[Check[Context], ...] = (
     Check("directories", machine.server_directories),
     Check("compile cache", machine.compile_cache),
     Check("local disk", machine.local_disk),
+    Check("cache server", cache_server.cache_server),
     Check("accelerator", machine.accelerator),
     Check("model", model_files.model),
     Check("remote store", store.store),

@@ -115,6 +115,7 @@ def test_everything_is_examined_by_default() -> None:
         "directories",
         "compile cache",
         "local disk",
+        "cache server",
         "accelerator",
         "model",
         "remote store",
