@@ -24,7 +24,7 @@ def cache_server(context: Context) -> Finding:
             f"{error}; a server would start its own",
             f"Start one as the same user: kserve-lmcache cache-server "
             f"--directory={context.cache_server}. Let the containers share the directory and "
-            "/dev/shm.",
+            "/dev/shm.",  # noqa: S108
         )
     return ok(
         f"the cache server of {context.cache_server} answers; it has {size(welcome.size)}, in "
