@@ -53,6 +53,11 @@ def ours(started: Servers, name: str, store: str) -> str:
     return _ours(started, name, **_lmcache(store))
 
 
+def multiprocess(started: Servers, name: str, store: str) -> str:
+    """This package with a cache server beside it and the Redis."""
+    return _ours(started, name, **_lmcache(store), LMCACHE_MODE="multiprocess")
+
+
 def off(started: Servers, name: str, _store: str) -> str:
     """This package with offloading off."""
     return _ours(started, name, "--offload=off")
@@ -94,6 +99,7 @@ def mp(started: Servers, name: str, store: str) -> str:
     command = [str(Path(sys.executable).with_name("lmcache")), "server", f"--port={port}"]
     command += ["--host=127.0.0.1", "--http-host=127.0.0.1", f"--http-port={http_port}"]
     command += ["--l1-size-gb=1", f"--prometheus-port={metrics_port}"]
+    command += ["--no-l1-use-lazy", f"--shm-name={name}-{port}"]  # else chunks go as pickles
     command += ["--supported-transfer-mode=engine_driven"]  # the one that a CPU has
     command += ["--l2-adapter", json.dumps(adapter), "--eviction-policy=LRU"]
     started.start(f"{name}-lmcache", command, f"tcp://127.0.0.1:{port}")

@@ -16,7 +16,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from benchmarks.contenders import Start, mp, off, ours, redis, servers, vllm
+from benchmarks.contenders import Start, mp, multiprocess, off, ours, redis, servers, vllm
 
 
 @dataclass(frozen=True)
@@ -53,7 +53,7 @@ COMPARISONS = {
     "misses": Comparison([(off, 1), (ours, 1)], load(1024, 4, (1, 4))),
     "busy": Comparison([(off, 1), (ours, 1)], load(512, 24, (8,), answer=64)),
     "http": Comparison([(vllm, 1), (off, 1)], load(64, 32, (1, 8, 32), rounds=5)),
-    "others": Comparison([(ours, 2), (mp, 2)], [*SWEEP, "1024", "4096"]),
+    "others": Comparison([(ours, 2), (multiprocess, 2), (mp, 2)], [*SWEEP, "1024", "4096"]),
 }
 
 
