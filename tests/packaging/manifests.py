@@ -22,6 +22,7 @@ from tests.packaging.pods import Document
 ROOT = Path(__file__).resolve().parents[2]
 RUNTIMES = ROOT / "servingruntime"
 GUIDE = RUNTIMES / "examples" / "guide"
+NODE_CACHE = RUNTIMES / "examples" / "node-cache"
 COMPONENTS = RUNTIMES / "components"
 MONITORING = COMPONENTS / "monitoring"
 
@@ -101,6 +102,7 @@ def _sets() -> dict[str, Callable[[], str]]:
         "runtimes": partial(render, RUNTIMES),
         "namespaced": partial(render, RUNTIMES / "namespaced"),
         "guide": lambda: render(RUNTIMES) + "---\n" + render(GUIDE),
+        "node cache": lambda: render(RUNTIMES) + "---\n" + render(NODE_CACHE),
     }
     for folder in sorted((RUNTIMES / "overlays").iterdir()):
         found[f"overlay {folder.name}"] = partial(render, folder)
