@@ -2,7 +2,13 @@
 
 from __future__ import annotations
 
-from kserve_lmcache.config import disk_tier, local_tier, memory_budget, remote_tier
+from kserve_lmcache.config import (
+    disk_tier,
+    kserve_offloading,
+    local_tier,
+    memory_budget,
+    remote_tier,
+)
 from kserve_lmcache.config.configuration import Configuration
 from kserve_lmcache.config.credentials import remote_of
 from kserve_lmcache.config.engine_shape import EngineShape
@@ -38,6 +44,8 @@ def size_local_tier(configuration: Configuration, shape: EngineShape | None, nee
     if name not in configuration.values or configuration.source(name).startswith("default"):
         request = shape.request_bytes if shape else 0
         configuration.values[name] = local_tier.default_size(memory, needs, request)
+    elif (total := configuration.local_tier_total) is not None:
+        configuration.values[name] = kserve_offloading.share_of_worker(total, needs.workers)
     size = configuration.get(name) * memory_budget.GIB
     # A tier that is too large by itself has a problem of its own.
     if shape and size * needs.all_workers <= memory.value:

@@ -21,7 +21,8 @@ from kserve_lmcache.config.engine_shape import EngineShape
 _NAME = "server.json"
 _LARGEST_FILE = 2**22  # bytes
 _PROGRAM = "kserve-lmcache"
-_MODULE = "kserve_lmcache"
+# The second is the entry point's.
+_MODULES = ("kserve_lmcache", "kserve_lmcache.command")
 
 
 @dataclass(frozen=True)
@@ -109,7 +110,7 @@ def flags_of(pid: int, proc: Path = Path("/proc")) -> list[str] | None:
         return None
     arguments = [os.fsdecode(each) for each in line.split(b"\0")[:-1]]
     for position, argument in enumerate(arguments):
-        is_module = argument == _MODULE and arguments[position - 1] == "-m"
+        is_module = argument in _MODULES and arguments[position - 1] == "-m"
         if is_module or Path(argument).name == _PROGRAM:
             flags = arguments[position + 1 :]
             return flags[1:] if flags[:1] == ["serve"] else flags

@@ -18,6 +18,7 @@ from kserve_lmcache import redaction
 from kserve_lmcache.config import (
     disk_tier,
     engine_file,
+    kserve_offloading,
     memory_budget,
     remote_tier,
 )
@@ -126,6 +127,8 @@ def plan_offload(
     _refuse_what_cannot_fit(needs_of(args, device(), environ))
     wanted = args.kv_transfer_config
     is_ours = wanted is None or wanted.kv_connector in (*_STOCK_CONNECTORS, REMOVED_CONNECTOR)
+    if wanted is not None and wanted.kv_connector == kserve_offloading.CONNECTOR:
+        is_ours = bool(configuration.get("offload"))
     if is_ours and not configuration.get("offload"):
         for problem in configuration.problems:
             logger.warning("Ignored, because offloading is off: %s", problem)
@@ -316,7 +319,9 @@ def _engine_config(args: Namespace, configuration: Configuration) -> VllmConfig:
         KServeLMCacheError: vLLM refuses the arguments.
     """
     wanted = args.kv_transfer_config or KVTransferConfig(kv_role="kv_both")
-    extra = wanted.kv_connector_extra_config or {}
+    # KServe's field is part of the configuration; our connector reads none of it.
+    is_field = wanted.kv_connector == kserve_offloading.CONNECTOR
+    extra = {} if is_field else wanted.kv_connector_extra_config or {}
     args.kv_transfer_config = dataclasses.replace(
         wanted,
         kv_connector=CONNECTOR,

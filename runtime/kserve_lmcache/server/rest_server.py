@@ -15,6 +15,7 @@ from kserve_lmcache.compat.kserve import RefreshingServer
 from kserve_lmcache.server.http import errors, middleware
 from kserve_lmcache.server.http.limits import Limits
 from kserve_lmcache.server.http.register import register_after_kserves, register_before_kserves
+from kserve_lmcache.server.http.root_routes import RootRoutes
 from kserve_lmcache.server.lifecycle import Lifecycle
 from kserve_lmcache.server.start_up_responder import ANY_HOST, StartUpResponder
 
@@ -37,6 +38,7 @@ class OffloadRESTServer(RESTServer):  # type: ignore[misc]
         status: returns the response of ``GET /offload``.
         route_groups: the groups of routes that are on (setting ``enable_routes``).
         responder: owns the port until the server starts; without it the server opens the port.
+        root_routes: whether the routes below the prefix are served at the root as well.
         others: arguments of KServe's server.
     """
 
@@ -50,6 +52,7 @@ class OffloadRESTServer(RESTServer):  # type: ignore[misc]
         route_groups: Collection[str] = (),
         responder: StartUpResponder | None = None,
         app: fastapi.FastAPI = kserve_app,
+        root_routes: bool = False,
         **others: Any,
     ) -> None:
         super().__init__(app, **others)
@@ -60,6 +63,7 @@ class OffloadRESTServer(RESTServer):  # type: ignore[misc]
         self.status = status
         self.route_groups = route_groups
         self.responder = responder
+        self.root_routes = root_routes
         self._shows_docs = args.enable_docs_url
         self.config.host = args.host or ANY_HOST
         self.config.timeout_graceful_shutdown = _CLOSE_SECONDS
@@ -88,10 +92,14 @@ class OffloadRESTServer(RESTServer):  # type: ignore[misc]
     def _add_middlewares(self, app: fastapi.FastAPI) -> None:
         super()._add_middlewares(app)
         middleware.install(app, self.limits, self.lifecycle)
+        if self.root_routes:
+            app.add_middleware(RootRoutes)
 
     def _register_endpoints(self, app: fastapi.FastAPI) -> None:
         repository = self.dataplane.model_registry
-        register_before_kserves(app, repository, self.model, self.status, self._shows_docs)
+        register_before_kserves(
+            app, repository, self.model, self.status, self._shows_docs, self.root_routes
+        )
         super()._register_endpoints(app)
         register_after_kserves(app, self.model.vllm_app, self.route_groups)
 

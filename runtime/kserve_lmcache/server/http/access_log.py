@@ -11,6 +11,7 @@ from kserve.errors import ModelNotFound, ModelNotReady, ServerNotLive, ServerNot
 
 from kserve_lmcache.logs import IS_PROBE
 from kserve_lmcache.server.http.middleware import is_probe
+from kserve_lmcache.server.http.root_routes import below_prefix
 
 _UVICORN = "uvicorn"
 _ACCESS = "uvicorn.access"
@@ -80,4 +81,5 @@ class _AccessFilter(logging.Filter):
         path = target.partition("?")[0]
         if path in self._paths:
             return False
-        return self._probes or not is_probe(method, path) or int(status) >= 400
+        # The path as the client sent it, which may be at the root.
+        return self._probes or not is_probe(method, below_prefix(path)) or int(status) >= 400
