@@ -81,5 +81,7 @@ class _AccessFilter(logging.Filter):
         path = target.partition("?")[0]
         if path in self._paths:
             return False
-        # The path as the client sent it, which may be at the root.
-        return self._probes or not is_probe(method, below_prefix(path)) or int(status) >= 400
+        # As the client sent it: it may be one that is moved below the prefix.
+        places = {path, below_prefix(path)}
+        quiet = not self._probes and any(is_probe(method, place) for place in places)
+        return not quiet or int(status) >= 400
