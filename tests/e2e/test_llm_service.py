@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import json
 import os
-import shutil
 import signal
 import ssl
 import subprocess
@@ -31,7 +30,7 @@ from tests.support.llm_preset import Preset
 from tests.support.ports import free_port
 from tests.support.processes import Process, last_line
 from tests.support.server import MODEL, ROOT, SMALL, START_SECONDS, engine_environment, long_prompt
-from tests.support.tls import Authority, Certificate
+from tests.support.tls import Authority, mount
 from tests.support.waiting import until
 
 CPU_BYTES = 2**28
@@ -117,8 +116,11 @@ def authority(tmp_path_factory: pytest.TempPathFactory) -> Authority:
 
 
 @pytest.fixture(scope="module")
-def certificate(authority: Authority) -> Certificate:
-    return authority.issue("127.0.0.1")
+def mounted(authority: Authority, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of the service's certificate, as the kubelet mounts it."""
+    folder = tmp_path_factory.mktemp("kserve-tls")
+    mount(folder, authority.issue("127.0.0.1"))
+    return folder
 
 
 @pytest.fixture(scope="module")
@@ -130,7 +132,7 @@ def volume(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def service(
     authority: Authority,
-    certificate: Certificate,
+    mounted: Path,
     volume: Path,
     tmp_path_factory: pytest.TempPathFactory,
 ) -> Iterator[Service]:
@@ -138,7 +140,7 @@ def service(
     preset = Preset(
         model_dir=str(MODEL),
         port=free_port(),
-        tls=(str(certificate.cert_file), str(certificate.key_file)),
+        tls=(str(mounted / "tls.crt"), str(mounted / "tls.key")),
         offloading={"cpu": CPU_BYTES, "evictionPolicy": "lru", "secondary": [str(volume)]},
     )
     with running(tmp_path_factory.mktemp("service"), preset, authority) as service:
@@ -250,12 +252,10 @@ def serial(port: int) -> int:
 
 
 def test_a_renewed_certificate_is_shown_without_a_restart(
-    service: Service, authority: Authority, certificate: Certificate
+    service: Service, authority: Authority, mounted: Path
 ) -> None:
-    renewed = authority.issue("127.0.0.1")
     before = serial(service.preset.port)
-    shutil.copy(renewed.key_file, certificate.key_file)
-    shutil.copy(renewed.cert_file, certificate.cert_file)
+    mount(mounted, authority.issue("127.0.0.1"))
     until(lambda: serial(service.preset.port) != before, seconds=30, pause=0.2)
     service.client.close()
     trusted = ssl.create_default_context(cafile=str(authority.file))

@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import contextlib
+import socket
 from argparse import Namespace
 from collections.abc import Callable, Collection, Iterator
+from pathlib import Path
 from typing import Any
 
 import fastapi
+import uvicorn
 from kserve.model_server import app as kserve_app
 from kserve.protocol.rest.server import RESTServer
 
-from kserve_lmcache.compat.kserve import RefreshingServer
+from kserve_lmcache.server.certificates import refreshed
 from kserve_lmcache.server.http import errors, middleware
 from kserve_lmcache.server.http.limits import Limits
 from kserve_lmcache.server.http.register import register_after_kserves, register_before_kserves
@@ -22,7 +25,18 @@ from kserve_lmcache.server.start_up_responder import ANY_HOST, StartUpResponder
 _CLOSE_SECONDS = 2  # for connections whose responses are already written
 
 
-class _Server(RefreshingServer):  # type: ignore[misc]
+class _Server(uvicorn.Server):
+    async def serve(self, sockets: list[socket.socket] | None = None) -> None:
+        """Serve until the end, with the certificate of the files as they are at the time."""
+        if not self.config.loaded:
+            self.config.load()
+        async with contextlib.AsyncExitStack() as stack:
+            files = (self.config.ssl_certfile, self.config.ssl_keyfile)
+            if self.config.ssl is not None and all(files):
+                cert_file, key_file = (Path(str(file)) for file in files)
+                await stack.enter_async_context(refreshed(self.config.ssl, cert_file, key_file))
+            await super().serve(sockets=sockets)
+
     @contextlib.contextmanager
     def capture_signals(self) -> Iterator[None]:
         """Leave signals to the model server: uvicorn closes the port at the first one."""
