@@ -15,9 +15,10 @@ import pytest
 
 from kserve_lmcache.cli import vllm_command
 from kserve_lmcache.cli.arguments import parse_arguments
+from kserve_lmcache.cli.examination import shown_of_flags
 from kserve_lmcache.cli.light_arguments import parse_lightly
 from kserve_lmcache.cli.vllm_command import OWN_MODULE, PACKAGES, flags_of_serve
-from kserve_lmcache.config import server_file
+from kserve_lmcache.config import kserve_offloading, server_file
 from kserve_lmcache.config.flags import flags_of
 from kserve_lmcache.config.resolve import resolve
 from kserve_lmcache.engine.arguments import resolve_engine_arguments
@@ -231,6 +232,17 @@ def test_the_presets_flags_have_their_effect(commands: Path) -> None:
             "eviction_policy": "lru",
             "secondary_tiers": [{"type": "fs", "root_dir": "/mnt/kv-cache-0"}],
         }
+
+
+def test_config_names_the_field_and_says_that_workers_share_it(commands: Path) -> None:
+    script = Preset(offloading={"cpu": 2**28}).command()
+    flags = run(commands, *script).stdout.split("\nserve\n")[1].splitlines()
+    shown = shown_of_flags(flags)
+    value = shown.values["max_local_cpu_size"]
+    assert (value.value, value.source) == (0.25, kserve_offloading.CPU)
+    assert any("several workers share kvCacheOffloading.cpu" in note for note in shown.notes)
+    without = shown_of_flags(["--model_id=org/model"])
+    assert not any("kvCacheOffloading" in note for note in without.notes)
 
 
 def test_the_users_connector_replaces_the_presets(commands: Path) -> None:
