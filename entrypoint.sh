@@ -9,4 +9,4 @@ export LMCACHE_TRACK_USAGE="${LMCACHE_TRACK_USAGE:-false}"
 export DO_NOT_TRACK="${DO_NOT_TRACK:-1}"
 export VLLM_NO_USAGE_STATS="${VLLM_NO_USAGE_STATS:-1}"
 
-exec "${PYTHON:-python3}" -m kserve_lmcache.command "$@"
+exec "${PYTHON:-python3}" -m kserve_lmcache.cli.command "$@"

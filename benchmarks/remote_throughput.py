@@ -103,7 +103,9 @@ class GuardedTier:
 @contextmanager
 def opened(url: str) -> Iterator[Tier]:
     remote = Remote(url, "benchmark")
-    tier = Tier(url, functools.partial(RedisStore, remote, LIMITS), LIMITS, 256, SIZE)
+    largest = header_size(LAYOUT) + SIZE
+    make_store = functools.partial(RedisStore, remote, LIMITS, max_value_bytes=largest)
+    tier = Tier(url, make_store, LIMITS, 256, SIZE)
     try:
         until(lambda: bool(tier.report()["up"]))
         yield tier

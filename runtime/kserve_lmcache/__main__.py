@@ -2,7 +2,7 @@
 
 import sys
 
-from kserve_lmcache.command import main
+from kserve_lmcache.cli.command import main
 
 if __name__ == "__main__":
     sys.exit(main())

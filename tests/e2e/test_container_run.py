@@ -175,6 +175,7 @@ def test_the_doctor_runs_in_the_image(engine: Engine, container_images: Images) 
         "--entrypoint",
         "kserve-lmcache",
         *TMP,
+        *SHM,
         container_images.documented,
         "doctor",
         "--json",

@@ -58,7 +58,13 @@ class Load:
                 time.sleep(0.1)
 
 
-@pytest.mark.parametrize("keep_alive", [True, False], ids=["kept-open", "each-anew"])
+@pytest.mark.parametrize(
+    "keep_alive",
+    [
+        pytest.param(True, id="kept-open"),
+        pytest.param(False, id="each-anew", marks=pytest.mark.exhaustive),
+    ],
+)
 def test_every_request_of_the_delay_is_answered(tmp_path: Path, keep_alive: bool) -> None:
     arguments = (f"--drain-delay={DELAY:g}", f"--drain-timeout={DRAIN:g}")
     with running(tmp_path / "log", *arguments, environ=engine_environment()) as server:

@@ -50,7 +50,7 @@ def _soak(seconds: float, directory: Path) -> dict[str, Any]:
     with (
         redis_process(directory, *_SMALL) as store,
         target_of(store) as target,
-        redis_tier(Remote(target.url, "test"), _LIMITS) as tier,
+        redis_tier(Remote(target.url, "test"), _LIMITS, size=_SIZE) as tier,
     ):
         return {
             "faults": len(_PASSING),

@@ -25,14 +25,21 @@ LAYOUT = Layout("KV_2LTD", (("bfloat16", (2, 3, 16, 8)),))
 
 @contextmanager
 def redis_tier(
-    remote: Remote, limits: TierLimits | None = None, wait: bool = True
+    remote: Remote, limits: TierLimits | None = None, wait: bool = True, size: int = SIZE
 ) -> Iterator[Tier]:
-    """Makes a tier of a Redis store, and waits until it answers."""
+    """Makes a tier of a Redis store, and waits until it answers.
+
+    Args:
+        remote: the store.
+        limits: of the tier; by default its own.
+        wait: whether to wait.
+        size: bytes of a chunk.
+    """
     limits = limits or TierLimits()
-    largest = header_size(LAYOUT) + SIZE
+    largest = header_size(LAYOUT) + size
 
     make_store = functools.partial(RedisStore, remote, limits, max_value_bytes=largest)
-    tier = Tier(remote.url, make_store, limits, 16, SIZE)
+    tier = Tier(remote.url, make_store, limits, 16, size)
     try:
         if wait:
             until(lambda: bool(tier.report()["up"]))

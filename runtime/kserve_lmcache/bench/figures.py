@@ -20,6 +20,8 @@ from kserve_lmcache.bench.records import COLD, KINDS, OTHER, SAME, Log
 _RESAMPLES = 2000
 _ENDS = (0.025, 0.975)  # of a 95 % interval
 _FEW = 5  # with fewer requests beyond a quantile its interval is too narrow
+# One number of vLLM's benchmark for each turn, and its name in ours.
+_OF_TURNS = {"TPOT mean": "mean_tpot_ms", "requests/s": "request_throughput"}
 
 Row = dict[str, Any]
 Values = NDArray[numpy.float64]
@@ -47,11 +49,12 @@ def ratios(log: Log) -> list[Row]:
             for name in (("ttft",) if sweep else ("ttft", "tpot", "e2e"))
             for at in ((50,) if sweep else (50, 90, 99))
         ]
-        speeds = [
-            [row["request_throughput"] for row in log.figures if place(row) == (phase, endpoint)]
-            for endpoint in (other, first)
-        ]
-        figures.append(("requests/s", list(zip(*speeds, strict=False)), None))
+        for name, key in _OF_TURNS.items():
+            of_turns = [
+                [row.get(key) for row in log.figures if place(row) == (phase, endpoint)]
+                for endpoint in (other, first)
+            ]
+            figures.append((name, list(zip(*of_turns, strict=False)), None))
         for figure, values, quantile in figures:
             known = numpy.array([each for each in values if None not in each], dtype=float)
             if len(known) > 1:

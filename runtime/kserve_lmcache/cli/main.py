@@ -11,9 +11,10 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from kserve_lmcache import __version__, importing, logs
+from kserve_lmcache import __version__, logs
 from kserve_lmcache.cli import running
 from kserve_lmcache.cli.argument_rules import DEFAULT_MODEL_DIRECTORY
+from kserve_lmcache.compat import importing
 from kserve_lmcache.compat.kserve import import_without_flags
 from kserve_lmcache.config import environment, memory_budget, metrics_directory
 from kserve_lmcache.config.resources import memory_limit

@@ -12,8 +12,9 @@ from pathlib import Path
 
 from kserve.logging import KSERVE_LOG_CONFIG, configure_logging
 
-from kserve_lmcache import __version__, importing, logs
+from kserve_lmcache import __version__, logs
 from kserve_lmcache.cli.arguments import parse_arguments
+from kserve_lmcache.compat import importing
 from kserve_lmcache.compat.kserve import use_arguments
 from kserve_lmcache.compat.vllm import configure_logging as configure_vllms_logging
 from kserve_lmcache.config import directories, metrics_directory, server_file

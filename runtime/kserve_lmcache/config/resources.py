@@ -108,13 +108,13 @@ class Cores:
 
 
 def cpu_cores(root: Path = Path("/")) -> Cores:
-    """The threads for computing, and the cores that somebody gave to this process.
+    """The threads for computing, and the cores to bind them to.
 
     A quota limits time and no place. All containers of a node see the same cores, so containers
-    that chose cores by themselves would all choose the same ones. Only an affinity that leaves out
-    cores of the machine was set by somebody (Kubernetes' CPU manager, ``docker run --cpuset-cpus``,
-    ``taskset``). A fraction of a core is not used: a throttled thread delays all others at every
-    barrier.
+    that chose some of them by themselves would all choose the same ones. Without a quota below the
+    affinity, each core that this process may use gets a thread: unbound threads share cores with
+    vLLM's scheduler, which spins, and wait for each other (``benchmarks/cores.py``). A fraction of
+    a core is not used: a throttled thread delays all others at every barrier.
 
     Args:
         root: the directory of ``/proc`` and ``/sys``.
@@ -123,9 +123,7 @@ def cpu_cores(root: Path = Path("/")) -> Cores:
     quota = _cpu_quota(root)
     if quota is not None and quota.value < len(affinity):
         return Cores(max(1, int(quota.value)), (), quota.source)
-    if not set(affinity) >= _schedulable_cores(root):
-        return Cores(len(affinity), tuple(affinity), "the process's CPU affinity")
-    return Cores(len(affinity), (), "the machine's cores")
+    return Cores(len(affinity), tuple(affinity), "the process's CPU affinity")
 
 
 def write_error(directory: Path) -> OSError | None:
@@ -161,23 +159,6 @@ def why_unwritable(directory: Path) -> str | None:
     """The text of :func:`write_error`."""
     error = write_error(directory)
     return None if error is None else error.strerror or str(error)
-
-
-def _schedulable_cores(root: Path) -> set[int]:
-    """The cores on which a process runs that nobody has bound."""
-    cpus = root / "sys/devices/system/cpu"
-    online = _parse_cores(_read(cpus / "online") or "") or set(range(os.cpu_count() or 1))
-    # Those of the kernel's option isolcpus, on which only what is bound there runs.
-    return online - _parse_cores(_read(cpus / "isolated") or "")
-
-
-def _parse_cores(text: str) -> set[int]:
-    """The numbers of a list such as ``0-3,8`` (cpuset(7), "List format")."""
-    cores: set[int] = set()
-    for part in filter(None, text.split(",")):
-        first, _, last = part.partition("-")
-        cores.update(range(int(first), int(last or first) + 1))
-    return cores
 
 
 def _cpu_quota(root: Path) -> Limit | None:

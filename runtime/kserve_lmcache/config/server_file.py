@@ -21,8 +21,7 @@ from kserve_lmcache.config.engine_shape import EngineShape
 _NAME = "server.json"
 _LARGEST_FILE = 2**22  # bytes
 _PROGRAM = "kserve-lmcache"
-# The second is the entry point's.
-_MODULES = ("kserve_lmcache", "kserve_lmcache.command")
+_MODULES = ("kserve_lmcache", "kserve_lmcache.cli.command")
 
 
 @dataclass(frozen=True)

@@ -35,8 +35,9 @@ _LOGGERS = ("vllm.v1.engine.", "vllm.v1.executor.")
 _EMPTY = re.compile(r"See (root cause|stack trace)|Executor failed\.|Failed core proc")
 _EXIT_CODE = re.compile(r"'([\w -]+)': (-?\d+)")
 _MOST_REPORTS = 20  # of a process
-# Seconds before the last error in which the first error is the cause. An earlier one, such as that
-# of an adapter that could not be loaded, ended nothing.
+# vLLM's text of a request to the engine, such as for an adapter, that failed and ended nothing.
+_SURVIVED = "Invocation of %s method failed"
+# Seconds before the last error in which the first error is the cause. An earlier one ended nothing.
 _TOGETHER = 30.0
 _LONGEST = 600  # characters of a cause
 
@@ -98,7 +99,7 @@ class Failures:
         return f"{text.rstrip('.')}. {fix_of(text)}" if text else ""
 
     def forget(self) -> None:
-        """Forget the errors of an engine that another one replaces."""
+        """Forget errors that the engine survived, or those of an engine that another replaces."""
         for path in self.directory.glob("*.json"):
             path.unlink(missing_ok=True)
 
@@ -138,7 +139,9 @@ def report_errors(environ: Mapping[str, str]) -> None:
         if not (of_the_engine or type(error).__name__ == "EngineDeadError"):
             return record
         cause = _text(error, record.exc_text) if error else one_line(record.getMessage())
-        if directory and of_the_engine and reported < _MOST_REPORTS and not _EMPTY.search(cause):
+        if directory and record.msg == _SURVIVED:
+            Failures(Path(directory)).forget()  # those of the workers, too
+        elif directory and of_the_engine and reported < _MOST_REPORTS and not _EMPTY.search(cause):
             _write(Path(directory), reported, cause)
             reported += 1
         if error is not None and not debug:

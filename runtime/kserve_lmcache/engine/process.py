@@ -6,25 +6,22 @@ vLLM loads this module in its engine and worker processes by the entry point
 
 from __future__ import annotations
 
-import contextlib
 import ctypes
-import importlib
 import multiprocessing
 import multiprocessing.util
 import os
 import signal
 import sys
-import threading
 from collections.abc import MutableMapping
 from pathlib import Path
 
-from kserve_lmcache import importing, logs, redaction
+from kserve_lmcache import logs, redaction
+from kserve_lmcache.compat import importing
 from kserve_lmcache.engine import failures
 from kserve_lmcache.metrics import start_up_timing
 
 _PLUGIN = "kserve_lmcache"  # the name of the entry point
 _PLUGINS = "VLLM_PLUGINS"
-_CONNECTOR = "kserve_lmcache.connector"
 SERVER = "_KSERVE_LMCACHE_SERVER_PID"
 ENGINE_FILE = "_KSERVE_LMCACHE_ENGINE_FILE"
 
@@ -76,14 +73,7 @@ def prepare() -> None:
         from kserve_lmcache.config import engine_file
 
         redaction.redact_logs(engine_file.secrets_in(Path(path)))
-        threading.Thread(target=_import_connector, name="imports", daemon=True).start()
     failures.report_errors(os.environ)  # without secrets, so after them
-
-
-def _import_connector() -> None:
-    """Import LMCache while the engine's process waits for its workers, and a worker for weights."""
-    with contextlib.suppress(Exception):  # who needs the module will say it
-        importlib.import_module(_CONNECTOR)
 
 
 def _follow_parent() -> None:

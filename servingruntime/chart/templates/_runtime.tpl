@@ -17,6 +17,8 @@ volumeMounts:
     mountPath: /dev/shm
   - name: tmp
     mountPath: /tmp
+  - name: compiled
+    mountPath: /var/cache/kserve-lmcache
   - name: lmcache-config
     mountPath: /lmcache
     readOnly: true
@@ -37,6 +39,8 @@ volumes:
     emptyDir:
       medium: Memory
   - name: tmp
+    emptyDir: {}
+  - name: compiled
     emptyDir: {}
   - name: lmcache-config
     configMap:
@@ -113,14 +117,14 @@ spec:
         - --model_name={{ "{{.Name}}" }}
       env:
         {{- include "kserve-lmcache.environment" . | nindent 8 }}
+        - name: KSERVE_LMCACHE_COMPILE_CACHE_DIR
+          value: /var/cache/kserve-lmcache
         {{- if $multinode }}
         - name: POD_IP
           valueFrom:
             fieldRef:
               fieldPath: status.podIP
         {{- end }}
-        - name: KSERVE_LMCACHE_COMPILE_CACHE_DIR
-          value: /var/cache/kserve-lmcache
       ports:
         - name: http1
           containerPort: 8080
@@ -152,11 +156,7 @@ spec:
         timeoutSeconds: 10
         failureThreshold: 6
       {{- include "kserve-lmcache.container" . | nindent 6 }}
-        - name: compiled
-          mountPath: /var/cache/kserve-lmcache
   {{- include "kserve-lmcache.pod" . | trim | nindent 2 }}
-    - name: compiled
-      emptyDir: {}
   {{- if $multinode }}
   workerSpec:
     pipelineParallelSize: 2

@@ -18,6 +18,7 @@ from tests.support.limits import limited
 
 _numbers = itertools.count(2)
 _BRIDGE = "bridge"
+_CLAIM = "PersistentVolumeClaim"
 
 
 @dataclass
@@ -33,7 +34,7 @@ class Cluster:
         documents: what is applied.
         secrets: what people create beside it, by name and key.
         model: what the storage initializer downloads; nothing before it has run.
-        claims: where the volumes of PersistentVolumeClaims lie.
+        claims: where the volumes of PersistentVolumeClaims lie that people made before.
     """
 
     directory: Path
@@ -97,12 +98,23 @@ class Cluster:
         if volume["name"] == MODEL_VOLUME and self.model:
             return self.model
         if claim := volume.get("persistentVolumeClaim"):
-            return self.claims[claim["claimName"]]
+            return self._claimed(claim["claimName"])
         sources = volume.get("projected", {}).get("sources", [])
         for source in sources or [volume]:
             for name, text in self._files(source).items():
                 (folder / name).write_text(text)
                 (folder / name).chmod(0o644)
+        return folder
+
+    def _claimed(self, name: str) -> Path:
+        """One folder for a claim, whichever pods mount it: what a provisioner would make of it."""
+        if name in self.claims:
+            return self.claims[name]
+        applied = {d["metadata"]["name"] for d in self.documents if d["kind"] == _CLAIM}
+        assert name in applied, f"the claim {name} is not there, and the pod waits for it"
+        folder = self.directory / f"claim-{name}"
+        folder.mkdir(exist_ok=True)
+        folder.chmod(0o777)
         return folder
 
     def _files(self, source: Mapping[str, Any]) -> Mapping[str, str]:

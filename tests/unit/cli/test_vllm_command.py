@@ -275,7 +275,7 @@ def test_what_is_not_honoured_is_refused_by_name(flag: str) -> None:
 
 def test_the_doctor_finds_the_flags_of_the_server(tmp_path: Path) -> None:
     flags = flags_of_serve(["org/model", "--dtype=float32"], {})
-    line = ["python3", "-m", "kserve_lmcache.command", "serve", *flags]
+    line = ["python3", "-m", "kserve_lmcache.cli.command", "serve", *flags]
     (tmp_path / "7").mkdir()
     (tmp_path / "7" / "cmdline").write_text("".join(f"{word}\0" for word in line))
     assert server_file.flags_of(7, tmp_path) == flags

@@ -64,5 +64,5 @@ def test_the_entry_point_sets_the_same(tmp_path: Path) -> None:
     )
     arguments, *lines = result.stdout.splitlines()
     environ = dict(line.split("=", 1) for line in lines)
-    assert arguments == "-m kserve_lmcache --model_name=a b $HOME *"
+    assert arguments == "-m kserve_lmcache.cli.command --model_name=a b $HOME *"
     assert {name: environ[name] for name in environment.DEFAULTS} == dict(environment.DEFAULTS)

@@ -10,7 +10,6 @@ import pytest
 from kserve_lmcache.config.resources import (
     Cores,
     Limit,
-    _schedulable_cores,
     cpu_cores,
     free_memory,
     memory_limit,
@@ -104,65 +103,23 @@ def test_no_limit_is_the_machine(root: Path) -> None:
 
 
 OWN = sorted(os.sched_getaffinity(0))
-MORE = f"0-{max(OWN) + 8}"  # than any process here may use
 
 
-def machine(root: Path, online: str, isolated: str = "") -> None:
-    directory = root / "sys/devices/system/cpu"
-    directory.mkdir(parents=True)
-    (directory / "online").write_text(f"{online}\n")
-    (directory / "isolated").write_text(f"{isolated}\n")
-
-
-def test_without_a_quota_every_core_counts_and_none_is_bound(root: Path) -> None:
+def test_without_a_quota_every_core_has_a_thread(root: Path) -> None:
     cgroup(root, "0::/", cpu_dot_max="max 100000")
-    machine(root, ",".join(map(str, OWN)))
-    assert cpu_cores(root) == Cores(len(OWN), (), "the machine's cores")
-
-
-def test_an_affinity_that_somebody_set_is_bound_to(root: Path) -> None:
-    cgroup(root, "0::/", cpu_dot_max="max 100000")
-    machine(root, MORE)
     assert cpu_cores(root) == Cores(len(OWN), tuple(OWN), "the process's CPU affinity")
 
 
-def test_cores_that_the_kernel_keeps_for_others_are_no_affinity(root: Path) -> None:
-    own = ",".join(map(str, OWN))
-    beyond = f"{max(OWN) + 1}-{max(OWN) + 8}"
-    machine(root, f"{own},{beyond}", isolated=beyond)
-    assert cpu_cores(root).bound == ()
-
-
-def test_who_is_on_cores_that_the_kernel_keeps_was_put_there(root: Path) -> None:
-    machine(root, MORE, isolated=",".join(map(str, OWN)))
-    assert cpu_cores(root).bound == tuple(OWN)
-
-
 @pytest.mark.parametrize(("quota", "count"), [("100000 100000", 1), ("50000 100000", 1)])
-@pytest.mark.parametrize("online", ["all", "more"])
-def test_a_quota_limits_the_number_and_no_place(
-    root: Path, quota: str, count: int, online: str
-) -> None:
+def test_a_quota_limits_the_number_and_no_place(root: Path, quota: str, count: int) -> None:
     assert len(OWN) > 1, "the test needs two cores"
     cgroup(root, "0::/", cpu_dot_max=quota)
-    machine(root, MORE if online == "more" else ",".join(map(str, OWN)))
     assert cpu_cores(root) == Cores(count, (), f"the container's quota (cpu.max {quota})")
 
 
 def test_a_quota_of_as_many_cores_as_there_are_leaves_the_affinity(root: Path) -> None:
     cgroup(root, "0::/", cpu_dot_max=f"{len(OWN) * 100000} 100000")
-    machine(root, MORE)
     assert cpu_cores(root).bound == tuple(OWN)
-
-
-@pytest.mark.parametrize(
-    ("text", "cores"),
-    [("", set()), ("0", {0}), ("0-2", {0, 1, 2}), ("0-1,4,6-7", {0, 1, 4, 6, 7})],
-)
-def test_lists_of_cores(root: Path, text: str, cores: set[int]) -> None:
-    machine(root, text)
-    expected = cores or set(range(os.cpu_count() or 1))
-    assert _schedulable_cores(root) == expected
 
 
 PROBE = (

@@ -52,7 +52,7 @@ def test_no_secret_is_in_it(tmp_path: Path) -> None:
     [
         (["python3", "-m", "kserve_lmcache", "--offload=off", ""], ["--offload=off", ""]),
         (["python", "-I", "-m", "kserve_lmcache", "serve", "a"], ["a"]),
-        (["python3", "-m", "kserve_lmcache.command", "serve", "--a=b"], ["--a=b"]),
+        (["python3", "-m", "kserve_lmcache.cli.command", "serve", "a"], ["a"]),
         (["/bin/python", "/usr/bin/kserve-lmcache", "--a=b"], ["--a=b"]),
         (["/usr/bin/kserve-lmcache"], []),
         (["sleep", "kserve_lmcache"], None),

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import inspect
 import json
+import logging
 import subprocess
 import sys
 import time
@@ -10,6 +12,7 @@ from pathlib import Path
 
 import pytest
 
+from kserve_lmcache.engine import failures
 from kserve_lmcache.engine.failures import NOBODY, Failures
 from tests.support.server import engine_environment
 
@@ -83,6 +86,30 @@ def test_the_first_of_the_last_errors_is_the_cause(tmp_path: Path) -> None:
     assert found.cause("anything").startswith("OSError: the cause. ")
     found.forget()
     assert found.cause() == ""
+
+
+def test_an_error_that_the_engine_survives_is_no_cause(
+    tmp_path: Path, request: pytest.FixtureRequest
+) -> None:
+    from vllm.v1.engine import core
+
+    assert failures._SURVIVED in inspect.getsource(core)
+    before = logging.getLogRecordFactory()
+    request.addfinalizer(lambda: logging.setLogRecordFactory(before))
+    failures.report_errors({failures.DIRECTORY: str(tmp_path)})
+
+    def fail(name: str, message: str, *arguments: str) -> None:
+        try:
+            raise LookupError(message)
+        except LookupError:
+            logging.getLogger(name).exception(message, *arguments)
+
+    fail("vllm.v1.executor.multiproc_executor", "no adapter")
+    assert "no adapter" in Failures(tmp_path).cause()
+    fail("vllm.v1.engine.core", failures._SURVIVED, "add_lora")
+    assert Failures(tmp_path).cause() == ""
+    fail("vllm.v1.executor.multiproc_executor", "no memory")
+    assert "no memory" in Failures(tmp_path).cause()
 
 
 @pytest.mark.parametrize(

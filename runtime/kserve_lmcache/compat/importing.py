@@ -1,7 +1,7 @@
 """Imports vLLM in less time.
 
-vLLM makes some millions of objects that stay. Python looks for garbage among them again and again
-while they are made, which takes a sixth of the time (``benchmarks/start_up.py``).
+Its modules make objects that stay. Python looks for garbage among them again and again while they
+are made (``benchmarks/start_up.py`` shows the time).
 """
 
 from __future__ import annotations

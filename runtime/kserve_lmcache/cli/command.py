@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import sys
 
-from kserve_lmcache import importing
+from kserve_lmcache.compat import importing
 
 importing.begin()
 

@@ -20,7 +20,7 @@ def printed(code: str) -> str:
 def test_garbage_is_looked_for_as_usual_afterwards_and_not_among_modules() -> None:
     code = """
 import gc
-from kserve_lmcache import importing
+from kserve_lmcache.compat import importing
 importing.begin()
 assert gc.get_threshold()[0] > 100_000 and not gc.get_freeze_count()
 importing.end()
@@ -30,7 +30,7 @@ print(gc.get_threshold())
     assert printed(code) == USUAL
 
 
-@pytest.mark.parametrize("main", ["kserve_lmcache.command", "bdb"])
+@pytest.mark.parametrize("main", ["kserve_lmcache.cli.command", "bdb"])
 def test_a_process_of_the_engine_begins_with_it(main: str) -> None:
     # multiprocessing imports the main module of the server before it imports anything of vLLM.
     code = f"""
