@@ -113,7 +113,10 @@ RUN --mount=type=bind,from=package,source=/dist,target=/mnt \
     --mount=type=bind,from=package,source=/pip,target=/media \
     PYTHONPATH=/media python3 -m pip install --no-cache-dir --no-deps /mnt/*.whl
 COPY --chmod=0755 entrypoint.sh /usr/local/bin/entrypoint.sh
-ENV HOME=/tmp \
+# In front of vLLM's own `vllm`, which is the next one on PATH.
+COPY --chmod=0755 vllm.sh /opt/kserve-lmcache/bin/vllm
+ENV PATH=/opt/kserve-lmcache/bin:${PATH} \
+    HOME=/tmp \
     HF_HOME=/tmp/hf
 EXPOSE 8080
 ENTRYPOINT ["/usr/local/bin/entrypoint.sh"]
@@ -140,9 +143,11 @@ COPY --from=sbom /kserve-lmcache.cdx.json /usr/share/sbom/kserve-lmcache.cdx.jso
 COPY --chmod=0755 entrypoint.sh /usr/local/bin/entrypoint.sh
 # Services on several nodes start by this one (servingruntime/base/multinode).
 COPY --chmod=0755 multinode.sh /usr/local/bin/multinode.sh
+# In front of vLLM's own `vllm`, which is /opt/venv/bin/vllm: KServe's LLMInferenceService starts `vllm serve`.
+COPY --chmod=0755 vllm.sh /opt/kserve-lmcache/bin/vllm
 # With a read-only root file system, and for any user, every cache below ~ (numba, vLLM, Triton, torch)
 # is in the one folder that can be written to.
-ENV PATH=/opt/venv/bin:${PATH} \
+ENV PATH=/opt/kserve-lmcache/bin:/opt/venv/bin:${PATH} \
     HOME=/tmp \
     HF_HOME=/tmp/hf
 WORKDIR /home/kserve

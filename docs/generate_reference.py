@@ -58,7 +58,8 @@ questions.
 _ROUTES = """\
 # Routes
 
-The routes of KServe and of this runtime are at the root. The routes of vLLM are below `/openai`.
+The routes of KServe and of this runtime are at the root. The routes of vLLM are below `/openai`,
+and with `--root-routes=true` at the root as well.
 The third column says whether the route is `on` or `off`, or names the group that turns the route
 on: `--enable-routes=GROUP,GROUP`. [API and routes](../developers/api.md) explains the rest.
 """

@@ -24,6 +24,7 @@ RUNTIMES = ROOT / "servingruntime"
 GUIDE = RUNTIMES / "examples" / "guide"
 NODE_CACHE = RUNTIMES / "examples" / "node-cache"
 COMPONENTS = RUNTIMES / "components"
+LLM = RUNTIMES / "llm"
 MONITORING = COMPONENTS / "monitoring"
 
 # Parts of other components, not for use alone.
@@ -92,6 +93,11 @@ def examples() -> list[Path]:
     return sorted((RUNTIMES / "examples").glob("*.yaml"))
 
 
+def llm_examples() -> list[Path]:
+    """The examples of the kind LLMInferenceService."""
+    return sorted((LLM / "examples").glob("*.yaml"))
+
+
 def example(name: str) -> Path:
     return RUNTIMES / "examples" / f"{name}.yaml"
 
@@ -108,6 +114,9 @@ def _sets() -> dict[str, Callable[[], str]]:
         found[f"overlay {folder.name}"] = partial(render, folder)
     for path in examples():
         found[f"example {path.stem}"] = partial(kustomize, [base, path], [])
+    found["llm"] = partial(render, LLM)
+    for path in llm_examples():
+        found[f"llm {path.stem}"] = partial(kustomize, [LLM, path], [])
     for name in components():
         chosen = [*NEEDS.get(name, []), name]
         found[f"component {name}"] = partial(kustomize, [base, service], chosen)

@@ -9,6 +9,8 @@ from typing import Any
 Document = dict[str, Any]
 
 RUNTIME_KINDS = ("ClusterServingRuntime", "ServingRuntime")
+# KServe lays the second over the first, and both over its own preset.
+LLM_CONFIG, LLM_SERVICE = "LLMInferenceServiceConfig", "LLMInferenceService"
 
 
 @dataclass(frozen=True)
@@ -72,6 +74,9 @@ def pods(document: Document) -> Iterator[Pod]:
         yield Pod(owner, predictor.get("labels", {}), predictor, inherits=True)
         if "workerSpec" in predictor:
             yield Pod(owner, {}, predictor["workerSpec"], inherits=True)
+    elif document.get("kind") in (LLM_CONFIG, LLM_SERVICE):
+        inherits = document["kind"] == LLM_SERVICE
+        yield Pod(owner, spec.get("labels", {}), spec.get("template", {}), inherits)
     elif "template" in spec:
         template = spec["template"]
         yield Pod(owner, template.get("metadata", {}).get("labels", {}), template.get("spec", {}))

@@ -26,6 +26,11 @@ KSERVE = "serving.kserve.io/"
 OPERATORS = ("cert-manager.io/", "monitoring.coreos.com/")
 
 
+def has_crd(document: Document) -> bool:
+    """Whether the CRD of a document lies beside this checkout."""
+    return _crd(document["kind"], document["apiVersion"]).is_file()
+
+
 def core_errors(document: Document, version: str) -> list[str]:
     """What the API server of a Kubernetes version refuses in a document of its own kinds."""
     return _core_errors(json.dumps(document, sort_keys=True), version)
@@ -69,10 +74,14 @@ def close(schema: Any) -> Any:
     return closed
 
 
+def _crd(kind: str, api_version: str) -> Path:
+    return CRDS / f"{api_version.partition('/')[0]}_{kind.lower()}s.yaml"
+
+
 @functools.cache
 def _validator(kind: str, api_version: str) -> jsonschema.Draft7Validator:
-    group, _, version = api_version.partition("/")
-    path = CRDS / f"{group}_{kind.lower()}s.yaml"
+    version = api_version.partition("/")[2]
+    path = _crd(kind, api_version)
     # The C loader: the largest CRD takes half a minute without it.
     loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
     crd = yaml.load(path.read_text(), Loader=loader)  # noqa: S506

@@ -80,6 +80,18 @@ def test_image_starts_by_the_entry_point(image: str) -> None:
     assert stage.last("CMD") is None
 
 
+@each_image
+def test_the_command_vllm_is_ours_and_before_vllms_own(image: str) -> None:
+    stage = _stage(image)
+    copied = ("COPY", "--chmod=0755 vllm.sh /opt/kserve-lmcache/bin/vllm")
+    assert copied in stage.instructions
+    path = re.search(r"PATH=(\S+)", stage.last("ENV") or "")
+    assert path
+    assert path[1].split(":")[0] == "/opt/kserve-lmcache/bin"
+    # The entry point, which it becomes, is in a directory that is on every PATH.
+    assert path[1].endswith(":${PATH}")
+
+
 def test_the_runtime_brings_what_many_nodes_start_by() -> None:
     copied = ("COPY", "--chmod=0755 multinode.sh /usr/local/bin/multinode.sh")
     assert copied in _stage("runtime").instructions

@@ -20,7 +20,14 @@ from kserve_lmcache.identity.arrival import LIMIT_SECONDS
 from tests.matrix.sets import LOCKS
 from tests.packaging import schemas
 from tests.packaging.documents import DOCS, MANIFESTS, README, blocks, name, pages, rows
-from tests.packaging.manifests import RUNTIMES, SETS, components, documents, examples
+from tests.packaging.manifests import (
+    RUNTIMES,
+    SETS,
+    components,
+    documents,
+    examples,
+    llm_examples,
+)
 from tests.packaging.pods import Document
 from tests.packaging.rules import RULES, check
 from tests.packaging.test_manifest_rules import FAULTS
@@ -170,12 +177,13 @@ def test_what_is_tested_is_counted() -> None:
 
 def test_every_overlay_component_and_example_is_in_the_index() -> None:
     linked = set(
-        re.findall(r"\]\(((?:examples|components|overlays)/[\w-]+)", MANIFESTS.read_text())
+        re.findall(r"\]\(((?:llm/)?(?:examples|components|overlays)/[\w-]+)", MANIFESTS.read_text())
     )
     present = {f"overlays/{path.name}" for path in (RUNTIMES / "overlays").iterdir()}
     present |= {f"components/{each}" for each in components()}
     present |= {f"components/{each}" for each in ("image", "remote-store")}
     present |= {f"examples/{path.stem}" for path in examples()}
+    present |= {f"llm/examples/{path.stem}" for path in llm_examples()}
     present |= {"examples/guide", "examples/node-cache"}
     assert linked == present
 
@@ -245,7 +253,7 @@ def test_every_service_is_one_that_kserve_takes() -> None:
     for service in services:
         assert {"name"} <= set(service["metadata"])
         # There is no schema of what KServe's administrator changes.
-        if schemas.CRDS.is_dir() and service["kind"] != "ClusterStorageContainer":
+        if service["kind"] != "ClusterStorageContainer" and schemas.has_crd(service):
             assert schemas.kserve_errors(service) == []
 
 

@@ -10,10 +10,13 @@ from tests.packaging.tools import run
 
 ENTRYPOINT = ROOT / "entrypoint.sh"
 MULTINODE = ROOT / "multinode.sh"
+VLLM = ROOT / "vllm.sh"
 IN_PODS = sorted((ROOT / "servingruntime").rglob("*.sh"))
 
 
-@pytest.mark.parametrize("script", [ENTRYPOINT, MULTINODE, *IN_PODS], ids=lambda path: path.name)
+@pytest.mark.parametrize(
+    "script", [ENTRYPOINT, MULTINODE, VLLM, *IN_PODS], ids=lambda path: path.name
+)
 def test_shellcheck_is_content(script: Path) -> None:
     assert run("shellcheck", "--enable=quote-safe-variables", str(script)) == ""
 
@@ -32,13 +35,18 @@ def test_shellcheck_finds_a_planted_fault(tmp_path: Path) -> None:
     assert "SC2068" in run("shellcheck", str(faulty))
 
 
-def test_last_command_replaces_the_shell_and_keeps_arguments_whole() -> None:
-    lines = [line.strip() for line in ENTRYPOINT.read_text().splitlines() if line.strip()]
+each_script = pytest.mark.parametrize("script", [ENTRYPOINT, VLLM], ids=lambda path: path.name)
+
+
+@each_script
+def test_last_command_replaces_the_shell_and_keeps_arguments_whole(script: Path) -> None:
+    lines = [line.strip() for line in script.read_text().splitlines() if line.strip()]
     # Without exec the shell is process 1 and SIGTERM never reaches the server.
     assert lines[-1].startswith("exec ")
     assert lines[-1].endswith(' "$@"')
 
 
-def test_script_is_executable_and_fails_on_errors() -> None:
-    assert os.access(ENTRYPOINT, os.X_OK)
-    assert "set -eu" in ENTRYPOINT.read_text().splitlines()
+@each_script
+def test_script_is_executable_and_fails_on_errors(script: Path) -> None:
+    assert os.access(script, os.X_OK)
+    assert "set -eu" in script.read_text().splitlines()

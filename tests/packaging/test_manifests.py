@@ -7,11 +7,14 @@ from typing import Any
 import pytest
 import yaml
 
+from kserve_lmcache.compat.lmcache.configuration import cache_policies
+from kserve_lmcache.config.settings import SETTINGS
 from tests.packaging import schemas
 from tests.packaging.manifests import (
     ALTERNATIVES,
     COMPONENTS,
     GUIDE,
+    LLM,
     OTHERS,
     ROOT,
     RUNTIMES,
@@ -21,16 +24,31 @@ from tests.packaging.manifests import (
     documents,
     example,
     kustomize,
+    llm_examples,
     load,
     render,
 )
-from tests.packaging.pods import RUNTIME_KINDS, Document, all_containers, label, pods
+from tests.packaging.pods import (
+    LLM_CONFIG,
+    LLM_SERVICE,
+    RUNTIME_KINDS,
+    Document,
+    all_containers,
+    label,
+    pods,
+)
 from tests.packaging.rules import check
 from tests.support.cluster.controller import objects
 
 DEADLINE = "serving.knative.dev/progress-deadline"
 
 each_set = pytest.mark.parametrize("name", list(SETS))
+
+
+def has_llm_crds() -> bool:
+    api_version = f"{schemas.KSERVE}v1alpha2"
+    kinds = (LLM_CONFIG, LLM_SERVICE)
+    return all(schemas.has_crd({"kind": kind, "apiVersion": api_version}) for kind in kinds)
 
 
 @each_set
@@ -63,8 +81,10 @@ def test_kubernetes_refuses_planted_faults() -> None:
 
 
 if schemas.CRDS.is_dir():  # KServe's CRDs are data beside some checkouts, never part of this one
+    # The CRDs of LLMInferenceService are files of their own, which may be missing.
+    LAID = [name for name in SETS if not name.startswith("llm") or has_llm_crds()]
 
-    @each_set
+    @pytest.mark.parametrize("name", LAID)
     def test_crds_accept_kserve_documents(name: str) -> None:
         served = [d for d in documents(name) if d["apiVersion"].startswith(schemas.KSERVE)]
         assert served
@@ -99,6 +119,7 @@ def test_every_file_belongs_to_a_kustomization() -> None:
     chart = RUNTIMES / "chart"
     files = {path for path in RUNTIMES.rglob("*") if path.is_file() and chart not in path.parents}
     alone = {RUNTIMES / "README.md", *(RUNTIMES / "examples").glob("*.yaml")}
+    alone |= {*(LLM / "examples").glob("*.yaml")}
     assert files - alone == named
 
 
@@ -120,6 +141,67 @@ def test_images_carry_the_version_and_the_device() -> None:
         ("kserve-lmcache-multinode", f"kserve-lmcache:{version}-gpu"),
     }
     assert f"ARG VERSION={version}\n" in (ROOT / "Dockerfile").read_text()
+
+
+def test_the_configurations_of_llm_services_have_the_runtimes_images() -> None:
+    images = {
+        document["metadata"]["name"]: container.spec["image"]
+        for document in documents("llm")
+        for container in all_containers([document])
+    }
+    of_runtimes = {
+        document["metadata"]["name"]: document["spec"]["containers"][0]["image"]
+        for document in _runtimes()
+        if "workerSpec" not in document["spec"]
+    }
+    assert images == of_runtimes
+
+
+def test_the_configurations_of_llm_services_have_the_runtimes_volumes() -> None:
+    """The store of a namespace is read alike by services of both kinds."""
+    (gpu, cpu), runtime = documents("llm"), _runtimes()[0]
+    own = {"devshm", "tmp"}  # in KServe's preset
+    (of_runtime,) = runtime["spec"]["containers"]
+    for config in (gpu, cpu):
+        template = config["spec"]["template"]
+        (container,) = template["containers"]
+        assert container["name"] == "main"
+        assert template["volumes"] == [
+            each for each in runtime["spec"]["volumes"] if each["name"] not in own
+        ]
+        assert container["volumeMounts"] == [
+            each for each in of_runtime["volumeMounts"] if each["name"] not in own
+        ]
+        assert config["spec"]["labels"]["kserve-lmcache/remote-client"] == "true"
+    for config in (gpu, cpu):
+        (container,) = config["spec"]["template"]["containers"]
+        del container["image"], container["resources"], config["metadata"]["name"]
+    assert gpu == cpu
+
+
+def test_a_configuration_of_llm_services_tells_the_size_of_the_emptydir() -> None:
+    setting = next(each for each in SETTINGS if each.name == "ephemeral_storage")
+    for config in documents("llm"):
+        (container,) = config["spec"]["template"]["containers"]
+        (told,) = (e for e in container["env"] if e["name"] == setting.environment_variable)
+        # KServe adds the size of kvCacheOffloading's emptyDir to this request.
+        field = {"containerName": container["name"], "resource": "requests.ephemeral-storage"}
+        assert told["valueFrom"] == {"resourceFieldRef": field}
+
+
+def test_llm_services_name_a_configuration_that_is_there() -> None:
+    configurations = {document["metadata"]["name"] for document in documents("llm")}
+    for path in llm_examples():
+        (service,) = (d for d in documents(f"llm {path.stem}") if d["kind"] == LLM_SERVICE)
+        assert {each["name"] for each in service["spec"]["baseRefs"]} <= configurations
+        assert "workload" not in service["spec"]
+
+
+def test_the_field_of_the_example_is_one_that_we_honour() -> None:
+    (service,) = (d for d in documents("llm kv-cache-offloading") if d["kind"] == LLM_SERVICE)
+    field = service["spec"]["kvCacheOffloading"]
+    assert field["evictionPolicy"].upper() in cache_policies()
+    assert [list(each) for each in field["secondary"]] == [["fileSystem"]]
 
 
 def test_one_place_names_our_image() -> None:

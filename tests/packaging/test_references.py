@@ -14,6 +14,7 @@ from tests.packaging import helm
 from tests.packaging.manifests import (
     COMPONENTS,
     GUIDE,
+    LLM,
     NEEDS,
     RUNTIMES,
     SETS,
@@ -36,6 +37,8 @@ def _lists(name: str) -> str:
         return (RUNTIMES / "overlays" / rest / KUSTOMIZATION).read_text()
     if kind == "example":
         return example(rest).read_text()
+    if kind == "llm" and rest:
+        return (LLM / "examples" / f"{rest}.yaml").read_text()
     if kind == "component":
         return "".join(map(_of_component, [*NEEDS.get(rest, []), rest]))
     if kind == "all":

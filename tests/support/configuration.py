@@ -19,14 +19,16 @@ def resolved(
     own: dict[str, str | None] | None = None,
     connector: dict[str, Any] | None = None,
     device: str = "cuda",
+    offloading: dict[str, Any] | None = None,
     **environ: str,
 ) -> Configuration:
-    """From a file's text, ``--lmcache`` assignments, our flags, and variables."""
+    """From a file's text, ``--lmcache`` assignments, our flags, KServe's field, and variables."""
     if file is not None:
         path = tmp_path / "lmcache.yaml"
         path.write_text(file, "utf-8")
         environ["LMCACHE_CONFIG_FILE"] = str(path)
-    return resolve(Flags(own or {}, flags, connector or {}), environ, device, NOWHERE)
+    given = Flags(own or {}, flags, connector or {}, offloading)
+    return resolve(given, environ, device, NOWHERE)
 
 
 def problems(tmp_path: Path, *arguments: Any, **keywords: Any) -> list[str]:

@@ -83,6 +83,7 @@ def serving(
     *groups: str,
     certificate: Certificate | None = None,
     responder: StartUpResponder | None = None,
+    root_routes: bool = False,
     **limits: Any,
 ) -> Iterator[HTTPServer]:
     """Serve on a port, in a thread; with a certificate by TLS, whose client trusts anybody.
@@ -91,6 +92,7 @@ def serving(
         groups: groups of routes that are on.
         certificate: of the server.
         responder: has the port; a free one without it.
+        root_routes: whether the routes below the prefix are at the root as well.
         limits: fields of the limits.
     """
     files = {}
@@ -107,6 +109,7 @@ def serving(
         groups,
         responder,
         app=FastAPI(default_response_class=ORJSONResponse),
+        root_routes=root_routes,
         data_plane=OffloadDataPlane(repository, lifecycle),
         model_repository_extension=ModelRepositoryExtension(repository),
         http_port=responder.listeners[0].getsockname()[1] if responder else free_port(),

@@ -6,6 +6,7 @@ The Redis and Valkey of the PyPI wheels are built without TLS.
 from __future__ import annotations
 
 import ipaddress
+import shutil
 import ssl
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -72,6 +73,28 @@ class Authority:
             )
         )
         return issued
+
+
+def mount(folder: Path, certificate: Certificate) -> None:
+    """Write a Secret as the kubelet does: into a new folder, to which one link is moved.
+
+    Args:
+        folder: where the Secret is mounted.
+        certificate: becomes ``tls.crt`` and ``tls.key``, which are links.
+    """
+    fresh = folder / f"..{certificate.cert_file.stem}"
+    fresh.mkdir()
+    shutil.copy(certificate.cert_file, fresh / "tls.crt")
+    shutil.copy(certificate.key_file, fresh / "tls.key")
+    link, new = folder / "..data", folder / "..data_tmp"
+    before = link.resolve() if link.exists() else None
+    new.symlink_to(fresh.name)
+    new.replace(link)
+    for name in ("tls.crt", "tls.key"):
+        if not (folder / name).is_symlink():
+            (folder / name).symlink_to(f"..data/{name}")
+    if before is not None:
+        shutil.rmtree(before)
 
 
 @contextmanager

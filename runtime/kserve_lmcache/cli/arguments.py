@@ -37,6 +37,20 @@ _HTTP_SERVER_FLAGS = (
     "api_server_count",
     "grpc",
     "sse_keep_alive_interval",
+    "enable_server_load_tracking",
+    "data_parallel_supervisor_port",
+    "dp_supervisor_probe_interval_s",
+    "dp_supervisor_probe_timeout_s",
+    "dp_supervisor_probe_failure_threshold",
+)
+# Flags of vLLM for engines of one model on several nodes, which `vllm serve` starts one by one.
+_MANY_ENGINES = (
+    "data_parallel_rank",
+    "data_parallel_start_rank",
+    "data_parallel_address",
+    "data_parallel_rpc_port",
+    "data_parallel_hybrid_lb",
+    "data_parallel_external_lb",
 )
 KSERVE, SAME, OURS = "KServe", "the same", "ours"
 # Flags that more than one of the three parsers has: whose flag each is here, in every spelling. The
@@ -193,6 +207,12 @@ def _flags_without_effect(parser: argparse.ArgumentParser, args: Namespace) -> l
     refused = [
         f"--{name.replace('_', '-')} has no effect on KServe's HTTP server, which serves here"
         for name in _HTTP_SERVER_FLAGS
+        if getattr(args, name, None) != parser.get_default(name)
+    ]
+    refused += [
+        f"--{name.replace('_', '-')} joins engines of several nodes, which this server does not: "
+        "use a service on several nodes (workerSpec), or more replicas"
+        for name in _MANY_ENGINES
         if getattr(args, name, None) != parser.get_default(name)
     ]
     refused += [

@@ -27,6 +27,10 @@ from kserve_lmcache.redaction import redact_text
 FIX_FLAGS = "Correct the flags or the variables: no server starts with them."
 # Their defaults depend on the sizes of the model, which vLLM finds out.
 SIZES = ("max_local_cpu_size", "remote_queue_size")
+# How many workers there are may depend on the machine as well.
+_OF_ONE_WORKER = (
+    "max_local_cpu_size holds for one worker: several workers share kvCacheOffloading.cpu"
+)
 
 
 @dataclass
@@ -68,6 +72,8 @@ def shown_of_flags(flags: Sequence[str]) -> Shown:
     configuration, _ = _completed(args)
     configuration.raise_problems()
     configuration.notes.append(_left_out(has_model(args), unchecked))
+    if configuration.local_tier_total is not None:
+        configuration.notes.append(_OF_ONE_WORKER)
     shown = configuration.shown()
     if not has_model(args) or not _is_default(shown.values["max_local_cpu_size"]):
         return shown

@@ -12,19 +12,6 @@ import sys
 from typing import Any
 
 
-def __getattr__(name: str) -> Any:
-    """Import ``RefreshingServer``: uvicorn's server, which reloads changed certificates.
-
-    Raises:
-        AttributeError: another name is asked for.
-    """
-    if name != "RefreshingServer":
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    from kserve.protocol.rest.server import _RefreshingServer
-
-    return _RefreshingServer
-
-
 def import_without_flags() -> Any:
     """Import KServe's model server as if this process had no flags. Returns its module.
 

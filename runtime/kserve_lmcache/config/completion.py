@@ -4,7 +4,13 @@ from __future__ import annotations
 
 import os
 
-from kserve_lmcache.config import disk_tier, local_tier, memory_budget, remote_tier
+from kserve_lmcache.config import (
+    disk_tier,
+    kserve_offloading,
+    local_tier,
+    memory_budget,
+    remote_tier,
+)
 from kserve_lmcache.config.configuration import Configuration
 from kserve_lmcache.config.credentials import remote_of
 from kserve_lmcache.config.engine_shape import EngineShape
@@ -44,6 +50,8 @@ def size_local_tier(configuration: Configuration, shape: EngineShape | None, nee
         is_own = needs.cache_server is CacheServer.OWN
         free = local_tier.free_shared_memory(os.environ) if is_own else None
         configuration.values[name] = local_tier.default_size(memory, needs, request, free)
+    elif (total := configuration.local_tier_total) is not None:
+        configuration.values[name] = kserve_offloading.share_of_worker(total, needs.workers)
     size = configuration.get(name) * memory_budget.GIB
     # A tier that is too large by itself has a problem of its own.
     if shape and size * needs.all_workers <= memory.value:

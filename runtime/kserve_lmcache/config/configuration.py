@@ -65,11 +65,14 @@ class Configuration:
         values: the values that a source sets, and the defaults of this runtime, by key.
         notes: what an operator should know: unused values, former names.
         problems: every mistake that was found.
+        local_tier_total: the GiB of the local tiers of all workers of an engine, where KServe's
+            field says them.
     """
 
     values: dict[str, Value] = field(default_factory=dict)
     notes: list[str] = field(default_factory=list)
     problems: list[Problem] = field(default_factory=list)
+    local_tier_total: float | None = None
 
     def get(self, name: str) -> Any:
         """The value in force. LMCache's default where no source sets the key."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 from collections.abc import Iterable
 
+from kserve_lmcache.config import kserve_offloading
 from kserve_lmcache.config.resolve import Flags
 from kserve_lmcache.config.settings import SETTINGS, Setting
 from kserve_lmcache.config.sources import KEY_FLAG
@@ -39,10 +40,13 @@ def add_setting_flags(
 def flags_of(args: argparse.Namespace) -> Flags:
     """The flags of the configuration among all parsed flags."""
     transfer = getattr(args, "kv_transfer_config", None)
+    connector = (transfer.kv_connector_extra_config or {}) if transfer is not None else {}
+    is_field = transfer is not None and transfer.kv_connector == kserve_offloading.CONNECTOR
     return Flags(
         settings={
             setting.name: getattr(args, f"setting_{setting.name}", None) for setting in SETTINGS
         },
         lmcache_keys=args.lmcache,
-        connector=(transfer.kv_connector_extra_config or {}) if transfer is not None else {},
+        connector=connector,
+        offloading=connector if is_field else None,
     )

@@ -34,6 +34,7 @@ _RANGES: dict[str, Range] = {
     "body_timeout": _POSITIVE,
     "termination_grace_period": _POSITIVE,
     **dict.fromkeys(("drain_delay", "drain_timeout", "remote_ttl"), _NOT_NEGATIVE),
+    "ephemeral_storage": _NOT_NEGATIVE,
     **dict.fromkeys(("remote_connect_timeout", "remote_lookup_timeout"), _TIMEOUT),
     **dict.fromkeys(("remote_load_timeout", "remote_write_timeout"), _TIMEOUT),
     **dict.fromkeys(("max_local_cpu_size", "remote_queue_size", "max_body_size"), _POSITIVE_SIZE),

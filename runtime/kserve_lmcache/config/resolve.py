@@ -1,4 +1,4 @@
-"""Merges the sources. Flags win over the file, the file over variables, variables over defaults."""
+"""Merges the sources: flags, KServe's field, the file, variables, defaults. The first one wins."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from kserve_lmcache.config import keys, rules
+from kserve_lmcache.config import keys, kserve_offloading, rules
 from kserve_lmcache.config.configuration import Configuration, Value
 from kserve_lmcache.config.sources import (
     CONFIG_FILE,
@@ -23,11 +23,16 @@ from kserve_lmcache.errors import Problem
 
 @dataclass(frozen=True)
 class Flags:
-    """The flags of the configuration. See :func:`.sources.read_flags`."""
+    """The flags of the configuration. See :func:`.sources.read_flags`.
+
+    Attributes:
+        offloading: KServe's field, see :mod:`.kserve_offloading`; ``None`` where it is not set.
+    """
 
     settings: Mapping[str, str | None] = field(default_factory=dict)
     lmcache_keys: Iterable[str] = ()
     connector: Mapping[str, Any] = field(default_factory=dict)
+    offloading: Mapping[str, Any] | None = None
 
 
 # The defaults of this runtime for LMCache's keys. The size of the local tier has no constant
@@ -65,14 +70,27 @@ def resolve(
         read_file(path) if environ.get(CONFIG_FILE) or path.exists() else Content(),
         read_environment(environ),
     ]
+    spec = flags.offloading if _offloads(contents) else None
+    if spec is not None:
+        contents.insert(1, kserve_offloading.read(spec))
     for content in contents:
         configuration.problems += content.problems
         configuration.notes += content.notes
     _merge(configuration, contents)
+    if spec is not None:
+        if configuration.source("max_local_cpu_size") == kserve_offloading.CPU:
+            configuration.local_tier_total = configuration.get("max_local_cpu_size")
+        kserve_offloading.size_disk(configuration, spec)
     context = rules.Context(configuration, device)
     for check in checks:
         configuration.problems += check(context)
     return configuration
+
+
+def _offloads(contents: Iterable[Content]) -> bool:
+    """Whether no source turns offloading off. Otherwise KServe's field is vLLM's."""
+    given = (each for content in contents for each in content.assignments)
+    return next((bool(each.value) for each in given if each.key.name == "offload"), True)
 
 
 def _settings(environ: Mapping[str, str]) -> dict[str, Value]:

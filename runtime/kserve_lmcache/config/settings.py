@@ -157,6 +157,13 @@ SETTINGS = (
         "Groups of routes to turn on, separated by commas. The table of routes names the groups.",
     ),
     Setting(
+        "root_routes",
+        bool,
+        False,
+        "Serve the routes that are below /openai at the root as well, as vLLM's own server does. "
+        "The command vllm serve turns it on.",
+    ),
+    Setting(
         "max_body_size",
         float,
         0.0625,
@@ -201,6 +208,13 @@ SETTINGS = (
         None,
         "The pod's terminationGracePeriodSeconds. drain_delay and drain_timeout together must be "
         "less. Where it is not set, more than the 30 seconds of Kubernetes is a warning.",
+    ),
+    Setting(
+        "ephemeral_storage",
+        int,
+        None,
+        "Bytes of the container's request for ephemeral-storage. KServe requests the size of the "
+        "emptyDir of kvCacheOffloading there, and tells the server the size nowhere else.",
     ),
     Setting(
         "exit_on_engine_death",

@@ -19,6 +19,7 @@ from kserve_lmcache.cache_server import choice
 from kserve_lmcache.cache_server.rpc import CacheServerError
 from kserve_lmcache.config import (
     engine_file,
+    kserve_offloading,
     memory_budget,
 )
 from kserve_lmcache.config.completion import complete, size_local_tier
@@ -139,6 +140,8 @@ def plan_offload(
     _refuse_what_cannot_fit(_needs(args, configuration, environ))
     wanted = args.kv_transfer_config
     is_ours = wanted is None or wanted.kv_connector in (*_STOCK_CONNECTORS, REMOVED_CONNECTOR)
+    if wanted is not None and wanted.kv_connector == kserve_offloading.CONNECTOR:
+        is_ours = bool(configuration.get("offload"))
     if is_ours and not configuration.get("offload"):
         for problem in configuration.problems:
             logger.warning("Ignored, because offloading is off: %s", problem)
@@ -374,7 +377,9 @@ def _engine_config(args: Namespace, configuration: Configuration) -> VllmConfig:
         KServeLMCacheError: vLLM refuses the arguments.
     """
     wanted = args.kv_transfer_config or KVTransferConfig(kv_role="kv_both")
-    extra = wanted.kv_connector_extra_config or {}
+    # KServe's field is part of the configuration; our connector reads none of it.
+    is_field = wanted.kv_connector == kserve_offloading.CONNECTOR
+    extra = {} if is_field else wanted.kv_connector_extra_config or {}
     args.kv_transfer_config = dataclasses.replace(
         wanted,
         kv_connector=CONNECTOR,

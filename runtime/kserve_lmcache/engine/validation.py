@@ -14,6 +14,7 @@ from difflib import get_close_matches
 from pathlib import Path
 
 from kserve_lmcache.compat import vllm
+from kserve_lmcache.config import kserve_offloading
 from kserve_lmcache.errors import UsageError
 
 # Formats of weights whose reader is in a package of its own.
@@ -102,6 +103,8 @@ def _connector(args: Namespace, environ: Mapping[str, str]) -> Iterator[str]:
     wanted = args.kv_transfer_config
     # Those of LMCache are replaced by this server's, or refused with the configuration.
     if wanted is None or (wanted.kv_connector or "").removeprefix("LMCacheConnector") in _REPLACED:
+        return
+    if wanted.kv_connector == kserve_offloading.CONNECTOR:  # KServe's field
         return
     try:
         vllm.connector_class(wanted)

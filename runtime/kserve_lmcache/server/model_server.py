@@ -60,6 +60,7 @@ class OffloadModelServer(model_server.ModelServer):  # type: ignore[misc]
         responder: answers on the port until the engine has started.
         route_groups: the groups of routes that are on (setting ``enable_routes``).
         keeper: keeps the compiled code once the server is ready.
+        root_routes: whether the routes below the prefix are served at the root as well.
         others: arguments of KServe's server.
     """
 
@@ -74,6 +75,7 @@ class OffloadModelServer(model_server.ModelServer):  # type: ignore[misc]
         responder: StartUpResponder | None = None,
         route_groups: Collection[str] = (),
         keeper: Keeper | None = None,
+        root_routes: bool = False,
         **others: Any,
     ) -> None:
         super().__init__(registered_models=Repository(), **others)
@@ -89,6 +91,7 @@ class OffloadModelServer(model_server.ModelServer):  # type: ignore[misc]
         self.responder = responder
         self.route_groups = route_groups
         self.keeper = keeper
+        self.root_routes = root_routes
         self.monitor = Monitor(model)
         self.lifecycle = Lifecycle()
         self.dataplane = OffloadDataPlane(self.registered_models, self.lifecycle)
@@ -211,6 +214,7 @@ class OffloadModelServer(model_server.ModelServer):  # type: ignore[misc]
             lambda: status(self.monitor, self.model.offload, self.model.model_name),
             self.route_groups,
             self.responder,
+            root_routes=self.root_routes,
             data_plane=self.dataplane,
             model_repository_extension=self.model_repository_extension,
             http_port=self.http_port,
@@ -303,6 +307,7 @@ def _create_server(
         responder=responder,
         route_groups=groups,
         keeper=keeper,
+        root_routes=configuration.get("root_routes"),
         http_port=args.http_port,
         grpc_port=args.kserve_grpc_port,
         max_threads=args.max_threads,

@@ -3,25 +3,40 @@
 from __future__ import annotations
 
 import contextlib
+import socket
 from argparse import Namespace
 from collections.abc import Callable, Collection, Iterator
+from pathlib import Path
 from typing import Any
 
 import fastapi
+import uvicorn
 from kserve.model_server import app as kserve_app
 from kserve.protocol.rest.server import RESTServer
 
-from kserve_lmcache.compat.kserve import RefreshingServer
+from kserve_lmcache.server.certificates import refreshed
 from kserve_lmcache.server.http import errors, middleware
 from kserve_lmcache.server.http.limits import Limits
 from kserve_lmcache.server.http.register import register_after_kserves, register_before_kserves
+from kserve_lmcache.server.http.root_routes import RootRoutes
 from kserve_lmcache.server.lifecycle import Lifecycle
 from kserve_lmcache.server.start_up_responder import ANY_HOST, StartUpResponder
 
 _CLOSE_SECONDS = 2  # for connections whose responses are already written
 
 
-class _Server(RefreshingServer):  # type: ignore[misc]
+class _Server(uvicorn.Server):
+    async def serve(self, sockets: list[socket.socket] | None = None) -> None:
+        """Serve until the end, with the certificate of the files as they are at the time."""
+        if not self.config.loaded:
+            self.config.load()
+        async with contextlib.AsyncExitStack() as stack:
+            files = (self.config.ssl_certfile, self.config.ssl_keyfile)
+            if self.config.ssl is not None and all(files):
+                cert_file, key_file = (Path(str(file)) for file in files)
+                await stack.enter_async_context(refreshed(self.config.ssl, cert_file, key_file))
+            await super().serve(sockets=sockets)
+
     @contextlib.contextmanager
     def capture_signals(self) -> Iterator[None]:
         """Leave signals to the model server: uvicorn closes the port at the first one."""
@@ -37,6 +52,7 @@ class OffloadRESTServer(RESTServer):  # type: ignore[misc]
         status: returns the response of ``GET /offload``.
         route_groups: the groups of routes that are on (setting ``enable_routes``).
         responder: owns the port until the server starts; without it the server opens the port.
+        root_routes: whether the routes below the prefix are served at the root as well.
         others: arguments of KServe's server.
     """
 
@@ -50,6 +66,7 @@ class OffloadRESTServer(RESTServer):  # type: ignore[misc]
         route_groups: Collection[str] = (),
         responder: StartUpResponder | None = None,
         app: fastapi.FastAPI = kserve_app,
+        root_routes: bool = False,
         **others: Any,
     ) -> None:
         super().__init__(app, **others)
@@ -60,6 +77,7 @@ class OffloadRESTServer(RESTServer):  # type: ignore[misc]
         self.status = status
         self.route_groups = route_groups
         self.responder = responder
+        self.root_routes = root_routes
         self._shows_docs = args.enable_docs_url
         self.config.host = args.host or ANY_HOST
         self.config.timeout_graceful_shutdown = _CLOSE_SECONDS
@@ -88,10 +106,14 @@ class OffloadRESTServer(RESTServer):  # type: ignore[misc]
     def _add_middlewares(self, app: fastapi.FastAPI) -> None:
         super()._add_middlewares(app)
         middleware.install(app, self.limits, self.lifecycle)
+        if self.root_routes:
+            app.add_middleware(RootRoutes)
 
     def _register_endpoints(self, app: fastapi.FastAPI) -> None:
         repository = self.dataplane.model_registry
-        register_before_kserves(app, repository, self.model, self.status, self._shows_docs)
+        register_before_kserves(
+            app, repository, self.model, self.status, self._shows_docs, self.root_routes
+        )
         super()._register_endpoints(app)
         register_after_kserves(app, self.model.vllm_app, self.route_groups)
 

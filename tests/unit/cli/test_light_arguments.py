@@ -19,6 +19,16 @@ CONNECTOR = json.dumps(
         "kv_connector_extra_config": {"lmcache.chunk_size": 64},
     }
 )
+FIELD = json.dumps(
+    {
+        "kv_connector": "OffloadingConnector",
+        "kv_role": "kv_both",
+        "kv_connector_extra_config": {
+            "spec_name": "TieringOffloadingSpec",
+            "cpu_bytes_to_use": 2**30,
+        },
+    }
+)
 READ = ("model_id", "model_tag", "model", "model_dir", "revision", "enable_grpc", "ssl_certfile")
 
 
@@ -33,6 +43,7 @@ READ = ("model_id", "model_tag", "model", "model_dir", "revision", "enable_grpc"
         ["--model=a", "--kv_transfer_config", f"'{CONNECTOR}'"],
         ["--model_id=a", "--enable_grpc=true", "--api-key", "x", "y", "--ssl_certfile=/c"],
         ["--model_dir=/m", "--revision=main", "--log-level=debug"],
+        ["--model_dir=/m", "--kv-transfer-config", FIELD, "--root-routes=true"],
     ],
 )
 def test_both_parsers_read_the_same(argv: list[str]) -> None:

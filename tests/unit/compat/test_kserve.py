@@ -9,19 +9,9 @@ from __future__ import annotations
 import sys
 
 import pytest
-import uvicorn
 from kserve.protocol.rest.server import RESTServer
 
 from kserve_lmcache.compat import kserve
-
-
-def test_the_server_is_uvicorns() -> None:
-    assert issubclass(kserve.RefreshingServer, uvicorn.Server)
-
-
-def test_other_names_are_an_attribute_error() -> None:
-    with pytest.raises(AttributeError, match="no_such_name"):
-        _ = kserve.no_such_name
 
 
 def test_the_parser_leaves_the_arguments_of_the_process_alone() -> None:

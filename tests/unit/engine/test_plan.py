@@ -90,6 +90,51 @@ def test_another_connector_is_left_alone(more: tuple[str, ...]) -> None:
     assert environ["LMCACHE_CHUNK_SIZE"] == "64"
 
 
+FIELD = {"spec_name": "TieringOffloadingSpec", "cpu_bytes_to_use": 2**29}
+
+
+def field(**changes: object) -> str:
+    """KServe's field, as its controller passes it."""
+    extra = {**FIELD, "eviction_policy": "lru", **changes}
+    wanted = {
+        "kv_connector": "OffloadingConnector",
+        "kv_role": "kv_both",
+        "kv_connector_extra_config": extra,
+    }
+    return f"--kv-transfer-config={json.dumps(wanted)}"
+
+
+def test_kserves_field_gives_our_connector_and_its_tiers(tmp_path: Path) -> None:
+    tiers = [{"type": "fs", "root_dir": str(tmp_path)}]
+    args, offload, _ = planned(field(secondary_tiers=tiers))
+    config = args.kv_transfer_config
+    assert (config.kv_connector, config.kv_role) == ("KServeLMCacheConnector", "kv_both")
+    ours = {NAMESPACE, engine_file.COPY, engine_file.STATS_ARE_RECEIVED}
+    assert set(config.kv_connector_extra_config) == ours
+    assert offload.engine_file is not None
+    told = engine_file.read(offload.engine_file)
+    assert (told["max_local_cpu_size"], told["cache_policy"]) == (0.5, "LRU")
+    assert DISK_PLUGIN.decode(told["extra_config"])[0] == Disk((str(tmp_path),), 2**29)
+    sources = {name: value.source for name, value in offload.configuration.redacted().items()}
+    for name, of_field in (
+        ("max_local_cpu_size", "kvCacheOffloading.cpu ("),
+        ("cache_policy", "kvCacheOffloading.evictionPolicy ("),
+        ("local_disk", "kvCacheOffloading.secondary ("),
+    ):
+        assert sources[name].startswith(of_field)
+
+
+def test_a_field_that_cannot_be_honoured_is_refused_or_left_to_vllm() -> None:
+    with pytest.raises(ConfigurationError, match="block_size is not honoured by this server"):
+        planned(field(block_size=64))
+    args, offload, _ = planned(field(block_size=64), "--offload-required=false")
+    assert (args.kv_transfer_config, offload.enabled) == (None, False)
+    args, offload, _ = planned(field(block_size=64), "--offload=off")
+    assert args.kv_transfer_config.kv_connector == "OffloadingConnector"
+    assert args.kv_transfer_config.kv_connector_extra_config["block_size"] == 64
+    assert offload.reason == "--kv-transfer-config asks for OffloadingConnector"
+
+
 def test_off_is_off() -> None:
     args, offload, _ = planned("--offload=off")
     assert args.kv_transfer_config is None

@@ -11,6 +11,7 @@ from kserve.errors import ModelNotFound, ModelNotReady, ServerNotLive, ServerNot
 
 from kserve_lmcache.logs import IS_PROBE
 from kserve_lmcache.server.http.middleware import is_probe
+from kserve_lmcache.server.http.root_routes import below_prefix
 
 _UVICORN = "uvicorn"
 _ACCESS = "uvicorn.access"
@@ -80,4 +81,7 @@ class _AccessFilter(logging.Filter):
         path = target.partition("?")[0]
         if path in self._paths:
             return False
-        return self._probes or not is_probe(method, path) or int(status) >= 400
+        # As the client sent it: it may be one that is moved below the prefix.
+        places = {path, below_prefix(path)}
+        quiet = not self._probes and any(is_probe(method, place) for place in places)
+        return not quiet or int(status) >= 400

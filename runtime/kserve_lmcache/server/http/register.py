@@ -36,6 +36,7 @@ def register_before_kserves(
     model: Any,
     status: Callable[[], dict[str, Any]],
     docs: bool = False,
+    at_root: bool = False,
 ) -> None:
     """Add the routes that replace routes of KServe's.
 
@@ -46,6 +47,7 @@ def register_before_kserves(
             values of this package's metrics, and its ``find_adapter`` asks vLLM's resolvers.
         status: returns what ``GET /offload`` shows.
         docs: whether the page of all routes is served (``--enable_docs_url``).
+        at_root: whether the routes below the prefix are served at the root as well.
     """
     router = APIRouter(include_in_schema=False)
     router.add_api_route("/metrics", MetricsEndpoint(model.totals).answer, methods=["GET"])
@@ -61,7 +63,7 @@ def register_before_kserves(
     app.include_router(router)
     status_routes.register(app, status)
     listing = APIRouter(prefix=PREFIX, tags=["OpenAI"])
-    names = _Models(model, repository)
+    names = _Models(model, repository, with_kserves=at_root or not PREFIX)
     listing.add_api_route("/v1/models", names.list, methods=["GET"])
     # A name may contain slashes, as the id of a model on the hub does.
     listing.add_api_route("/v1/models/{name:path}", names.one, methods=["GET"])
@@ -130,16 +132,24 @@ class _TensorRoutes:
 
 
 class _Models:
-    """OpenAI's list of models, made from vLLM's list, which has the adapters too."""
+    """OpenAI's list of models, made from vLLM's list, which has the adapters too.
 
-    def __init__(self, model: Any, repository: ModelRepository) -> None:
+    Args:
+        model: the one model.
+        repository: the models by their names.
+        with_kserves: whether the responses have the fields of KServe's v1 protocol as well, whose
+            route has the same path at the root.
+    """
+
+    def __init__(self, model: Any, repository: ModelRepository, with_kserves: bool) -> None:
         self.model = model
         self.repository = repository
+        self.with_kserves = with_kserves
 
     async def list(self) -> Response:
-        """All models. Without a prefix, the response has KServe's v1 list as well."""
+        """All models."""
         listed = (await self.model.openai_serving_models.show_available_models()).model_dump()
-        if not PREFIX:
+        if self.with_kserves:
             listed["models"] = list(self.repository.get_models())
         return JSONResponse(listed)
 
@@ -149,6 +159,6 @@ class _Models:
         found = [card for card in listed["data"] if card["id"] == name]
         if not found:
             raise ModelNotFound(name)
-        if not PREFIX:
+        if self.with_kserves:
             found[0] |= {"name": name, "ready": await self.model.healthy()}
         return JSONResponse(found[0])

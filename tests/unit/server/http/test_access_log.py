@@ -191,3 +191,11 @@ def test_a_log_configuration_of_ones_own_has_no_probes_either() -> None:
     access_log.leave_out_probes(parse_arguments(["--log_config_file=/nowhere.yaml"]), "info")
     assert not any(map(is_written, PROBES))
     assert all(map(is_written, REQUESTS))
+
+
+@pytest.mark.parametrize("path", ["/health", "/ping", "/version", "/v1/models/model"])
+def test_a_probe_at_the_root_has_a_line_when_it_fails_alone(path: str) -> None:
+    configure(parse_arguments([]), "info")
+    assert not is_written(f"GET {path}")
+    assert is_written(f"GET {path}", 503)
+    assert is_written("POST /v1/completions")
