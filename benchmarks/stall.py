@@ -77,6 +77,9 @@ class Row:
     goal: float
 
 
+_MODES = {"in-process": contenders.ours, "multiprocess": contenders.multiprocess}
+
+
 def main() -> None:
     """Measure, and print the table."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
@@ -84,20 +87,27 @@ def main() -> None:
     parser.add_argument("--delay", type=float, nargs="*", default=[40.0])
     parser.add_argument("--prompts", type=int, default=5)
     parser.add_argument("--streams", type=int, default=2)
+    parser.add_argument("--mode", choices=_MODES, default="in-process")
     args = parser.parse_args()
     links = [Link(rate=rate * 1e6) for rate in args.rate]
     links += [Link(delay=delay / 1000, is_lookup=True) for delay in (0.0, *args.delay)]
     print("| link | first token, ms | quiet gap, ms | gap, ms: median | longest | goal, ms |")
     print("|---|---|---|---|---|---|", flush=True)
     with tempfile.TemporaryDirectory() as name:
-        for row in measured(links, args.prompts, args.streams, Path(name)):
+        start = _MODES[args.mode]
+        for row in measured(links, args.prompts, args.streams, Path(name), start=start):
             figures = (row.load, row.quiet, row.median, row.longest, row.goal)
             cells = " | ".join(f"{1000 * each:.0f}" for each in figures)
             print(f"| {row.link} | {cells} |", flush=True)
 
 
 def measured(
-    links: Sequence[Link], prompts: int, streams: int, directory: Path, at_once: int = 1
+    links: Sequence[Link],
+    prompts: int,
+    streams: int,
+    directory: Path,
+    at_once: int = 1,
+    start: contenders.Start = contenders.ours,
 ) -> Iterator[Row]:
     """Measure each link.
 
@@ -107,15 +117,16 @@ def measured(
         streams: answers that run meanwhile.
         directory: for the logs of the servers.
         at_once: servers that run at the same time. All but the measured one are idle.
+        start: starts a server.
     """
     stored = [prompt(number, _LOADED) for number in range(prompts)]
     with contenders.servers(directory) as outer:
         store = contenders.redis(outer)
         with contenders.servers(directory) as servers:
-            url = contenders.ours(servers, "writer", store)
+            url = start(servers, "writer", store)
             asyncio.run(store_all(url, stored, store))
         undelayed = 0.0
-        for number, (link, url) in enumerate(readers(links, store, directory, at_once)):
+        for number, (link, url) in enumerate(readers(links, store, directory, at_once, start)):
             asked = stored
             if link.is_lookup:  # another link's are in the store by now
                 asked = [prompt(1000 * (1 + number) + each, _NEW) for each in range(prompts)]
@@ -128,7 +139,7 @@ def measured(
 
 
 def readers(
-    links: Sequence[Link], store: str, directory: Path, at_once: int
+    links: Sequence[Link], store: str, directory: Path, at_once: int, start: contenders.Start
 ) -> Iterator[tuple[Link, str]]:
     """Each link with the address of a server behind it, which ends with its group."""
     for begin in range(0, len(links), at_once):
@@ -138,7 +149,7 @@ def readers(
             servers = stack.enter_context(contenders.servers(directory))
             with ThreadPoolExecutor(at_once) as pool:
                 starts = [
-                    pool.submit(contenders.ours, servers, f"reader-{begin + number}", way)
+                    pool.submit(start, servers, f"reader-{begin + number}", way)
                     for number, way in enumerate(ways)
                 ]
                 urls = [each.result() for each in starts]

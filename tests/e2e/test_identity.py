@@ -17,8 +17,10 @@ from typing import Any
 
 import pytest
 
+from kserve_lmcache.config.settings import IN_PROCESS
 from tests.support import models
 from tests.support.answers import Answer, answer_of
+from tests.support.options import option
 from tests.support.server import (
     Server,
     cached_tokens,
@@ -35,6 +37,7 @@ REDIS_ALONE = "--no-enable-prefix-caching"
 TENANT = "X-Tenant-Id"
 ADAPTERS = (("first", 1), ("second", 2))
 ALIKE = {"model", "same, elsewhere"}
+MODE = option("--mode")
 
 
 @dataclass(frozen=True)
@@ -137,7 +140,7 @@ def setups(tmp_path_factory: pytest.TempPathFactory) -> list[Setup]:
     weights = models.changed(root / "weights", ("k_proj", "v_proj"), 3, small)
     revision = models.changed(root / "revision", ("layers.3.mlp",), 4, small)
     loras = ("--enable-lora", "--lora-modules", f"first={first}", f"second={second}")
-    return [
+    setups = [
         Setup(
             small,
             (
@@ -165,13 +168,17 @@ def setups(tmp_path_factory: pytest.TempPathFactory) -> list[Setup]:
             ),
         ),
     ]
+    # What the others differ in is in the namespace, which both modes take from the same place.
+    return setups if MODE == IN_PROCESS else setups[:3]
 
 
 @pytest.fixture(scope="module")
 def environ(redis_store: Store, tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
+    # A cache server has a local tier, which is gone with the server.
+    alone = {"LMCACHE_LOCAL_CPU": "false"} if MODE == IN_PROCESS else {}
     return engine_environment(
+        **alone,
         LMCACHE_REMOTE_URL=redis_store.url,
-        LMCACHE_LOCAL_CPU="false",
         LMCACHE_MAX_LOCAL_CPU_SIZE="0.5",
         # However busy the machine is: a hit is asked about here, and not how fast it comes.
         LMCACHE_REMOTE_LOOKUP_TIMEOUT="5",

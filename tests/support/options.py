@@ -8,6 +8,8 @@ from typing import Any
 
 import pytest
 
+from kserve_lmcache.config.settings import IN_PROCESS, MULTIPROCESS
+
 
 @dataclass(frozen=True)
 class Option:
@@ -33,9 +35,9 @@ OPTIONS = (
     Option("--conversations", 10, "Random conversations over two replicas."),
     Option(
         "--mode",
-        "in-process",
+        IN_PROCESS,
         "Setting `mode` of the servers in tests/e2e that set none.",
-        ("in-process", "multiprocess"),
+        (IN_PROCESS, MULTIPROCESS),
     ),
     Option("--load-delay", 0.0, "Seconds by which servers' loads are delayed at random, at most."),
     Option("--api-examples", 4, "Requests that schemathesis makes for each operation."),

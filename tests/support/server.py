@@ -13,6 +13,7 @@ from typing import Any
 
 import openai
 
+from kserve_lmcache.config.settings import IN_PROCESS
 from tests.support.deprecations import DEPRECATIONS_ARE_ERRORS, deprecations
 from tests.support.options import option
 from tests.support.ports import free_port
@@ -42,7 +43,7 @@ def engine_environment(**variables: str) -> dict[str, str]:
     if delay := option("--load-delay"):
         strict["FAULT_INJECTOR_LOAD_DELAY"] = str(delay)
         kept["PYTHONPATH"] = with_fault_injector(kept)
-    if (mode := option("--mode")) != "in-process":
+    if (mode := option("--mode")) != IN_PROCESS:
         kept["LMCACHE_MODE"] = mode
     metrics = {"PROMETHEUS_MULTIPROC_DIR": tempfile.mkdtemp(dir=_METRICS.name)}
     return {**kept, **strict, **metrics, "PYTHON": sys.executable, **variables}
