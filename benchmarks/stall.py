@@ -107,7 +107,7 @@ def measured(
     streams: int,
     directory: Path,
     at_once: int = 1,
-    start: contenders.Start = contenders.ours,
+    start: contenders.Start | None = None,
 ) -> Iterator[Row]:
     """Measure each link.
 
@@ -117,8 +117,9 @@ def measured(
         streams: answers that run meanwhile.
         directory: for the logs of the servers.
         at_once: servers that run at the same time. All but the measured one are idle.
-        start: starts a server.
+        start: starts a server; by default of this package.
     """
+    start = start or contenders.ours
     stored = [prompt(number, _LOADED) for number in range(prompts)]
     with contenders.servers(directory) as outer:
         store = contenders.redis(outer)
