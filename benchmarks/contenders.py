@@ -15,7 +15,7 @@ from kserve_lmcache.bench.own import Servers, free_port
 
 ROOT = Path(__file__).parents[1]
 MODEL = ROOT / ".models" / "SmolLM2-135M-Instruct"
-ENGINE = ("--max-model-len=8192", "--kv-cache-memory-bytes=800M", "--enforce-eager")
+ENGINE = ("--max-model-len=8192", "--kv-cache-memory-bytes=500M", "--enforce-eager")
 # vLLM wants nine tenths of a GPU to be free, and several servers share it.
 SHARED_GPU = ("--gpu-memory-utilization=0.08",)
 # Left to itself vLLM computes with fewer threads than there are cores, and LMCache changes that.

@@ -48,7 +48,9 @@ def load(
 
 COMPARISONS = {
     "cache": Comparison(
-        [(off, 1), (ours, 2)], [*SWEEP, "512", "1024", "2048", "4096", "8064"], counts_bytes=True
+        [(off, 1), (ours, 2), (multiprocess, 2)],
+        [*SWEEP, "512", "1024", "2048", "4096", "8064"],
+        counts_bytes=True,
     ),
     "misses": Comparison([(off, 1), (ours, 1)], load(1024, 4, (1, 4))),
     "busy": Comparison([(off, 1), (ours, 1)], load(512, 24, (8,), answer=64)),
