@@ -164,6 +164,13 @@ SETTINGS = (
         "The command vllm serve turns it on.",
     ),
     Setting(
+        "usage_details",
+        bool,
+        True,
+        "Say in the usage of completions and chat which tiers the cached tokens came from "
+        "(prompt_tokens_details.cached_tokens_details).",
+    ),
+    Setting(
         "max_body_size",
         float,
         0.0625,

@@ -11,6 +11,7 @@ from kserve_lmcache.config.engine_file import STATS_ARE_RECEIVED
 from kserve_lmcache.connector.reporter import REPORTER
 from kserve_lmcache.connector.scheduler import SchedulerPart
 from kserve_lmcache.connector.stats import SnapshotReceiver, SnapshotStats, StartReport
+from kserve_lmcache.connector.usage import LoadedTokens
 from kserve_lmcache.connector.worker import WorkerPart
 from kserve_lmcache.metrics.snapshots import Snapshots, merge, workers
 
@@ -147,6 +148,10 @@ class KServeLMCacheConnector(KVConnectorBase_V1):  # type: ignore[misc]
     def get_kv_connector_kv_cache_events(self) -> KVConnectorKVEvents | None:
         """See :meth:`.WorkerPart.get_kv_connector_kv_cache_events`."""
         return self.worker.get_kv_connector_kv_cache_events()
+
+    def build_connector_worker_meta(self) -> LoadedTokens | None:
+        """See :meth:`.WorkerPart.take_loaded`."""
+        return self.worker.take_loaded()
 
     def clear_connector_metadata(self) -> None:
         """See :meth:`.WorkerPart.clear_connector_metadata`."""

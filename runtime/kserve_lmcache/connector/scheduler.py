@@ -12,6 +12,7 @@ from kserve_lmcache.connector.metadata import ConnectorMetadata, without_request
 from kserve_lmcache.connector.modes import scheduler_cache
 from kserve_lmcache.connector.pending_loads import PendingLoads
 from kserve_lmcache.connector.traces import Traces
+from kserve_lmcache.connector.usage import SOURCES
 from kserve_lmcache.metrics.table import COMPUTED, PREFIX_CACHE, metric
 
 if TYPE_CHECKING:
@@ -45,6 +46,7 @@ class SchedulerPart:
         self._loads = PendingLoads(vllm_config.cache_config.block_size)
         self._traces = Traces()
         self._prefix_cache_tokens: dict[str, int] = {}
+        self._sources: dict[str, dict[str, int]] = {}  # cached tokens of a request by their source
         self._lookups_began: dict[str, float] = {}
         self._hidden: set[str] = set()
         self._unpinned: set[str] = set()
@@ -134,6 +136,10 @@ class SchedulerPart:
     def update_connector_output(self, connector_output: KVConnectorOutput) -> None:
         """Take note of the results of a step in the workers."""
         self._loads.end(connector_output.finished_recving or (), connector_output.invalid_block_ids)
+        loaded = connector_output.kv_connector_worker_meta
+        for name, tokens in loaded.requests.items() if loaded is not None else ():
+            if name in self._prefix_cache_tokens:  # it has not ended meanwhile
+                self._sources[name] = dict(tokens)
         self._cache.update(connector_output)
 
     @contained(lambda self, request, block_ids: self._forget(request) or (False, None))
@@ -141,9 +147,12 @@ class SchedulerPart:
         self, request: Request, block_ids: list[int]
     ) -> tuple[bool, dict[str, Any] | None]:
         """Forget a request."""
-        finished = self._cache.finished(request, block_ids)
+        waits, parameters = self._cache.finished(request, block_ids)
+        sources = self._sources.get(request.request_id)
         self._forget(request)
-        return finished
+        if sources and PREFIX_CACHE in sources:
+            parameters = {**(parameters or {}), SOURCES: sources}
+        return waits, parameters
 
     @contained(lambda self: ())
     def take_events(self) -> Iterable[KVCacheEvent]:
@@ -170,6 +179,7 @@ class SchedulerPart:
             return
         cached = max(prefix, request.num_computed_tokens)  # larger after a load
         metric("prompt_tokens_total", source=PREFIX_CACHE).inc(prefix)
+        self._sources.setdefault(request.request_id, {})[PREFIX_CACHE] = prefix
         metric("prompt_tokens_total", source=COMPUTED).inc(request.num_prompt_tokens - cached)
 
     def _isolate(self, request: Request) -> None:
@@ -204,6 +214,7 @@ class SchedulerPart:
 
     def _forget(self, request: Request) -> None:
         self._prefix_cache_tokens.pop(request.request_id, None)
+        self._sources.pop(request.request_id, None)
         self._lookups_began.pop(request.request_id, None)
         self._traces.forget(request.request_id)
         self._forget_in_cache(request.request_id, request.request_id in self._hidden)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import threading
 import time
 from typing import TYPE_CHECKING, Any
 
@@ -17,12 +18,13 @@ from kserve_lmcache.connector.metadata import ConnectorMetadata, Load
 from kserve_lmcache.connector.modes import worker_cache
 from kserve_lmcache.connector.token_metrics import TokenMetrics
 from kserve_lmcache.connector.traces import Headers, span
+from kserve_lmcache.connector.usage import LoadedTokens
 from kserve_lmcache.metrics import start_up_timing
 from kserve_lmcache.tiers.guard.load_cost import PrefillRate
 from kserve_lmcache.tiers.guard.tier import LOADS
 
 if TYPE_CHECKING:
-    from collections.abc import Collection, Iterable
+    from collections.abc import Collection, Iterable, Mapping
 
     import torch
     from vllm.config import VllmConfig
@@ -68,6 +70,8 @@ class WorkerPart:
         # Set anew when the cache is known.
         self._results = LoadResults(LoadQueue(LOADS, 0, self._device))
         self._prefill = PrefillRate()
+        self._lock = threading.Lock()  # of what follows
+        self._loaded: dict[str, Mapping[str, int]] = {}
         self._token_metrics = TokenMetrics((), 0, False, self._prefill)
         try:
             with use_all_cores(self._device):
@@ -183,6 +187,12 @@ class WorkerPart:
         """Publish the gauges of this process."""
         self._cache.set_metrics()
 
+    def take_loaded(self) -> LoadedTokens | None:
+        """The tokens that were loaded since the last call, by request and tier."""
+        with self._lock:
+            loaded, self._loaded = self._loaded, {}
+        return LoadedTokens(loaded) if loaded else None
+
     def state(self) -> dict[str, Any]:
         """This worker's part of the snapshot (:mod:`kserve_lmcache.metrics.snapshots`)."""
         return {
@@ -242,6 +252,9 @@ class WorkerPart:
         tokens = (len(load.blocks) - len(missing)) * self._block_size
         seconds = time.monotonic() - began
         sources = self._token_metrics.count_load(tokens, seconds, loaded.read)
+        if self._cache.is_first:
+            with self._lock:
+                self._loaded[load.request_id] = sources
         if headers:
             span(
                 "load",

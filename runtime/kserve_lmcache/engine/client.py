@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import AsyncGenerator
 from typing import Any
 
 from vllm.v1.engine.async_llm import AsyncLLM
 
-from kserve_lmcache.engine import tenant
+from kserve_lmcache.engine import tenant, usage
 from kserve_lmcache.engine.adapters import Adapters
 from kserve_lmcache.identity.namespace import ADAPTER
 
@@ -19,6 +20,12 @@ class TenantAsyncLLM(AsyncLLM):  # type: ignore[misc]
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self.engine_core = _TenantCore(self.engine_core, Adapters())
+
+    async def generate(self, *args: Any, **kwargs: Any) -> AsyncGenerator[Any, None]:
+        """The outputs of a request, without what the connector says of it to this server."""
+        async for output in super().generate(*args, **kwargs):
+            usage.take(output)
+            yield output
 
     async def add_lora(self, lora_request: Any) -> Any:
         """Load an adapter into the engine. Its content is that of its files before."""

@@ -25,6 +25,7 @@ from kserve_lmcache.engine.client import TenantAsyncLLM
 from kserve_lmcache.engine.errors import RefusedError
 from kserve_lmcache.engine.failures import NO_CAUSE, NOBODY, Failures
 from kserve_lmcache.engine.plan import OffloadPlan, differing_values, disabled_plan
+from kserve_lmcache.engine.usage import NO_DETAILS, Details
 from kserve_lmcache.errors import KServeLMCacheError
 from kserve_lmcache.metrics import start_up_timing
 from kserve_lmcache.metrics.snapshots import NOT_PROVEN, RECEIVED, Snapshots, read_files, workers
@@ -94,13 +95,19 @@ class LMCacheModel(_Base):  # type: ignore[misc, valid-type]
         self, request: Any, raw_request: Request | None = None, context: Any = None
     ) -> Any:
         """``/v1/completions``."""
-        return _response(await super().create_completion(request, raw_request, context))
+        details = self._details()
+        return details.add_to(
+            _response(await super().create_completion(request, raw_request, context))
+        )
 
     async def create_chat_completion(
         self, request: Any, raw_request: Request | None = None, context: Any = None
     ) -> Any:
         """``/v1/chat/completions``."""
-        return _response(await super().create_chat_completion(request, raw_request, context))
+        details = self._details()
+        return details.add_to(
+            _response(await super().create_chat_completion(request, raw_request, context))
+        )
 
     async def create_embedding(
         self, request: Any, raw_request: Request | None = None, context: Any = None
@@ -113,6 +120,10 @@ class LMCacheModel(_Base):  # type: ignore[misc, valid-type]
     ) -> Any:
         """``/v1/rerank``."""
         return _response(await super().create_rerank(request, raw_request, context))
+
+    def _details(self) -> Details:
+        """What adds the tiers to the usage of an answer, where the setting asks for them."""
+        return Details() if self.offload.configuration.get("usage_details") else NO_DETAILS
 
     async def find_adapter(self, name: str) -> None:
         """Let vLLM's resolvers look for an adapter of this name, where they may load adapters.
