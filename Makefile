@@ -109,15 +109,16 @@ reference: install-test
 
 # What runs with either place of the local tier.
 BOTH_MODES = tests/e2e/test_shared_remote.py tests/e2e/test_identity.py tests/e2e/clients/test_openai_client.py
-# tests/README.md lists the markers and the options for PYTEST_ARGS. A process for each core where no test
-# starts a server; all three runs, whatever fails. A run may have none of the tests that -k chooses (5).
+# tests/README.md lists the markers and the options for PYTEST_ARGS. Two processes, but for the tests that
+# measure; all runs, whatever fails. A run may have none of the tests that -k chooses (5).
 SELECTED = $(if $(filter test-all,$@),-m 'not kubernetes') $(PYTEST_ARGS)
+TWO = -n 2 --dist loadgroup --no-loadscope-reorder
 test test-all: lint $(VENV)/.debian
 	@test -f $(DEMO_MODEL)/config.json || $(BIN)/python -m kserve_lmcache demo-model $(DEMO_MODEL)
-	@failed=0; \
-	$(BIN)/pytest -n auto --dist loadfile tests/unit tests/packaging $(SELECTED) || [ $$? = 5 ] || failed=1; \
-	$(BIN)/pytest tests/integration tests/e2e $(SELECTED) || [ $$? = 5 ] || failed=1; \
-	$(BIN)/pytest --mode=multiprocess $(BOTH_MODES) $(SELECTED) || [ $$? = 5 ] || failed=1; \
+	@failed=0; pytest() { $(BIN)/pytest "$$@" $(SELECTED) || [ $$? = 5 ] || failed=1; }; \
+	pytest $(TWO) --alone=no tests/e2e tests/integration tests/packaging tests/unit; \
+	pytest $(TWO) --mode=multiprocess $(BOTH_MODES); \
+	pytest --alone=only tests/e2e tests/integration; \
 	exit $$failed
 
 # On any cluster with KServe: in namespaces of its own, which are gone at the end. Nothing that a policy

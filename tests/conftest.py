@@ -30,11 +30,31 @@ def pytest_configure(config: pytest.Config) -> None:
     del sys.argv[1:]
 
 
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+@pytest.hookimpl(tryfirst=True)  # xdist reads the groups
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    if (selected := options.option("--alone")) != "with-others":
+        items[:] = [
+            each
+            for each in items
+            if (each.get_closest_marker("alone") is not None) == (selected == "only")
+        ]
+    grouped = config.getoption("dist", "no") == "loadgroup"
     for item in items:
+        path = item.path.relative_to(Path(__file__).parent)
         if item.get_closest_marker("timeout") is None:
-            folder = item.path.relative_to(Path(__file__).parent).parts[0]
-            item.add_marker(pytest.mark.timeout(TIME_LIMITS[folder]))
+            item.add_marker(pytest.mark.timeout(TIME_LIMITS[path.parts[0]]))
+        if grouped:
+            item.add_marker(pytest.mark.xdist_group(_group(item, path)))
+
+
+def _group(item: pytest.Item, path: Path) -> str:
+    """The tests that one process runs where several do: what they share is started once."""
+    for name in ("container", "cluster"):
+        if item.get_closest_marker(name):
+            return name
+    if "reference" in getattr(item, "fixturenames", ()):
+        return "reference"
+    return str(path.parent if path.parent.name == "clients" else path)
 
 
 def pytest_collection_finish() -> None:

@@ -18,7 +18,7 @@ from tests.support.fault_bench import ARGUMENTS, CHUNK, CORE, HEAD, REQUESTS, Be
 from tests.support.server import Server, engine_environment, running
 from tests.support.waiting import until
 
-pytestmark = pytest.mark.timeout(400 + 5 * REQUESTS)
+pytestmark = [pytest.mark.alone, pytest.mark.timeout(400 + 5 * REQUESTS)]
 
 
 class CacheServer:

@@ -23,7 +23,7 @@ from tests.support.server import Server, engine_environment, running
 from tests.support.stores import redis_process, watched_by_sentinels
 
 CONNECTOR = option("--remote-connector")
-pytestmark = pytest.mark.timeout(400 + 5 * REQUESTS)
+pytestmark = [pytest.mark.alone, pytest.mark.timeout(400 + 5 * REQUESTS)]
 
 
 @contextlib.contextmanager

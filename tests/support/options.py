@@ -34,6 +34,12 @@ OPTIONS = (
     Option("--soak-seconds", 30.0, "Length of the soak test of the remote tier."),
     Option("--conversations", 6, "Random conversations over two replicas."),
     Option(
+        "--alone",
+        "with-others",
+        "Tests with the marker `alone`, others, or both.",
+        ("with-others", "no", "only"),
+    ),
+    Option(
         "--mode",
         IN_PROCESS,
         "Setting `mode` of the servers in tests/e2e that set none.",
