@@ -37,7 +37,9 @@ class MockModel(LMCacheModel):
 
     def __init__(self, *groups: str) -> None:
         args = parse_arguments([f"--model_name={NAME}"])
-        offload: Any = SimpleNamespace(configuration={}, identity=None, engine_file=None)
+        offload: Any = SimpleNamespace(
+            configuration={}, identity=None, engine_file=None, cache_server=None
+        )
         super().__init__(args, offload, engine_config=None, build_app=None)  # type: ignore[arg-type]
         self.alive = True
         self.vllm_app = vllm_app.build(args, groups, ("generate",), None)

@@ -1,4 +1,4 @@
-"""The rules of ``mode=multiprocess``: a key that means nothing to a cache server is refused."""
+"""The rules of ``mode``: a key that means nothing in a mode is refused."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from kserve_lmcache.config.stores import REDIS_SCHEMES
 from kserve_lmcache.errors import Problem
 
 if TYPE_CHECKING:
-    from kserve_lmcache.config.rules import Context
+    from kserve_lmcache.config.rule import Context
 
 # LMCache's keys that a cache server reads.
 _READ = {
@@ -35,8 +35,12 @@ _FIX = "Remove {name}, or use mode=in-process."
 
 
 def check(context: Context) -> Iterator[Problem]:
-    """The problems of a configuration for a cache server."""
+    """The problems of keys that the mode does not know."""
     if context["mode"] != MULTIPROCESS:
+        if context["cache_server_directory"]:
+            fix = "Set mode=multiprocess, or remove cache_server_directory."
+            message = "has no effect with mode=in-process"
+            yield context.problem("cache_server_directory", message, fix)
         return
     for name in context.configuration.values:
         if name in _ONE_VALUE:

@@ -9,6 +9,7 @@ from typing import Any
 
 from kserve_lmcache.config import keys, kserve_offloading, rules
 from kserve_lmcache.config.configuration import Configuration, Value
+from kserve_lmcache.config.rule import Check, Context
 from kserve_lmcache.config.sources import (
     CONFIG_FILE,
     MOUNTED_FILE,
@@ -52,7 +53,7 @@ def resolve(
     environ: Mapping[str, str],
     device: str = "cuda",
     mounted_file: Path = MOUNTED_FILE,
-    checks: Iterable[rules.Check] = rules.ALL,
+    checks: Iterable[Check] = rules.ALL,
 ) -> Configuration:
     """Merge all sources and check the result. Problems are collected, not raised.
 
@@ -81,7 +82,7 @@ def resolve(
         if configuration.source("max_local_cpu_size") == kserve_offloading.CPU:
             configuration.local_tier_total = configuration.get("max_local_cpu_size")
         kserve_offloading.size_disk(configuration, spec)
-    context = rules.Context(configuration, device)
+    context = Context(configuration, device)
     for check in checks:
         configuration.problems += check(context)
     return configuration

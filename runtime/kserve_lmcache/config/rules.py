@@ -7,128 +7,35 @@ runs on. Most rules are rows of :data:`TABLE`. A rule that needs more is a funct
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
-from typing import Any
+from collections.abc import Iterator
 
 from kserve_lmcache.compat import vllm
 from kserve_lmcache.compat.lmcache import configuration as lmcache
-from kserve_lmcache.config import keys, mode_rules, ranges, store_url
-from kserve_lmcache.config.configuration import Configuration, show
+from kserve_lmcache.config import mode_rules, ranges, store_url
+from kserve_lmcache.config.configuration import show
+from kserve_lmcache.config.rule import (
+    Check,
+    Context,
+    Rule,
+    conflict,
+    forbidden,
+    needs,
+    needs_lmcaches_copy,
+    not_on_cpu,
+    redis_only,
+    sentinels_only,
+    tls_only,
+)
 from kserve_lmcache.config.settings import (
-    MULTIPROCESS,
     ROUTE_GROUPS,
     SETTINGS,
     parse_route_groups,
 )
 from kserve_lmcache.config.store_url import StoreURLError
-from kserve_lmcache.config.stores import REDIS_SCHEMES, SENTINEL_SCHEMES, TLS_SCHEMES
+from kserve_lmcache.config.stores import REDIS_SCHEMES, SENTINEL_SCHEMES
 from kserve_lmcache.config.tier_plugins import DISK_PLUGIN, REMOTE_PLUGIN
 from kserve_lmcache.errors import Problem
 from kserve_lmcache.redaction import redact_text
-
-
-@dataclass(frozen=True)
-class Context:
-    """A configuration, and the device on which the engine computes (``cpu``, ``cuda``, …)."""
-
-    configuration: Configuration
-    device: str
-
-    def __getitem__(self, name: str) -> Any:
-        """The value in force. None for a key that the installed LMCache does not have."""
-        return self.configuration.get(name) if name in keys.table() else None
-
-    def is_set(self, name: str) -> bool:
-        """Whether a source sets the key."""
-        return name in self.configuration.values
-
-    def scheme(self) -> str:
-        """The scheme of ``remote_url``. Empty without a URL, and for text that is no URL."""
-        return store_url.scheme_of(self["remote_url"] or "")
-
-    def problem(self, name: str, message: str, fix: str) -> Problem:
-        """A problem of the key ``name``."""
-        return Problem(f"{name} {message}", self.configuration.source(name), fix)
-
-
-Check = Callable[[Context], Iterator[Problem]]
-
-
-@dataclass(frozen=True)
-class Rule:
-    """A rule about one key.
-
-    Attributes:
-        key: the key that has the problem.
-        is_broken: whether a configuration breaks the rule. The result is used as a boolean.
-        message: what is wrong, after the key's name. ``{value}`` is the key's value.
-        fix: what the user has to do. By default to remove the key.
-    """
-
-    key: str
-    is_broken: Callable[[Context], Any]
-    message: str
-    fix: str = "Remove {key}."
-
-    def __call__(self, context: Context) -> Iterator[Problem]:
-        """The problem, if the configuration breaks the rule."""
-        if self.is_broken(context):
-            message = self.message.format(value=show(self.key, context[self.key]))
-            yield context.problem(self.key, message, self.fix.format(key=self.key))
-
-
-def _forbidden(key: str, message: str) -> Rule:
-    return Rule(key, lambda c: c[key], message)
-
-
-def _conflict(key: str, other: str, reason: str) -> Rule:
-    message = f"does not work together with {other}: {reason}"
-    return Rule(key, lambda c: c[key] and c[other], message, f"Remove {key} or {other}.")
-
-
-def _needs(key: str, other: str) -> Rule:
-    message = f"has no effect without {other}"
-    return Rule(key, lambda c: c[key] and not c[other], message, f"Set {other}, or remove {key}.")
-
-
-def _not_on_cpu(key: str) -> Rule:
-    return Rule(
-        key, lambda c: c.device == "cpu" and c.is_set(key) and c[key], "does not work on a CPU"
-    )
-
-
-def _needs_lmcaches_copy(key: str) -> Rule:
-    return Rule(
-        key,
-        lambda c: c.is_set(key) and c[key] and c["copy"] != "lmcache",
-        "does not work with copy=blocks, which copies whole blocks of all layers",
-    )
-
-
-def _redis_only(key: str) -> Rule:
-    return Rule(
-        key,
-        lambda c: c[key] and c.scheme() not in ("", *REDIS_SCHEMES),
-        "is for Redis and Valkey, but remote_url names another store",
-    )
-
-
-def _tls_only(key: str) -> Rule:
-    return Rule(
-        key,
-        lambda c: c[key] and c.scheme() in set(REDIS_SCHEMES) - set(TLS_SCHEMES),
-        "is for TLS, but remote_url has a scheme without TLS",
-        "Use rediss:// or valkeys://.",
-    )
-
-
-def _sentinels_only(key: str) -> Rule:
-    return Rule(
-        key,
-        lambda c: c[key] and c.scheme() in set(REDIS_SCHEMES) - set(SENTINEL_SCHEMES),
-        "is for sentinels, but remote_url names none",
-    )
 
 
 def _not_for_disk(option: str) -> Rule:
@@ -189,12 +96,12 @@ _TIERS = (
 
 TABLE: tuple[Rule, ...] = (
     # LMCache gives secrets away, or runs the code of a stranger.
-    _forbidden("remote_config_url", "sends every environment variable to that address"),
-    _forbidden(
+    forbidden("remote_config_url", "sends every environment variable to that address"),
+    forbidden(
         "internal_api_server_enabled",
         "shows every environment variable, passwords included, to any client",
     ),
-    _forbidden("run_script_api_enabled", "runs the code that any client sends"),
+    forbidden("run_script_api_enabled", "runs the code that any client sends"),
     # LMCache loads wrong KV.
     Rule(
         "pre_caching_hash_algorithm",
@@ -209,30 +116,24 @@ TABLE: tuple[Rule, ...] = (
         "Use naive (the default).",
     ),
     *(
-        _conflict("use_layerwise", tier, "a layer that fails to load is used all the same")
+        conflict("use_layerwise", tier, "a layer that fails to load is used all the same")
         for tier in _FROM_BELOW
     ),
     # LMCache counts the loaded tokens from the start of a chunk, and the expected tokens from the
     # end of vLLM's own. A missing chunk that is smaller than the difference goes unnoticed.
     # Blending stores such chunks too.
     *(
-        _conflict(key, tier, "a chunk that fails to load is used all the same")
+        conflict(key, tier, "a chunk that fails to load is used all the same")
         for key in ("save_unfull_chunk", "enable_blending")
         for tier in _FROM_BELOW
     ),
     # A key has no effect.
-    _needs("local_disk", "max_local_disk_size"),
-    _needs("max_local_disk_size", "local_disk"),
-    _needs("tenant_required", "tenant_header"),
-    *(_needs(key, "remote_url") for key in _CREDENTIALS),
-    _needs("remote_cert_file", "remote_key_file"),
-    Rule(
-        "cache_server_directory",
-        lambda c: c["cache_server_directory"] and c["mode"] != MULTIPROCESS,
-        "has no effect with mode=in-process",
-        "Set mode=multiprocess, or remove cache_server_directory.",
-    ),
-    _needs("remote_key_file", "remote_cert_file"),
+    needs("local_disk", "max_local_disk_size"),
+    needs("max_local_disk_size", "local_disk"),
+    needs("tenant_required", "tenant_header"),
+    *(needs(key, "remote_url") for key in _CREDENTIALS),
+    needs("remote_cert_file", "remote_key_file"),
+    needs("remote_key_file", "remote_cert_file"),
     Rule(
         "local_cpu",
         lambda c: (
@@ -243,14 +144,14 @@ TABLE: tuple[Rule, ...] = (
         "Set a tier, or --offload=off.",
     ),
     # A key does not fit the device, the disk tier or the remote store.
-    _not_on_cpu("use_gds"),
+    not_on_cpu("use_gds"),
     Rule(
         "copy",
         lambda c: c.device == "cpu" and c["copy"] == "lmcache",
         "is lmcache, but LMCache has no kernels for a CPU",
     ),
     *(
-        _needs_lmcaches_copy(key)
+        needs_lmcaches_copy(key)
         for key in (
             "use_layerwise",
             "enable_blending",
@@ -282,9 +183,9 @@ TABLE: tuple[Rule, ...] = (
         "is {value!r}, and not every one is a tier of this configuration",
     ),
     *(_not_for_disk(option) for option in ("use_odirect", "disk_io_threads")),
-    *(_redis_only(key) for key in _CREDENTIALS),
-    *(_tls_only(key) for key in _TLS_FILES),
-    *(_sentinels_only(key) for key in _OF_SENTINELS),
+    *(redis_only(key) for key in _CREDENTIALS),
+    *(tls_only(key) for key in _TLS_FILES),
+    *(sentinels_only(key) for key in _OF_SENTINELS),
 )
 
 

@@ -58,3 +58,9 @@ def test_what_a_cache_server_reads_is_taken(tmp_path: Path, text: str) -> None:
 def test_a_mode_that_does_not_exist_is_refused(tmp_path: Path) -> None:
     (found,) = problems(tmp_path, "mode: mp")
     assert "none of in-process, multiprocess" in found
+
+
+def test_a_directory_of_a_cache_server_needs_the_mode(tmp_path: Path) -> None:
+    (found,) = problems(tmp_path, "cache_server_directory: /cache")
+    assert "cache_server_directory has no effect with mode=in-process" in found
+    assert problems(tmp_path, MODE + "cache_server_directory: /cache") == []

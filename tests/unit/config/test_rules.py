@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from kserve_lmcache.config import keys, rules
+from kserve_lmcache.config.rule import Context
 from kserve_lmcache.config.settings import SETTINGS
 from tests.support.configuration import problems, resolved
 
@@ -319,7 +320,7 @@ def test_every_row_of_the_table_has_a_test(tmp_path: Path) -> None:
     ]
     for file, device, environ in inputs:
         configuration = resolved(tmp_path, file, device=device, **environ)
-        context = rules.Context(configuration, device)
+        context = Context(configuration, device)
         broken |= {rule for rule in rules.TABLE if rule.is_broken(context)}
     known = {rule for rule in rules.TABLE if rule.key in keys.table()}
     assert [(rule.key, rule.message) for rule in known - broken] == []

@@ -70,7 +70,7 @@ def test_what_the_user_put_into_the_json_stays() -> None:
     args, offload, _ = planned(f"--kv-transfer-config={json.dumps(wanted)}")
     assert args.kv_transfer_config.kv_role == "kv_consumer"
     extra = args.kv_transfer_config.kv_connector_extra_config
-    ours = {NAMESPACE, engine_file.COPY, engine_file.STATS_ARE_RECEIVED}
+    ours = {NAMESPACE, engine_file.COPY, engine_file.MODE, engine_file.STATS_ARE_RECEIVED}
     assert set(extra) == {"discard_partial_chunks", *ours}
     assert extra["discard_partial_chunks"] is True
     assert args.kv_transfer_config.kv_load_failure_policy == "recompute"
@@ -109,7 +109,7 @@ def test_kserves_field_gives_our_connector_and_its_tiers(tmp_path: Path) -> None
     args, offload, _ = planned(field(secondary_tiers=tiers))
     config = args.kv_transfer_config
     assert (config.kv_connector, config.kv_role) == ("KServeLMCacheConnector", "kv_both")
-    ours = {NAMESPACE, engine_file.COPY, engine_file.STATS_ARE_RECEIVED}
+    ours = {NAMESPACE, engine_file.COPY, engine_file.MODE, engine_file.STATS_ARE_RECEIVED}
     assert set(config.kv_connector_extra_config) == ours
     assert offload.engine_file is not None
     told = engine_file.read(offload.engine_file)

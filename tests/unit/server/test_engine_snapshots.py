@@ -33,7 +33,9 @@ def model(path: Path) -> MockModel:
     """Of an engine with two workers."""
     model: Any = MockModel()
     configuration = SimpleNamespace(lmcache_values=dict)
-    model.offload = SimpleNamespace(engine_file=path, configuration=configuration)
+    model.offload = SimpleNamespace(
+        engine_file=path, configuration=configuration, cache_server=None
+    )
     parallel = SimpleNamespace(tensor_parallel_size=2, pipeline_parallel_size=1)
     model.engine_config = SimpleNamespace(parallel_config=parallel)
     return model
