@@ -178,7 +178,7 @@ def test_the_routes_are_at_the_root_and_below_the_prefix(service: Service, path:
 
 @pytest.mark.parametrize("name", NAMES)
 def test_both_names_are_served(service: Service, name: str) -> None:
-    assert service.complete("Hello", model=name)["model"] == name
+    assert service.complete("Hello", model=name)["model"] == NAMES[0]  # as vLLM's own server says
     body = {"model": name, "messages": [{"role": "user", "content": "Hi"}], "max_tokens": 2}
     for prefix in ("", "/openai"):
         answer = service.client.post(f"{prefix}/v1/chat/completions", json=body)
@@ -345,13 +345,16 @@ def test_what_is_not_honoured_ends_the_server_by_name(
 
 
 @pytest.mark.container
-def test_the_image_is_a_drop_in(engine: Engine, container_images: Images) -> None:
+def test_the_image_is_a_drop_in(engine: Engine, container_images: Images, tmp_path: Path) -> None:
     """The preset's script in the image, with the folders and the environment of the pod."""
+    home = tmp_path / "home"  # an emptyDir, to which any user may write
+    home.mkdir()
+    home.chmod(0o777)
     preset = Preset(offloading={"cpu": CPU_BYTES, "evictionPolicy": "lru"})
     command = preset.command()
     words = (
         *("--entrypoint", command[0], "--memory", "5g", "--shm-size", "1g"),
-        *("--tmpfs", "/tmp:exec", "--tmpfs", "/home:exec,mode=1777", "--tmpfs", "/models"),
+        *("--tmpfs", "/tmp:exec", "--tmpfs", "/models", "--volume", f"{home}:/home"),
         *("--volume", f"{MODEL.resolve()}:/mnt/models:ro"),
         *("--env", "HOME=/home", "--env", "HF_HUB_CACHE=/models"),
         *("--env", "VLLM_LOGGING_LEVEL=INFO"),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from argparse import Namespace
 from collections.abc import Mapping
 from dataclasses import replace
@@ -9,9 +10,11 @@ from pathlib import Path
 
 from kserve_lmcache.config import memory_budget
 from kserve_lmcache.config.memory_budget import GIB, Needs
-from kserve_lmcache.config.resources import Limit, machine_memory
-from kserve_lmcache.errors import IdentityError
+from kserve_lmcache.config.resources import Limit, machine_memory, memory_limit
+from kserve_lmcache.errors import IdentityError, UsageError
 from kserve_lmcache.identity.weights import weights_bytes
+
+logger = logging.getLogger(__name__)
 
 KV_CACHE_GIB = "VLLM_CPU_KVCACHE_SPACE"
 # Flags of vLLM that take host memory on behalf of an accelerator, in GiB: of each worker, or in
@@ -63,6 +66,31 @@ def size_kv_cache(
         args.kv_cache_memory_bytes = memory_budget.default_kv_cache(memory, without)
         args.kv_cache_is_default = True
     return replace(needs, kv_cache=_kv_cache(args, environ, needs))
+
+
+def refuse_what_cannot_fit(needs: Needs) -> None:
+    """Refuse a server that cannot fit into the memory, even without a local tier.
+
+    Raises:
+        UsageError: it cannot fit.
+    """
+    if problem := memory_budget.problem(memory_limit(), needs):
+        raise UsageError(str(problem))
+
+
+def log_memory(needs: Needs, tier_gib: float = 0.0) -> None:
+    """Log what the server needs, and a warning where less is left than should be.
+
+    Args:
+        needs: of the server.
+        tier_gib: size of the local tier.
+    """
+    memory, tier = memory_limit(), tier_gib * GIB
+    text = memory_budget.summary(memory, needs, tier)
+    if memory_budget.leaves_too_little(memory, needs, tier):
+        logger.warning("Memory: %s. Less than %.0f%% are left", text, 100 * memory_budget.SPARE)
+    else:
+        logger.info("Memory: %s", text)
 
 
 def _is_sized(args: Namespace, environ: Mapping[str, str]) -> bool:

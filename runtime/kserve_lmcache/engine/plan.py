@@ -15,22 +15,25 @@ from typing import Any
 from vllm.config import KVTransferConfig, VllmConfig
 
 from kserve_lmcache import redaction
-from kserve_lmcache.cache_server import choice
-from kserve_lmcache.cache_server.rpc import CacheServerError
 from kserve_lmcache.config import (
     engine_file,
     kserve_offloading,
     memory_budget,
 )
 from kserve_lmcache.config.completion import complete, size_local_tier
-from kserve_lmcache.config.configuration import Configuration, Value, show
+from kserve_lmcache.config.configuration import Configuration, show
 from kserve_lmcache.config.engine_shape import EngineShape
 from kserve_lmcache.config.memory_budget import CacheServer, Needs
 from kserve_lmcache.config.resources import memory_limit
 from kserve_lmcache.config.settings import MULTIPROCESS, SETTINGS, VARIABLE_PREFIX
 from kserve_lmcache.config.stores import Remote
 from kserve_lmcache.engine.arguments import create_engine_config, device, resolve_engine_arguments
-from kserve_lmcache.engine.memory import needs_of, size_kv_cache
+from kserve_lmcache.engine.memory import (
+    log_memory,
+    needs_of,
+    refuse_what_cannot_fit,
+    size_kv_cache,
+)
 from kserve_lmcache.engine.resolution import (
     GRPC,
     REMOVED_CONNECTOR,
@@ -38,6 +41,7 @@ from kserve_lmcache.engine.resolution import (
     resolve_arguments,
 )
 from kserve_lmcache.engine.shape import shape_of
+from kserve_lmcache.engine.shared_cache_server import shared_cache_server
 from kserve_lmcache.engine.supported_models import check_supported
 from kserve_lmcache.errors import (
     ConfigurationError,
@@ -45,7 +49,6 @@ from kserve_lmcache.errors import (
     KServeLMCacheError,
     OffloadUnavailableError,
     UnsupportedModelError,
-    UsageError,
 )
 from kserve_lmcache.identity.engine import (
     EngineIdentity,
@@ -56,8 +59,6 @@ from kserve_lmcache.identity.engine import (
 from kserve_lmcache.identity.namespace import NAMESPACE, hashing_of
 
 logger = logging.getLogger(__name__)
-
-_CACHE_SERVER_SECONDS = 5.0  # that a cache server of the machine has to start
 
 CONNECTOR = "KServeLMCacheConnector"
 CONNECTOR_MODULE = "kserve_lmcache.connector"
@@ -137,7 +138,7 @@ def plan_offload(
         KServeLMCacheError: vLLM refuses the engine's arguments.
     """
     _raise_problems_of_the_server(configuration)
-    _refuse_what_cannot_fit(_needs(args, configuration, environ))
+    refuse_what_cannot_fit(_needs(args, configuration, environ))
     wanted = args.kv_transfer_config
     is_ours = wanted is None or wanted.kv_connector in (*_STOCK_CONNECTORS, REMOVED_CONNECTOR)
     if wanted is not None and wanted.kv_connector == kserve_offloading.CONNECTOR:
@@ -147,7 +148,7 @@ def plan_offload(
             logger.warning("Ignored, because offloading is off: %s", problem)
         for note in configuration.notes:
             logger.warning(note)
-        _log_memory(_needs(args, configuration, environ))
+        log_memory(_needs(args, configuration, environ))
         reason = f"{configuration.source('offload')} is off"
         return _disabled(args, configuration, reason), create_engine_config(args)
     if wanted is not None and wanted.kv_connector == REMOVED_CONNECTOR:
@@ -161,7 +162,7 @@ def plan_offload(
         engine_config = _engine_config(args, configuration)
         check_supported(engine_config)
         shape = shape_of(engine_config)
-        cache_server = _shared_cache_server(engine_config, configuration, shape)
+        cache_server = shared_cache_server(engine_config, configuration, shape)
         needs = _needs(args, configuration, environ)
         remote = complete(configuration, shape, needs)
         configuration.raise_problems()
@@ -171,7 +172,7 @@ def plan_offload(
         if configuration.get("offload_required"):
             raise
         return _disabled(args, configuration, str(error)), create_engine_config(args)
-    _log_memory(needs, configuration.get("max_local_cpu_size"))
+    log_memory(needs, configuration.get("max_local_cpu_size"))
     path = _written_engine_file(configuration, remote)
     engine_file.hand_over(path, environ)
     for note in configuration.notes:
@@ -268,29 +269,6 @@ def _sized_anew(
     return needs
 
 
-def _shared_cache_server(
-    engine_config: VllmConfig, configuration: Configuration, shape: EngineShape
-) -> Path | None:
-    """The directory of a cache server that others use as well, written to the connector's keys.
-
-    Where the server of the directory cannot be used, this server starts its own and says why.
-    """
-    directory = configuration.get("cache_server_directory")
-    if not directory or configuration.problems:
-        return None
-    try:
-        welcome = choice.usable(Path(directory), _CACHE_SERVER_SECONDS)
-    except CacheServerError as error:
-        configuration.notes.append(f"This server starts a cache server of its own: {error}")
-        del configuration.values["cache_server_directory"]
-        return None
-    size = welcome.size / memory_budget.GIB / shape.workers
-    configuration.values["max_local_cpu_size"] = Value(size, f"the cache server in {directory}")
-    extra = engine_config.kv_transfer_config.kv_connector_extra_config
-    extra[engine_file.CACHE_SERVER] = str(directory)
-    return Path(directory)
-
-
 def _needs(
     args: Namespace,
     configuration: Configuration,
@@ -305,25 +283,6 @@ def _needs(
     return dataclasses.replace(
         needs, cache_server=CacheServer.SHARED if is_shared else CacheServer.OWN
     )
-
-
-def _refuse_what_cannot_fit(needs: Needs) -> None:
-    """Refuse a server that cannot fit into the memory, even without a local tier.
-
-    Raises:
-        UsageError: it cannot fit.
-    """
-    if problem := memory_budget.problem(memory_limit(), needs):
-        raise UsageError(str(problem))
-
-
-def _log_memory(needs: Needs, tier_gib: float = 0.0) -> None:
-    memory, tier = memory_limit(), tier_gib * memory_budget.GIB
-    text = memory_budget.summary(memory, needs, tier)
-    if memory_budget.leaves_too_little(memory, needs, tier):
-        logger.warning("Memory: %s. Less than %.0f%% are left", text, 100 * memory_budget.SPARE)
-    else:
-        logger.info("Memory: %s", text)
 
 
 def disabled_plan(
