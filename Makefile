@@ -107,10 +107,15 @@ reference: install-test
 	$(BIN)/python -m docs.generate_reference
 	$(BIN)/python -m docs.draw_benchmark
 
-# tests/README.md lists the markers and the options for PYTEST_ARGS.
+# tests/README.md lists the markers and the options for PYTEST_ARGS. A process for each core where no test
+# starts a server; both runs, whatever fails. A run may have none of the tests that -k chooses (5).
+SELECTED = $(if $(filter test-all,$@),-m 'not kubernetes') $(PYTEST_ARGS)
 test test-all: lint $(VENV)/.debian
 	@test -f $(DEMO_MODEL)/config.json || $(BIN)/python -m kserve_lmcache demo-model $(DEMO_MODEL)
-	$(BIN)/pytest $(if $(filter test-all,$@),-m 'not kubernetes') $(PYTEST_ARGS)
+	@failed=0; \
+	$(BIN)/pytest -n auto --dist loadfile tests/unit tests/packaging $(SELECTED) || [ $$? = 5 ] || failed=1; \
+	$(BIN)/pytest tests/integration tests/e2e $(SELECTED) || [ $$? = 5 ] || failed=1; \
+	exit $$failed
 
 # On any cluster with KServe: in namespaces of its own, which are gone at the end. Nothing that a policy
 # keeps out can be seen where no network plugin enforces policies: POLICIES=no leaves these tests out.

@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from hypothesis import settings
 
 from tests.support import options
 
@@ -22,6 +23,9 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 def pytest_configure(config: pytest.Config) -> None:
     options.read(config)
+    # A machine that is busy is no fault of a test.
+    settings.register_profile("no deadline", deadline=None)
+    settings.load_profile("no deadline")
     # KServe parses this process's arguments when it is imported; pytest's are no business of its.
     del sys.argv[1:]
 

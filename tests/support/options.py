@@ -30,11 +30,11 @@ OPTIONS = (
     Option("--fuzz-inputs", 10_000, "Inputs that the configuration's fuzzers try."),
     Option("--simulated-runs", 5, "Runs of random requests over the simulated engine."),
     Option("--soak-seconds", 30.0, "Length of the soak test of the remote tier."),
-    Option("--conversations", 10, "Random conversations over two replicas."),
+    Option("--conversations", 6, "Random conversations over two replicas."),
     Option("--load-delay", 0.0, "Seconds by which servers' loads are delayed at random, at most."),
     Option("--api-examples", 4, "Requests that schemathesis makes for each operation."),
     Option("--fault-rounds", 3, "Rounds of random errors inside LMCache."),
-    Option("--fault-requests", 100, "Requests during each fault of a store; 100 have a p99."),
+    Option("--fault-requests", 40, "Requests during each fault of a store; 100 have a p99."),
     Option(
         "--remote-connector",
         "kserve",
