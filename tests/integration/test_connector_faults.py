@@ -59,6 +59,7 @@ CALLS: dict[str, tuple[str, tuple[Any, ...], Any]] = {
 }
 # Other calls of ours: they carry snapshots, or do not reach LMCache.
 WITHOUT = {
+    "build_connector_worker_meta",
     "build_kv_connector_stats",
     "build_prom_metrics",
     "get_handshake_metadata",
@@ -72,7 +73,6 @@ WITHOUT = {
 INHERITED = {
     "bind_gpu_block_pool",
     "bind_kv_cache_manager",
-    "build_connector_worker_meta",
     "finish_forward",
     "get_external_cache_hit_sources",
     "get_finished_count",

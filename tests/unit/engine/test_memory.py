@@ -34,7 +34,7 @@ WEIGHTS = weights_bytes(MODEL)
 
 def container(monkeypatch: pytest.MonkeyPatch, gib: float) -> None:
     """Let this process be in a container of so much memory."""
-    for module in (arguments, plan, completion):
+    for module in (arguments, completion, memory, plan):
         monkeypatch.setattr(module, "memory_limit", lambda: Limit(gib * GIB, "the test's limit"))
 
 
