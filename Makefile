@@ -112,7 +112,7 @@ BOTH_MODES = tests/e2e/test_shared_remote.py tests/e2e/test_identity.py tests/e2
 # tests/README.md lists the markers and the options for PYTEST_ARGS. Two processes, but for the tests that
 # measure; all runs, whatever fails. A run may have none of the tests that -k chooses (5).
 SELECTED = $(if $(filter test-all,$@),-m 'not kubernetes') $(PYTEST_ARGS)
-TWO = -n 2 --dist loadgroup --no-loadscope-reorder
+TWO = -n 2 --dist loadscope --no-loadscope-reorder
 test test-all: lint $(VENV)/.debian
 	@test -f $(DEMO_MODEL)/config.json || $(BIN)/python -m kserve_lmcache demo-model $(DEMO_MODEL)
 	@failed=0; pytest() { $(BIN)/pytest "$$@" $(SELECTED) || [ $$? = 5 ] || failed=1; }; \

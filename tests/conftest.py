@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import functools
 import gc
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import settings
@@ -30,7 +32,6 @@ def pytest_configure(config: pytest.Config) -> None:
     del sys.argv[1:]
 
 
-@pytest.hookimpl(tryfirst=True)  # xdist reads the groups
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     if (selected := options.option("--alone")) != "with-others":
         items[:] = [
@@ -38,23 +39,31 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
             for each in items
             if (each.get_closest_marker("alone") is not None) == (selected == "only")
         ]
-    grouped = config.getoption("dist", "no") == "loadgroup"
     for item in items:
         path = item.path.relative_to(Path(__file__).parent)
         if item.get_closest_marker("timeout") is None:
             item.add_marker(pytest.mark.timeout(TIME_LIMITS[path.parts[0]]))
-        if grouped:
-            item.add_marker(pytest.mark.xdist_group(_group(item, path)))
 
 
-def _group(item: pytest.Item, path: Path) -> str:
-    """The tests that one process runs where several do: what they share is started once."""
-    for name in ("container", "cluster"):
-        if item.get_closest_marker(name):
-            return name
-    if "reference" in getattr(item, "fixturenames", ()):
-        return "reference"
-    return str(path.parent if path.parent.name == "clients" else path)
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
+    """One process runs all tests of a file, and of files that share what takes long to start."""
+    from xdist.scheduler import LoadScopeScheduling
+
+    class Scheduling(LoadScopeScheduling):  # type: ignore[misc]
+        def _split_scope(self, nodeid: str) -> str:
+            return _group(config.rootpath / nodeid.partition("::")[0])
+
+    return Scheduling(config, log)
+
+
+@functools.cache
+def _group(file: Path) -> str:
+    text = file.read_text()
+    for shared in ("mark.container", "mark.cluster", "reference: Server"):
+        if shared in text:
+            return shared
+    return str(file.parent if file.parent.name == "clients" else file)
 
 
 def pytest_collection_finish() -> None:
