@@ -2,17 +2,23 @@
 
 from __future__ import annotations
 
+import base64
+import io
+import random
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import openai
 import pytest
+from PIL import Image
 
 from tests.support.answers import answer_of
-from tests.support.pictures import FAMILIES, picture
-from tests.support.server import Server, cached_tokens, engine_environment, running
+from tests.support.server import ROOT, Server, cached_tokens, engine_environment, running
 from tests.support.stores import Store
+from tests.support.torchvision import python_path
 
 CHUNK = 32
 ARGUMENTS = (
@@ -30,26 +36,43 @@ ARGUMENTS = (
 BEFORE = "These words stand before every picture of this test, and are more than one chunk. " * 3
 
 
-@pytest.fixture(scope="module", params=FAMILIES)
-def family(request: pytest.FixtureRequest) -> str:
-    name: str = request.param
-    return name
+@pytest.fixture(scope="module")
+def path(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """A ``PYTHONPATH`` with torchvision."""
+    return python_path(tmp_path_factory.mktemp("torchvision"))
+
+
+@pytest.fixture(scope="module", params=["llava", "qwen2-vl"])
+def model(
+    request: pytest.FixtureRequest, path: str, tmp_path_factory: pytest.TempPathFactory
+) -> Path:
+    directory = tmp_path_factory.mktemp("models") / request.param
+    command = [sys.executable, "-m", "tests.support.pictures", request.param, str(directory)]
+    subprocess.run(
+        command, cwd=ROOT, env=engine_environment(PYTHONPATH=path), check=True, timeout=120
+    )
+    return directory
 
 
 @pytest.fixture(scope="module")
-def model(family: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return FAMILIES[family](tmp_path_factory.mktemp("models") / family)
-
-
-def environment(store: Store) -> dict[str, str]:
-    return engine_environment(LMCACHE_REMOTE_URL=store.url)
+def options(path: str, model: Path, redis_store: Store) -> dict[str, Any]:
+    """Of a server of the model with the Redis."""
+    environ = engine_environment(PYTHONPATH=path, LMCACHE_REMOTE_URL=redis_store.url)
+    return {"environ": environ, "model": (f"--model_id={model}",)}
 
 
 @pytest.fixture(scope="module")
-def server(model: Path, redis_store: Store, logs: Path) -> Iterator[Server]:
-    options: dict[str, Any] = {"environ": environment(redis_store)}
-    with running(logs / "server.log", *ARGUMENTS, model=(f"--model_id={model}",), **options) as it:
-        yield it
+def server(options: dict[str, Any], logs: Path) -> Iterator[Server]:
+    with running(logs / "server.log", *ARGUMENTS, **options) as server:
+        yield server
+
+
+def picture(seed: str, side: int = 112) -> str:
+    """A picture of random pixels, as the URL of a request."""
+    pixels = random.Random(seed).randbytes(side * side * 3)
+    written = io.BytesIO()
+    Image.frombytes("RGB", (side, side), pixels).save(written, "PNG")
+    return f"data:image/png;base64,{base64.b64encode(written.getvalue()).decode()}"
 
 
 def ask(server: Server, *pictures: str, salt: str = "", after: str = "What is it?") -> Any:
@@ -108,13 +131,10 @@ def test_a_client_names_no_picture(server: Server) -> None:
         )
 
 
-def test_another_replica_finds_it(
-    server: Server, model: Path, redis_store: Store, logs: Path
-) -> None:
+def test_another_replica_finds_it(server: Server, options: dict[str, Any], logs: Path) -> None:
     kept = picture("kept")
     first = ask(server, kept)
-    options: dict[str, Any] = {"environ": environment(redis_store)}
-    with running(logs / "other.log", *ARGUMENTS, model=(f"--model_id={model}",), **options) as it:
+    with running(logs / "other.log", *ARGUMENTS, **options) as it:
         found = ask(it, kept)
         assert cached_tokens(found) == first.usage.prompt_tokens // CHUNK * CHUNK
         assert answer_of(found).is_like(answer_of(first))

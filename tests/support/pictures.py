@@ -1,16 +1,18 @@
-"""Tiny models that see pictures, randomly initialised from a fixed seed, and pictures for them."""
+"""Tiny models that see pictures, randomly initialised from a fixed seed.
+
+    python -m tests.support.pictures FAMILY DIRECTORY
+
+writes one, where torchvision is (:mod:`tests.support.torchvision`).
+"""
 
 from __future__ import annotations
 
-import base64
-import io
-import random
+import sys
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
-from PIL import Image
 from transformers import (
     AutoTokenizer,
     CLIPImageProcessor,
@@ -48,14 +50,6 @@ _TEMPLATE = (
     "{{% endfor %}}{{% endif %}}\n{{% endfor %}}"
     "{{% if add_generation_prompt %}}assistant: {{% endif %}}"
 )
-
-
-def picture(seed: str, side: int = SIDE) -> str:
-    """A picture of random pixels, as the URL of a request."""
-    pixels = random.Random(seed).randbytes(side * side * 3)
-    written = io.BytesIO()
-    Image.frombytes("RGB", (side, side), pixels).save(written, "PNG")
-    return f"data:image/png;base64,{base64.b64encode(written.getvalue()).decode()}"
 
 
 def llava(directory: Path) -> Path:
@@ -133,3 +127,7 @@ def _write(directory: Path, model: Any, config: Any, processor: Any) -> Path:
     model(config).to(torch.float32).save_pretrained(directory)
     processor.save_pretrained(directory)
     return directory
+
+
+if __name__ == "__main__":
+    FAMILIES[sys.argv[1]](Path(sys.argv[2]))
