@@ -15,7 +15,8 @@ import torch
 _HERE = Path(__file__).parents[1]
 _path = [each for each in sys.path if Path(each or ".").resolve() != _HERE]
 _real = importlib.machinery.PathFinder.find_spec(__name__, _path)
-assert _real is not None and _real.origin is not None, "torchvision is not on the path"
+if _real is None or _real.origin is None or _real.loader is None:
+    raise ImportError("torchvision is not on the path")
 __path__ = list(_real.submodule_search_locations or ())
 __file__ = _real.origin
 _registered = (Path(__file__).parent / "_meta_registrations.py").read_text()
@@ -24,4 +25,4 @@ for _name in sorted(
     set(re.findall(r'register_(?:meta|fake)\("(?:torchvision::)?(\w+)"', _registered))
 ):
     _operators.define(f"{_name}() -> ()")
-exec(compile(Path(__file__).read_text(), __file__, "exec"))
+_real.loader.exec_module(sys.modules[__name__])
