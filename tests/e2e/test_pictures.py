@@ -25,13 +25,14 @@ ARGUMENTS = (
     "--dtype=float32",
     "--max-model-len=2048",
     "--no-enable-prefix-caching",
-    "--block-size=16",
+    "--block-size=32",
     "--limit-mm-per-prompt",
     '{"image": 4}',
     "--lmcache",
     f"chunk_size={CHUNK}",
     "--lmcache",
     "max_local_cpu_size=0.2",
+    "--remote-lookup-timeout=2",  # on a busy machine
 )
 BEFORE = "These words stand before every picture of this test, and are more than one chunk. " * 3
 

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors.torch import load_file, save_file
 from transformers import (
     AutoTokenizer,
     CLIPImageProcessor,
@@ -79,7 +80,15 @@ def llava(directory: Path) -> Path:
         num_additional_image_tokens=1,
         chat_template=_TEMPLATE.format("<image>"),
     )
-    return _write(directory, LlavaForConditionalGeneration, config, processor)
+    _write(directory, LlavaForConditionalGeneration, config, processor)
+    # transformers 5 leaves out a part of the names that vLLM 0.32 knows.
+    path, new, old = directory / "model.safetensors", "vision_tower.", "vision_tower.vision_model."
+    tensors = {
+        name.replace(new, old) if old not in name else name: tensor
+        for name, tensor in load_file(path).items()
+    }
+    save_file(tensors, path, metadata={"format": "pt"})
+    return directory
 
 
 def qwen2_vl(directory: Path) -> Path:
