@@ -15,7 +15,7 @@ from unittest.mock import MagicMock
 import numpy
 import pytest
 import torch
-from lmcache.integration.vllm import vllm_service_factory, vllm_v1_adapter
+from lmcache.integration.vllm import utils, vllm_service_factory, vllm_v1_adapter
 from lmcache.integration.vllm.utils import ENGINE_NAME
 from lmcache.utils import parse_cache_key
 from lmcache.v1 import manager, protocol
@@ -32,6 +32,7 @@ from kserve_lmcache.compat.lmcache import connectors as private_connectors
 from kserve_lmcache.compat.lmcache import copy_path
 from kserve_lmcache.compat.lmcache import engine as lmcache_engine
 from kserve_lmcache.compat.lmcache.engine import end_offload_server, limit_cached_tokens
+from kserve_lmcache.compat.lmcache.pictures import tokens_in_keys
 from kserve_lmcache.config import keys
 from kserve_lmcache.config.settings import SETTINGS
 from kserve_lmcache.config.stores import Disk, Remote
@@ -487,3 +488,26 @@ def test_configurations_are_changed_without_changing_lmcaches() -> None:
     seen = tier_connectors.connector_config(config, "mooncakestore://master:50051")
     assert seen.extra_config["mooncake_master_server_addr"] == "master:50051"
     assert seen.extra_config["save_chunk_meta"] is True
+
+
+def test_a_key_has_numbers_of_the_picture_in_the_place_of_its_tokens() -> None:
+    def tokens(*pictures: str) -> list[int]:
+        features = [
+            SimpleNamespace(
+                identifier=each, mm_position=SimpleNamespace(offset=4 + 20 * number, length=8)
+            )
+            for number, each in enumerate(pictures)
+        ]
+        request = SimpleNamespace(all_token_ids=list(range(50)), mm_features=features)
+        return list(tokens_in_keys(request))  # type: ignore[arg-type]
+
+    assert tokens() == list(range(50))
+    one, other = tokens("a" * 64, "b" * 64), tokens("a" * 64, "c" * 64)
+    assert one[:24] == other[:24]
+    assert all(mine != theirs for mine, theirs in zip(one[24:32], other[24:32], strict=True))
+    assert len(set(one[4:12])) == 8
+    text = [*range(4), *range(12, 24), *range(32, 50)]
+    assert [one[place] for place in text] == text
+    # What LMCache looks up and stores is made by the same functions.
+    for name in ("apply_mm_hashes_to_token_ids", "extract_mm_features"):
+        assert getattr(vllm_v1_adapter, name) is getattr(utils, name)

@@ -9,14 +9,19 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 from typing import TYPE_CHECKING, Any
 
 from kserve_lmcache.identity.namespace import ADAPTER
 
 if TYPE_CHECKING:
+    from vllm.multimodal.inputs import MultiModalFeatureSpec
     from vllm.v1.request import Request
 
 _PARAMETERS = "kv_transfer_params"
+# vLLM's hash of a picture, behind the adapter's name where the adapter changes the encoder. Others
+# are counted up, when vLLM has turned its own caches off, or chosen by a client.
+_CONTENT = re.compile(r"(.*:)?[0-9a-f]{64,128}", re.DOTALL)
 TAG = "lmcache.tag.kserve"
 
 
@@ -45,6 +50,8 @@ class Isolation:
             parameters.extra_args = {
                 name: value for name, value in parameters.extra_args.items() if name != _PARAMETERS
             }
+        if any(not _is_known(each) for each in getattr(request, "mm_features", None) or ()):
+            return False
         if request.lora_request is None and not request.cache_salt:
             return True
         if parameters is None or not self._tags_reach_keys:
@@ -59,6 +66,11 @@ class Isolation:
         extra[_PARAMETERS] = {TAG: _digest(adapter, request.cache_salt)}
         parameters.extra_args = extra
         return True
+
+
+def _is_known(feature: MultiModalFeatureSpec) -> bool:
+    """Whether this is a picture whose name is a hash of its content."""
+    return feature.modality == "image" and _CONTENT.fullmatch(feature.identifier) is not None
 
 
 def tag_of(request: Request) -> str:

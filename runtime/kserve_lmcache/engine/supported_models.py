@@ -58,8 +58,10 @@ def _reasons(config: VllmConfig) -> Iterator[str]:
         yield "the model's attention is chunked, and its KV lies in groups of blocks"
     if model.pooler_config is not None and not model.is_prefix_caching_supported:
         yield "the model pools over every token, and those that are loaded are not computed"
-    if model.is_multimodal_model:
-        yield "the model takes images, audio or video, which is not tested"
+    if model.is_multimodal_model and model.is_mm_prefix_lm:
+        yield "the KV of a picture's token depends on the tokens after it"
+    if getattr(model.multimodal_config, "mm_encoder_attn_dtype", None):
+        yield "--mm-encoder-attn-dtype has scales of its own, which are not in the key"
     if getattr(model, "enable_prompt_embeds", False):
         yield "--enable-prompt-embeds gives prompts without tokens, and keys are made of tokens"
 
@@ -96,6 +98,9 @@ def _reasons_of_flags(config: VllmConfig) -> Iterator[str]:
         yield "context parallelism splits the tokens of a block between workers"
     if cache.kv_offloading_size:
         yield "--kv-offloading-size puts a connector of vLLM's own in place of the server's"
+    lora = config.lora_config
+    if lora is not None and (lora.default_mm_loras or lora.enable_tower_connector_lora):
+        yield "--default-mm-loras and --enable-tower-connector-lora are not tested"
     if getattr(config.attention_config, "use_non_causal", False):
         yield "with use_non_causal, the KV of a token depends on the tokens after it"
 

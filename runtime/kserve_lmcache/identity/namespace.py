@@ -20,6 +20,7 @@ Not in it: the served name, the path, and the version of LMCache.
 from __future__ import annotations
 
 import hashlib
+import importlib.metadata
 import json
 import platform
 from collections.abc import Callable, Mapping
@@ -41,6 +42,15 @@ ADAPTER = "kserve_lmcache.adapter"
 DEFAULT_HASH_SEED = "0"
 # The version of the stored bytes. A change of the bytes raises it, so that keys differ.
 LAYOUT = 3
+# Settings of vLLM, and packages, that turn a picture into what the model sees.
+_PICTURE_SETTINGS = (
+    "media_io_kwargs",
+    "mm_processor_kwargs",
+    "mm_device_do_normalize",
+    "mm_encoder_tp_mode",
+    "mm_encoder_attn_backend",
+)
+_PICTURE_PACKAGES = ("transformers", "torchvision", "pillow")
 # Settings that name the model or the program that wrote them. The KV does not depend on them.
 _ORIGIN_SETTINGS = {"_name_or_path", "_commit_hash", "name_or_path", "transformers_version"}
 
@@ -105,6 +115,7 @@ def numerics_of(config: VllmConfig) -> dict[str, Any]:
         "block": _block(config),
         # The layers of a draft model are stored beside the layers of the model.
         "draft": None if speculative is None else [speculative.method, str(speculative.model)],
+        **_pictures(model.multimodal_config),
     }
 
 
@@ -160,6 +171,24 @@ def _block(config: VllmConfig) -> list[Any]:
     except NotImplementedError:  # the engine fails with the same error when it starts
         kernel = ""
     return [platform.machine(), kernel, cache.block_size]
+
+
+def _pictures(settings: Any) -> dict[str, Any]:
+    """What turns a picture into the numbers that the model sees. The keys have the picture's hash.
+
+    The settings of a request, such as ``mm_processor_kwargs``, are in that hash.
+    """
+    if settings is None:
+        return {}
+    values = [str(getattr(settings, name, None)) for name in _PICTURE_SETTINGS]
+    return {"pictures": [*values, *map(_release_of, _PICTURE_PACKAGES)]}
+
+
+def _release_of(package: str) -> str:
+    try:
+        return importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:
+        return ""
 
 
 def _scales_rope(text_config: Any) -> bool:

@@ -38,6 +38,28 @@ def tag(isolation: Isolation, *arguments: Any, **keywords: Any) -> str | None:
     return first
 
 
+@pytest.mark.parametrize(
+    ("modality", "identifier", "may"),
+    [
+        ("image", "a" * 64, True),
+        ("image", "b" * 128, True),
+        ("image", f"an adapter:{'a' * 64}", True),
+        ("image", "renderer0-mm-1-image-0", False),
+        ("image", "mine", False),
+        ("image", "A" * 64, False),
+        ("image", "", False),
+        ("video", "a" * 64, False),
+        ("audio", "a" * 64, False),
+    ],
+)
+def test_a_picture_has_the_hash_of_its_content(modality: str, identifier: str, may: bool) -> None:
+    feature = SimpleNamespace(modality=modality, identifier=identifier)
+    known = SimpleNamespace(modality="image", identifier="0" * 64)
+    marked = request(salt="s")
+    marked.mm_features = [known, feature]
+    assert Isolation().mark(marked) is may
+
+
 LORA = LoRARequest("first", 1, "/nowhere")
 
 

@@ -28,9 +28,9 @@ NO_EFFECT = "no effect"
 DECISIONS: dict[str, dict[str, str]] = {
     "ModelConfig": {
         HELD: """model dtype hf_config hf_text_config hf_config_path hf_overrides revision
-            max_model_len quantization quantization_config disable_sliding_window config_format
-            word_embeddings_untied_by_checkpoint model_weights""",
-        REFUSED: "enable_prompt_embeds pooler_config multimodal_config",
+            max_model_len multimodal_config quantization quantization_config config_format
+            disable_sliding_window word_embeddings_untied_by_checkpoint model_weights""",
+        REFUSED: "enable_prompt_embeds pooler_config",
         ROUNDING: """model_impl model_class_overrides code_revision disable_cascade_attn
             enforce_eager override_attention_dtype""",
         NO_EFFECT: """runner convert tokenizer tokenizer_mode tokenizer_revision trust_remote_code
@@ -42,6 +42,17 @@ DECISIONS: dict[str, dict[str, str]] = {
             sleep_mode_offload_cudagraph enable_nccl_comm_suspend enable_cumem_allocator
             logits_processors io_processor_plugin renderer_num_workers
             enable_return_routed_experts""",
+    },
+    "MultiModalConfig": {
+        HELD: """media_io_kwargs mm_processor_kwargs mm_device_do_normalize mm_encoder_tp_mode
+            mm_encoder_attn_backend""",
+        REFUSED: """mm_encoder_attn_dtype mm_encoder_fp8_scale_path mm_encoder_fp8_scale_save_path
+            mm_encoder_fp8_scale_save_margin""",
+        # Prompts with video are computed.
+        REFUSED_LAYERS: "video_pruning_rate video_pruning_method",
+        NO_EFFECT: """language_model_only limit_per_prompt enable_mm_embeds mm_processor_cache_gb
+            mm_processor_cache_type mm_hasher_algorithm mm_shm_cache_max_object_size_mb
+            mm_encoder_only interleave_mm_strings skip_mm_profiling mm_tensor_ipc""",
     },
     "CacheConfig": {
         HELD: "block_size cache_dtype kv_cache_dtype_skip_layers sliding_window",

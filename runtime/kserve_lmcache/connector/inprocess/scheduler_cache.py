@@ -10,6 +10,7 @@ from vllm.distributed.kv_transfer.kv_connector.v1.base import KVConnectorRole
 
 from kserve_lmcache.compat.lmcache import engine as lmcache_engine
 from kserve_lmcache.compat.lmcache.lookups import LookupPending, SchedulerLookups
+from kserve_lmcache.compat.lmcache.pictures import tokens_in_keys
 from kserve_lmcache.connector.inprocess.stock import StockConnector
 
 if TYPE_CHECKING:
@@ -27,7 +28,8 @@ class Source:
     """What a load reads.
 
     Attributes:
-        tokens: the prompt up to the last token to load; a whole number of LMCache's chunks.
+        tokens: the prompt up to the last token to load, as keys have it; a whole number of
+            LMCache's chunks.
         computed_tokens: how many of ``tokens`` vLLM has already.
         blocks: the blocks of ``tokens``, in order.
         request_configs: what LMCache puts into the keys beside the tokens.
@@ -77,7 +79,7 @@ class InProcessSchedulerCache:
             return None
         found, in_vllm, configs = lmcache_engine.found_tokens(self._adapter, request)
         table = blocks.get_block_ids()[0]
-        return Source(list(request.all_token_ids[:found]), in_vllm, table, configs)
+        return Source(list(tokens_in_keys(request)[:found]), in_vllm, table, configs)
 
     def build(self, output: SchedulerOutput) -> Any:
         """LMCache's own metadata of a step."""

@@ -11,6 +11,7 @@ import msgspec
 
 from kserve_lmcache.cache_server.messages import Found, Lookup, Row, Wait
 from kserve_lmcache.cache_server.rpc import CacheServerError, Call
+from kserve_lmcache.compat.lmcache.pictures import tokens_in_keys
 from kserve_lmcache.connector.isolation import tag_of
 from kserve_lmcache.connector.multiprocess.digests import ChunkDigests
 from kserve_lmcache.connector.multiprocess.session import Connection, Session
@@ -133,7 +134,7 @@ class MultiprocessSchedulerCache:
         end, first = lookup.first + lookup.found.chunks, tracked.computed // size
         return Source(
             tracked.salt,
-            tracked.digests.first(end, request.all_token_ids)[first:],
+            tracked.digests.first(end, tokens_in_keys(request))[first:],
             first,
             tracked.computed,
             blocks.get_block_ids()[0],
@@ -207,7 +208,7 @@ class MultiprocessSchedulerCache:
         connection = self._session.connection
         if count <= first or connection is None or not self._rows:
             return None
-        digests = tracked.digests.first(count, request.all_token_ids)
+        digests = tracked.digests.first(count, tokens_in_keys(request))
         rows = [msgspec.structs.replace(row, salt=tracked.salt) for row in self._rows]
         message = Lookup(rows, digests, first)
         call = self._call(connection, "lookup", message, _LOOKUP_SECONDS)
@@ -272,7 +273,7 @@ class MultiprocessSchedulerCache:
         tracked.saved = max(tracked.saved, count)
         if not numbers or self._session.connection is None:
             return None
-        digests = tracked.digests.first(count, request.all_token_ids)
+        digests = tracked.digests.first(count, tokens_in_keys(request))
         per_chunk = size // self._settings.block_tokens
         return Save(
             request.request_id,

@@ -1,7 +1,8 @@
-"""Refuses ``kv_transfer_params`` in requests, on every route, and bodies that would hide it.
+"""Refuses what chooses cache keys in requests, on every route, and bodies that would hide it.
 
-These parameters choose cache keys and peers, and some values end the engine. The connector ignores
-them as well.
+``kv_transfer_params`` chooses keys and peers, and some values end the engine. The connector ignores
+them as well. A ``uuid`` of a picture stands for its content in vLLM's keys and ours, and nobody
+compares it with the content; so do the hashes of pictures in a request by tokens.
 """
 
 from __future__ import annotations
@@ -11,8 +12,12 @@ import re
 from typing import Any
 
 _PARAMETERS = "kv_transfer_params"
-# The name as JSON may have it: literally, or with escaped letters.
-_MAY_HOLD = re.compile(rb"kv_transfer_params|\\u00[4-7]", re.IGNORECASE)
+# The names as JSON may have them: literally, or with escaped letters.
+_MAY_HOLD = re.compile(rb"kv_transfer_params|\"uuid\"|mm_hashes|\\u00[4-7]", re.IGNORECASE)
+# What a part of a message's content has beside its ``uuid`` where that names the content.
+_MEDIA = re.compile(r"(input_)?(image|audio|video)(_\w+)?")
+# Schemas, in which any name is a property's.
+_NO_CONTENT = {"tools", "functions", "response_format", "structured_outputs", "text"}
 # The objects in which a request may have it, by the keys that lead there.
 _PLACES = ((), ("vllm_xargs",), ("extra_args",), ("sampling_params", "extra_args"))
 
@@ -51,7 +56,31 @@ def refusal(body: bytes) -> str:
         return ""
     if any(_has_parameters(request, place) for place in _PLACES):
         return f"{_PARAMETERS} is not accepted: this server chooses its cache keys itself"
+    if _names_content(request):
+        return (
+            "uuid and mm_hashes of pictures, audio and video are not accepted: this server hashes "
+            "the content itself"
+        )
     return ""
+
+
+def _names_content(request: Any) -> bool:
+    """Whether a request has content under a name that its client chose."""
+    if not isinstance(request, dict):
+        return False
+    features = request.get("features")
+    if isinstance(features, dict) and features.get("mm_hashes"):
+        return True
+    waiting = [request.get(name) for name in request.keys() - _NO_CONTENT]
+    while waiting:
+        value = waiting.pop()
+        if isinstance(value, list):
+            waiting += value
+        elif isinstance(value, dict):
+            if value.get("uuid") is not None and any(map(_MEDIA.fullmatch, value)):
+                return True
+            waiting += value.values()
+    return False
 
 
 def _has_parameters(value: Any, place: tuple[str, ...]) -> bool:

@@ -34,9 +34,38 @@ def test_transfer_parameters_are_refused(fields: dict[str, Any]) -> None:
         assert refusal(disguised).startswith("kv_transfer_params is not accepted")
 
 
+def part(**fields: Any) -> dict[str, Any]:
+    return {"messages": [{"role": "user", "content": [{"type": "text", "text": "?"}, fields]}]}
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        part(type="image_url", image_url={"url": "data:,"}, uuid="mine"),
+        part(type="image_url", image_url=None, uuid="mine"),
+        part(image_url="data:,", uuid=""),
+        part(type="video_url", video_url={"url": "data:,"}, uuid="mine"),
+        part(type="input_audio", input_audio={"data": ""}, uuid="mine"),
+        part(type="image_embeds", image_embeds="", uuid="0" * 64),
+        {"data_1": {"content": [{"image_url": "data:,", "uuid": "mine"}]}},
+        {"token_ids": [1], "features": {"mm_hashes": {"image": ["0" * 64]}}},
+    ],
+)
+def test_names_of_pictures_are_refused(fields: dict[str, Any]) -> None:
+    body = asked(**fields)
+    assert refusal(body).startswith("uuid and mm_hashes of pictures")
+    disguised = body.replace(b'"uuid"', b'"u\\u0075id"').replace(b"mm_hash", b"mm\\u005fhash")
+    assert json.loads(disguised) == json.loads(body)
+    assert refusal(disguised).startswith("uuid and mm_hashes of pictures")
+
+
 @pytest.mark.parametrize(
     "body",
     [
+        asked(**part(type="image_url", image_url={"url": "data:,"}, uuid=None)),
+        asked(tools=[{"parameters": {"properties": {"uuid": {}, "image": {}}}}]),
+        asked(**part(type="text", text="uuid", uuid="mine")),
+        asked(features={"mm_hashes": None}),
         asked(vllm_xargs={"other": 1}),
         asked(kv_transfer_params=None),
         asked(prompt="What is kv_transfer_params?"),
