@@ -18,7 +18,6 @@ from tests.support.limits import limited
 
 _numbers = itertools.count(2)
 _BRIDGE = "bridge"
-_CLAIM = "PersistentVolumeClaim"
 
 
 @dataclass
@@ -110,8 +109,8 @@ class Cluster:
         """One folder for a claim, whichever pods mount it: what a provisioner would make of it."""
         if name in self.claims:
             return self.claims[name]
-        applied = {d["metadata"]["name"] for d in self.documents if d["kind"] == _CLAIM}
-        assert name in applied, f"the claim {name} is not there, and the pod waits for it"
+        applied = self._applied("PersistentVolumeClaim", name)
+        assert applied, f"the claim {name} is not there, and the pod waits for it"
         folder = self.directory / f"claim-{name}"
         folder.mkdir(exist_ok=True)
         folder.chmod(0o777)
@@ -126,13 +125,17 @@ class Cluster:
         name = reference.get("name") or reference.get("secretName")
         held: Mapping[str, str] | None = self.secrets.get(name)
         if "configMap" in source:
-            maps = [d for d in self.documents if d["kind"] == "ConfigMap"]
-            held = next((d["data"] for d in maps if d["metadata"]["name"] == name), None)
+            applied = self._applied("ConfigMap", name)
+            held = applied["data"] if applied else None
         if held is None:
             assert reference.get("optional"), f"{name} is not there, and the pod waits for it"
             return {}
         items = reference.get("items") or [{"key": key, "path": key} for key in held]
         return {item["path"]: held[item["key"]] for item in items if item["key"] in held}
+
+    def _applied(self, kind: str, name: str) -> Mapping[str, Any] | None:
+        found = (d for d in self.documents if (d["kind"], d["metadata"]["name"]) == (kind, name))
+        return next(found, None)
 
     def _connect_machine(self) -> None:
         """The bridge, and a cable between it and this machine."""

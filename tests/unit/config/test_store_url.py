@@ -74,9 +74,13 @@ def test_what_is_refused_is_shown_by_its_scheme_alone(
             assert SECRET not in message + fix
         assert store_url.shown(url) in (f"{scheme}://…", "…")
     else:
-        # An @ and a colon in it make another URL, which is just as good.
-        if parsed.password is not None and parsed.password.count(SECRET) == 2:
-            assert SECRET not in parsed.bare + store_url.shown(url)
+        if parsed.password is None:
+            return
+        shown, servers = store_url.shown(url), parsed.bare.partition("://")[2]
+        assert shown == f"{parsed.scheme}://{parsed.username or ''}:***@{servers}"
+        # A : or an @ in the password makes a user or a server of a part of it, for every client.
+        if parsed.password.count(SECRET) == 2:
+            assert SECRET not in parsed.bare + shown
 
 
 @pytest.mark.parametrize(
