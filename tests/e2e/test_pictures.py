@@ -132,6 +132,16 @@ def test_a_client_names_no_picture(server: Server) -> None:
         )
 
 
+@pytest.mark.parametrize("embeddings", [{}, None], ids=["without a tensor", "named alone"])
+def test_embeddings_are_refused_as_without_a_connector(server: Server, embeddings: Any) -> None:
+    part = {"type": "image_embeds", "image_embeds": embeddings, "uuid": None}
+    with pytest.raises(openai.BadRequestError, match="--enable-mm-embeds"):
+        server.client().chat.completions.create(
+            model=server.name,
+            messages=[{"role": "user", "content": [part]}],  # type: ignore[list-item, misc]
+        )
+
+
 def test_another_replica_finds_it(server: Server, options: dict[str, Any], logs: Path) -> None:
     kept = picture("kept")
     first = ask(server, kept)

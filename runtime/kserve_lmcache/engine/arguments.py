@@ -77,7 +77,7 @@ def create_engine_config(args: Namespace) -> VllmConfig:
         KServeLMCacheError: vLLM refuses the arguments or the model's configuration.
     """
     try:
-        return AsyncEngineArgs.from_cli_args(args).create_engine_config(
+        config = AsyncEngineArgs.from_cli_args(args).create_engine_config(
             usage_context=UsageContext.OPENAI_API_SERVER
         )
     except Exception as error:
@@ -86,6 +86,21 @@ def create_engine_config(args: Namespace) -> VllmConfig:
             f"vLLM refuses the engine's arguments: {_reason(error)}. "
             "Correct the flag, or serve another model."
         ) from error
+    _take_no_missing_embeddings(config, args)
+    return config
+
+
+def _take_no_missing_embeddings(config: VllmConfig, args: Namespace) -> None:
+    """Refuse pictures' embeddings as without a connector.
+
+    To an engine with ``kv_role=kv_both``, vLLM 0.32 is the second half of a disaggregated service:
+    it takes ``image_embeds`` without ``--enable-mm-embeds``, and even parts that have no tensor,
+    whose KV another engine is to send. Here no one sends it. Earlier versions have no such field.
+    """
+    pictures = getattr(config.model_config, "multimodal_config", None)
+    if getattr(pictures, "allow_missing_mm_embeddings", False):
+        pictures.allow_missing_mm_embeddings = False
+        pictures.enable_mm_embeds = bool(args.enable_mm_embeds)
 
 
 def _reason(error: Exception) -> str:

@@ -52,7 +52,6 @@ KINDS = {
     "LFM2": ("lfm2", "Lfm2ForCausalLM", SIZES, MIXED),
     # By vLLM's way for models of transformers that it does not know.
     "MiniMax": ("minimax", "MiniMaxForCausalLM", SIZES, "no full attention (linear_attention)"),
-    "Gemma 3n": ("gemma3n", "Gemma3nForConditionalGeneration", {}, "images, audio or video"),
     "Gemma 4 with shared KV": (
         "gemma4_text",
         "Gemma4ForCausalLM",

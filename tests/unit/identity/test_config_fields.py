@@ -52,7 +52,8 @@ DECISIONS: dict[str, dict[str, str]] = {
         REFUSED_LAYERS: "video_pruning_rate video_pruning_method",
         NO_EFFECT: """language_model_only limit_per_prompt enable_mm_embeds mm_processor_cache_gb
             mm_processor_cache_type mm_hasher_algorithm mm_shm_cache_max_object_size_mb
-            mm_encoder_only interleave_mm_strings skip_mm_profiling mm_tensor_ipc""",
+            mm_encoder_only interleave_mm_strings skip_mm_profiling mm_tensor_ipc
+            mm_ipc_gpu_memory_gb allow_missing_mm_embeddings""",
     },
     "CacheConfig": {
         HELD: "block_size cache_dtype kv_cache_dtype_skip_layers sliding_window",
