@@ -7,17 +7,16 @@ tag of ours stands for everything that the KV depends on beside the tokens.
 
 from __future__ import annotations
 
-import hashlib
-import json
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-from kserve_lmcache.identity.namespace import ADAPTER
+from kserve_lmcache.identity.namespace import ADAPTER, TENANT
+from kserve_lmcache.identity.tag import NAME, Tag, digest
 
 if TYPE_CHECKING:
     from vllm.v1.request import Request
 
 _PARAMETERS = "kv_transfer_params"
-TAG = "lmcache.tag.kserve"
+TAG = NAME
 
 
 class Isolation:
@@ -56,7 +55,9 @@ class Isolation:
             adapter = extra.get(ADAPTER, "")
             if not adapter:
                 return False
-        extra[_PARAMETERS] = {TAG: _digest(adapter, request.cache_salt)}
+        tenant = extra.get(TENANT, "")
+        tag = Tag(digest(request.cache_salt or ""), digest(tenant), digest(adapter))
+        extra[_PARAMETERS] = {TAG: str(tag)}
         parameters.extra_args = extra
         return True
 
@@ -65,9 +66,3 @@ def tag_of(request: Request) -> str:
     """The tag of a request that :meth:`Isolation.mark` has marked; empty without one."""
     extra = getattr(request.sampling_params, "extra_args", None) or {}
     return str((extra.get(_PARAMETERS) or {}).get(TAG, ""))
-
-
-def _digest(adapter: str, salt: str | None) -> str:
-    # A salt may be a secret and may hold any character, so a key holds only its digest.
-    canonical: Any = json.dumps([adapter, salt or ""])
-    return hashlib.sha256(canonical.encode("utf-8", "surrogatepass")).hexdigest()[:32]

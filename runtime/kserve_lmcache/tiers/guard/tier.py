@@ -13,6 +13,7 @@ from typing import Any, Generic, TypeVar, get_args
 from kserve_lmcache.config.tier_limits import TierLimits
 from kserve_lmcache.metrics import start_up_timing
 from kserve_lmcache.metrics.table import metric
+from kserve_lmcache.tiers.guard.bars import Bars
 from kserve_lmcache.tiers.guard.breaker import SLOW, Breaker
 from kserve_lmcache.tiers.guard.codec import Buffer, CorruptValueError, Layout, decode_value
 from kserve_lmcache.tiers.guard.corrupt_keys import CorruptKeys
@@ -20,7 +21,9 @@ from kserve_lmcache.tiers.guard.counters import Counters
 from kserve_lmcache.tiers.guard.deadline_executor import DeadlineExecutor
 from kserve_lmcache.tiers.guard.load_cost import LoadCost
 from kserve_lmcache.tiers.guard.proof import prove
+from kserve_lmcache.tiers.guard.quota import StoreQuota
 from kserve_lmcache.tiers.guard.read_counts import add_reads
+from kserve_lmcache.tiers.guard.steering import Steering
 from kserve_lmcache.tiers.guard.store import CallKind, Store, StoreError
 from kserve_lmcache.tiers.guard.writer import Writer, seal
 
@@ -53,6 +56,10 @@ class Tier:
     Attributes:
         counters: what has happened in the tier.
         load_cost: decides which loads are worth their time.
+        bars: chunks that are not taken, because they are being deleted.
+        steering: lists and deletes chunks for a person.
+        address: of the store, as given.
+        name: as given.
         chunk_bytes: as given; may be set when it is known.
     """
 
@@ -68,11 +75,12 @@ class Tier:
     ) -> None:
         self.counters = Counters(name)
         self.load_cost = LoadCost(limits.lookup)
-        self._address = address
+        self.bars = Bars()
+        self.address = address
         self._limits = limits
         self._chunk_tokens = chunk_tokens
         self.chunk_bytes = chunk_bytes
-        self._name = name
+        self.name = name
         self._title = f"{name} tier {address}"
         self._extra_report = extra_report
         self._up = metric("up", tier=name)
@@ -105,6 +113,8 @@ class Tier:
             self._on_full,
             self._log_bug,
         )
+        self.steering = Steering(name, make_store, self._writer)
+        self._quota: StoreQuota | None = None
 
     @property
     def fetch_seconds(self) -> float:
@@ -133,7 +143,7 @@ class Tier:
                 threading.Thread(
                     target=self._measure,
                     args=(keys[:found],),
-                    name=f"{self._name}-measure",
+                    name=f"{self.name}-measure",
                     daemon=True,
                 ).start()
             return 0
@@ -183,9 +193,9 @@ class Tier:
         taken = load.finish()
         seconds = time.monotonic() - began
         self.counters.add("chunks_read", len(taken))
-        add_reads(self._name, len(taken))
+        add_reads(self.name, len(taken))
         self.counters.add("read_bytes", load.bytes)
-        metric("load_seconds", tier=self._name).observe(seconds)
+        metric("load_seconds", tier=self.name).observe(seconds)
         self.load_cost.loaded(load.bytes, seconds)
         if load.outcome:
             self.counters.add(load.outcome)
@@ -198,6 +208,13 @@ class Tier:
 
     def store(self, key: str, layout: Layout, payload: Buffer, release: Callable[[], None]) -> None:
         """Queues a chunk for writing. The arguments are those of :func:`.writer.seal`."""
+        if key in self.bars:
+            release()
+            return
+        if self._quota is not None and not self._quota.admits(key, len(payload)):
+            release()
+            self.counters.add("quota_refused")
+            return
         try:
             chunk = seal(key, layout, payload, release)
         except ValueError as error:
@@ -205,6 +222,15 @@ class Tier:
             self._log_bug(error)
             return
         self._writer.put(chunk)
+
+    def set_quota(self, worker: Callable[[], str], max_bytes: int) -> None:
+        """Let no tenant fill more than a share of the store.
+
+        Args:
+            worker: returns what all keys of this worker begin with.
+            max_bytes: of one tenant's chunks.
+        """
+        self._quota = StoreQuota(self.steering, worker, max_bytes, self.counters, self._log_bug)
 
     def delete(self, key: str) -> None:
         """Deletes a chunk in the background."""
@@ -232,6 +258,9 @@ class Tier:
         """Writes the queue, if that takes little time, and closes the store."""
         self._writer.close()
         self._breaker.stop()
+        self.steering.close()
+        if self._quota is not None:
+            self._quota.close()
         for executor in self._executors.values():
             executor.close()
 
@@ -239,7 +268,7 @@ class Tier:
         """Returns the tier's state and counters, as plain values."""
         up = self._breaker.is_closed
         return {
-            "name": self._address,
+            "name": self.address,
             "up": up,
             "since": self._breaker.since,
             "reason": "" if up else self._down_reason,
@@ -280,7 +309,7 @@ class Tier:
     def _on_up(self) -> None:
         self.counters.add("connects")
         self._up.set(1)
-        start_up_timing.reached(f"{self._name} tier{start_up_timing.ANSWERS}")
+        start_up_timing.reached(f"{self.name} tier{start_up_timing.ANSWERS}")
         logger.info("The %s answers", self._title)
 
     def _on_down(self, reason: str) -> None:

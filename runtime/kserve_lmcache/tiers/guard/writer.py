@@ -107,6 +107,7 @@ class Writer:
         self._pause = _FIRST_PAUSE
         self._full_until = 0.0
         self._closing = False
+        self._writing = False  # a batch
         self._thread = start_supervised(f"{tier}-writer", self._run, on_exception)
 
     def put(self, chunk: Chunk) -> None:
@@ -148,6 +149,22 @@ class Writer:
         """Deletes values."""
         self._remember(self._deleted, keys)
 
+    def withdraw(self, takes: Callable[[str], bool], seconds: float) -> bool:
+        """Drops queued chunks, and waits until the batch that is being written has ended.
+
+        Args:
+            takes: whether a key's chunk is dropped.
+            seconds: to wait at most.
+
+        Returns:
+            Whether the batch has ended.
+        """
+        with self._changed:
+            dropped = [self._queue.pop(key) for key in [*self._queue] if takes(key)]
+        self._release(dropped)
+        with self._changed:
+            return self._changed.wait_for(lambda: not self._writing, seconds)
+
     def close(self) -> None:
         """Writes the queue, if that takes little time, and ends the thread."""
         with self._changed:
@@ -175,7 +192,16 @@ class Writer:
                 self._drop_queue("dropped_failed")
 
     def _write_batch(self) -> None:
+        try:
+            self._write_next_batch()
+        finally:
+            with self._changed:
+                self._writing = False
+                self._changed.notify_all()
+
+    def _write_next_batch(self) -> None:
         with self._changed:
+            self._writing = True
             kept, deleted = [*self._kept], [*self._deleted]
             self._kept.clear()
             self._deleted.clear()
