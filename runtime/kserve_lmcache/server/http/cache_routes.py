@@ -241,12 +241,14 @@ def _text(body: Mapping[str, Any], name: str) -> str | None:
 
 
 def _ttl(body: Mapping[str, Any]) -> float:
-    seconds = body.get("ttl")
-    is_number = isinstance(seconds, int | float) and not isinstance(seconds, bool)
-    if not is_number or not math.isfinite(seconds) or not 0 <= seconds <= _MAX_PIN_SECONDS:
+    given = body.get("ttl")
+    seconds = math.nan
+    if isinstance(given, int | float) and not isinstance(given, bool):
+        seconds = float(given)
+    if not 0 <= seconds <= _MAX_PIN_SECONDS:
         message = f"ttl must be seconds, up to {_MAX_PIN_SECONDS}; 0 ends a pin"
         raise RefusedError(HTTPStatus.BAD_REQUEST, message, param="ttl")
-    return float(seconds)
+    return seconds
 
 
 def _of_all(answers: Sequence[Answer]) -> dict[str, int]:

@@ -40,13 +40,11 @@ class StoreQuota:
         max_bytes: int,
         counters: Counters,
         on_exception: Callable[[Exception], None],
-        pause: float = _PAUSE,
     ) -> None:
         self._steering = steering
         self._worker = worker
         self._max_bytes = max_bytes
         self._counters = counters
-        self._pause = pause
         self._lock = threading.Lock()  # of what follows
         self._counted: Mapping[str, int] = {}
         self._added: dict[str, int] = {}
@@ -71,7 +69,7 @@ class StoreQuota:
 
     def _run(self) -> None:
         seconds = 0.0
-        while not self._closed.wait(max(self._pause, _PAUSE_FACTOR * seconds)):
+        while not self._closed.wait(max(_PAUSE, _PAUSE_FACTOR * seconds)):
             began = time.monotonic()
             try:
                 self.enforce()
