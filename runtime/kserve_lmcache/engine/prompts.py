@@ -74,7 +74,10 @@ class Prompts:
             RefusedError: the adapter's content is not known, and nothing of it is cached.
         """
         adapters = self._model.openai_serving_models.lora_requests
-        if not name or name in self._model.args.served_model_name or name == self._model.model_name:
+        if not name or name in (
+            self._model.model_name,
+            *(self._model.args.served_model_name or ()),
+        ):
             return ""
         if name not in adapters:
             raise ModelNotFound(name)

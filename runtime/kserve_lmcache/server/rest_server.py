@@ -115,8 +115,7 @@ class OffloadRESTServer(RESTServer):  # type: ignore[misc]
             app, repository, self.model, self.status, self._shows_docs, self.root_routes
         )
         if "cache" in self.route_groups:
-            key_file = self.model.offload.configuration.get("cache_admin_key_file")
-            cache_routes.register(app, self.model, key_file)
+            cache_routes.register(app, self.model, self.limits.cache_admin_key_file)
         super()._register_endpoints(app)
         register_after_kserves(app, self.model.vllm_app, self.route_groups)
 
