@@ -46,7 +46,7 @@ def build_parser() -> argparse.ArgumentParser:
         "--enable-routes=cache. Each replica has a local tier of its own: name every one.",
         allow_abbrev=False,
     )
-    parser.add_argument("action", choices=ACTIONS, help="what to do")
+    parser.add_argument("action", choices=ACTIONS, help="what to do.")
     parser.add_argument(
         "--server",
         action="append",

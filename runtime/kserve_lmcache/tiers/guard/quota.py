@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import threading
 import time
 from collections.abc import Callable, Mapping
@@ -12,6 +13,8 @@ from kserve_lmcache.tiers.guard.counters import Counters
 from kserve_lmcache.tiers.guard.daemon_threads import start_supervised
 from kserve_lmcache.tiers.guard.steering import Steering
 from kserve_lmcache.tiers.guard.store import StoreError
+
+logger = logging.getLogger(__name__)
 
 _PAUSE = 10.0  # seconds between two counts
 _PAUSE_FACTOR = 50  # the same as a multiple of a count's duration, for stores with many keys
@@ -68,13 +71,16 @@ class StoreQuota:
         self._closed.set()
 
     def _run(self) -> None:
-        seconds = 0.0
+        seconds, logged = 0.0, ""
         while not self._closed.wait(max(_PAUSE, _PAUSE_FACTOR * seconds)):
             began = time.monotonic()
             try:
                 self.enforce()
-            except StoreError:
-                continue  # the tier's breaker tells
+                logged = ""
+            except StoreError as error:
+                if str(error) != logged:
+                    logged = str(error)
+                    logger.warning("The quotas of tenants are not counted: %s", logged)
             finally:
                 seconds = time.monotonic() - began
 
@@ -85,7 +91,7 @@ class StoreQuota:
             StoreError: the store fails.
         """
         with self._lock:
-            self._added = {}
+            before = dict(self._added)
         found: dict[str, int] = {}
         for tag, usage in self._steering.usage(self._worker(), EVERYTHING).items():
             if tag.tenant:
@@ -99,3 +105,6 @@ class StoreQuota:
                 self._counters.add("quota_evicted", chunks)
         with self._lock:
             self._counted = found
+            # What was added since is not in the count.
+            rest = {tenant: size - before.get(tenant, 0) for tenant, size in self._added.items()}
+            self._added = {tenant: size for tenant, size in rest.items() if size > 0}
