@@ -192,7 +192,7 @@ def test_the_usage_is_that_of_the_tiers(full: Steered) -> None:
 
 def test_a_chunk_that_is_stored_while_it_is_deleted_is_not_kept(full: Steered) -> None:
     """And one that is stored some time after is."""
-    with full.steering._bars.up(lambda key: str(A) in key, 0.5):
+    with full.steering._bars.up(lambda key: str(A) in key, lambda: 0.5):
         full.replica.engine.store(
             prompt(9),
             kvcaches=pages(9),

@@ -8,8 +8,10 @@ from http import HTTPStatus
 from typing import Any
 
 from fastapi import Request
+from fastapi.exceptions import RequestValidationError
 from kserve.errors import ModelNotFound
 from kserve.protocol.rest.openai.types import ChatCompletionRequest, CompletionRequest
+from pydantic import ValidationError
 
 from kserve_lmcache.compat import vllm
 from kserve_lmcache.engine import tenant as tenants
@@ -50,7 +52,7 @@ class Prompts:
         """The prompt of a body, which has ``prompt`` or ``messages`` as a request for an answer.
 
         Raises:
-            RefusedError, ValueError: there is no prompt, or the model cannot read it.
+            RefusedError, RequestValidationError: there is no prompt, or it cannot be read.
         """
         prompt, messages = body.get("prompt"), body.get("messages")
         if (prompt is None) == (messages is None):
@@ -106,7 +108,7 @@ class Prompts:
             Tokens by where they came from: ``prefix_cache``, a tier, ``computed``.
 
         Raises:
-            RefusedError: the model refuses the prompt.
+            RefusedError, RequestValidationError: the model refuses the prompt.
         """
         fields: dict[str, Any] = {k: v for k, v in body.items() if k not in _DROPPED}
         fields["model"] = fields.get("model") or self._model.model_name
@@ -117,10 +119,10 @@ class Prompts:
         # The base's handlers: the model's own would begin other details.
         if "messages" in fields:
             handler = self._model.openai_serving_chat.create_chat_completion
-            answer = await handler(ChatCompletionRequest(**fields), raw_request)
+            answer = await handler(_made(ChatCompletionRequest, fields), raw_request)
         else:
             handler = self._model.openai_serving_completion.create_completion
-            answer = await handler(CompletionRequest(**fields), raw_request)
+            answer = await handler(_made(CompletionRequest, fields), raw_request)
         if isinstance(answer, vllm.ErrorResponse):
             error = answer.error
             raise RefusedError(int(error.code), error.message, error.type, error.param or None)
@@ -130,7 +132,7 @@ class Prompts:
         kind = vllm.TokenizeCompletionRequest if body.get("messages") is None else None
         kind = kind or vllm.TokenizeChatRequest
         known = kind.model_fields
-        request = kind(**{name: value for name, value in body.items() if name in known})
+        request = _made(kind, {name: value for name, value in body.items() if name in known})
         state = self._model.vllm_app.state
         answer = await state.serving_tokenization.create_tokenize(request, raw_request)
         if isinstance(answer, vllm.ErrorResponse):
@@ -138,3 +140,16 @@ class Prompts:
             raise RefusedError(int(error.code), error.message, error.type, error.param or None)
         tokens: list[int] = answer.tokens
         return tokens
+
+
+def _made(kind: Any, fields: Mapping[str, Any]) -> Any:
+    """A request of vLLM's.
+
+    Raises:
+        RequestValidationError: the fields do not fit. It is answered without their values.
+    """
+    try:
+        return kind(**fields)
+    except ValidationError as error:
+        mistakes = [{**each, "loc": ("body", *each["loc"])} for each in error.errors()]
+        raise RequestValidationError(mistakes) from None

@@ -29,6 +29,7 @@ logger = logging.getLogger(__name__)
 LOCAL = "local_cpu"
 PIN_SHARE = 0.5  # of a tier that may be pinned
 _HELD_SECONDS = 10.0  # that a deletion waits for loads and writes that hold a chunk
+_PUT_BACK_SECONDS = 1.0  # that LMCache takes to put a chunk into the local tier, at most
 _FETCHED = 16  # chunks that a prefetch loads at a time
 
 
@@ -150,8 +151,7 @@ class InProcessSteering:
         below: Callable[[Tier], Mapping[str, Any]],
     ) -> Answer:
         """Delete chunks, which are barred meanwhile."""
-        after = max((tier.fetch_seconds for tier in self._tiers.values()), default=0.0)
-        with self._bars.up(selected, after):
+        with self._bars.up(selected, self._late_seconds):
             self._pins.unpin_if(lambda key: selected(key.to_string()))
             # The queues of writes hold chunks of the local tier, so the other tiers come first.
             answer = self._below(below)
@@ -160,6 +160,11 @@ class InProcessSteering:
         if held:
             of_local["error"] = f"requests still hold {held} chunks"
         return {LOCAL: of_local, **answer}
+
+    def _late_seconds(self) -> float:
+        """How long a load may still put back what it read before a deletion."""
+        running = (tier.fetch_seconds for tier in self._tiers.values() if tier.is_loading)
+        return max(running, default=0.0) + _PUT_BACK_SECONDS
 
     def _usage(self, selection: Selection, tier: Tier) -> Mapping[str, Any]:
         # A directory has the files of all workers that use it; a store is asked for this worker's.

@@ -25,14 +25,14 @@ class Bars:
         return any(until > now and takes(key) for takes, until in self._bars)
 
     @contextmanager
-    def up(self, takes: Takes, after: float) -> Iterator[None]:
+    def up(self, takes: Takes, after: Callable[[], float]) -> Iterator[None]:
         """Bar chunks while the block runs, and for some seconds after.
 
         A load that began before reads a value that is deleted meanwhile, and would put it back.
 
         Args:
             takes: whether a key is barred.
-            after: seconds.
+            after: returns the seconds, at the end of the block.
         """
         bar = (takes, float("inf"))
         with self._lock:
@@ -40,8 +40,8 @@ class Bars:
         try:
             yield
         finally:
+            ending = (takes, time.monotonic() + after())
             with self._lock:
-                ending = (takes, time.monotonic() + after)
                 self._bars = tuple(ending if each is bar else each for each in self._living())
 
     def _living(self) -> list[tuple[Takes, float]]:

@@ -136,7 +136,7 @@ class Writer:
                     self.queued_bytes += chunk.size
                     self.max_queued_bytes = max(self.max_queued_bytes, self.queued_bytes)
             self._queue_bytes.set(self.queued_bytes)
-            self._changed.notify()
+            self._changed.notify_all()
         self._counters.add(reason, len(dropped))
         for each in dropped:
             each.release()
@@ -169,14 +169,14 @@ class Writer:
         """Writes the queue, if that takes little time, and ends the thread."""
         with self._changed:
             self._closing = True
-            self._changed.notify()
+            self._changed.notify_all()
         self._thread.join(_CLOSE_SECONDS)
 
     def _remember(self, remembered: dict[str, None], keys: Sequence[str]) -> None:
         with self._changed:
             if len(remembered) < _MAX_KEYS:
                 remembered.update(dict.fromkeys(keys))
-            self._changed.notify()
+            self._changed.notify_all()
 
     def _run(self) -> None:
         while True:

@@ -160,6 +160,14 @@ def test_a_prefetch_says_where_the_prompt_was(served: Served) -> None:
     assert served.ask("POST", "/prefetch", prompt="p", tenant="b").status_code == 403
 
 
+def test_a_prompt_that_is_none_is_not_repeated(served: Served) -> None:
+    for body in ({"messages": "the secret prompt"}, {"prompt": {"a": "the secret prompt"}}):
+        response = served.ask("POST", "/prefetch", of="a", **body)
+        assert response.status_code == 400, response.text
+        assert "secret" not in response.text
+    assert served.asked() == []
+
+
 def test_a_pin_lasts(served: Served) -> None:
     tag = str(Tag(salted("a", ""), digest("a"), ""))
     response = served.ask("POST", "/pin", of="a", prompt="p", ttl=60)
