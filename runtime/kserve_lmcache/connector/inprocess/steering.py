@@ -163,6 +163,8 @@ class InProcessSteering:
 
     def _late_seconds(self) -> float:
         """How long a load may still put back what it read before a deletion."""
+        if not self._tiers:
+            return 0.0
         running = (tier.fetch_seconds for tier in self._tiers.values() if tier.is_loading)
         return max(running, default=0.0) + _PUT_BACK_SECONDS
 

@@ -50,7 +50,10 @@ class StoreQuota:
         self._counters = counters
         self._lock = threading.Lock()  # of what follows
         self._counted: Mapping[str, int] = {}
+        # Since the last count began, and between the two before. What waited in the queue during a
+        # count is in the next one, so the older additions are counted twice rather than not at all.
         self._added: dict[str, int] = {}
+        self._added_before: dict[str, int] = {}
         self._closed = threading.Event()
         start_supervised("quota", self._run, on_exception)
 
@@ -61,7 +64,8 @@ class StoreQuota:
             return True
         with self._lock:
             added = self._added.get(tag.tenant, 0) + size
-            if self._counted.get(tag.tenant, 0) + added > self._max_bytes:
+            known = self._counted.get(tag.tenant, 0) + self._added_before.get(tag.tenant, 0)
+            if known + added > self._max_bytes:
                 return False
             self._added[tag.tenant] = added
             return True
@@ -104,7 +108,6 @@ class StoreQuota:
                 found[tenant] = left
                 self._counters.add("quota_evicted", chunks)
         with self._lock:
-            self._counted = found
-            # What was added since is not in the count.
-            rest = {tenant: size - before.get(tenant, 0) for tenant, size in self._added.items()}
-            self._added = {tenant: size for tenant, size in rest.items() if size > 0}
+            self._counted, self._added_before = found, before
+            since = {tenant: size - before.get(tenant, 0) for tenant, size in self._added.items()}
+            self._added = {tenant: size for tenant, size in since.items() if size > 0}
