@@ -78,6 +78,7 @@ def steered(
     )
     flags = (
         "--enable-routes=cache",
+        "--mode=in-process",
         f"--tenant-header={HEADER}",
         f"--cache-admin-key-file={key_file}",
         # All that is cached comes from the tiers.
@@ -180,6 +181,7 @@ def test_quotas_hold_on_a_server(logs: Path, redis_store: Store, cut_model: Path
     )
     flags = (
         "--enable-routes=cache",
+        "--mode=in-process",
         f"--tenant-header={HEADER}",
         f"--tenant-local-quota-size={quota}",
         f"--tenant-remote-quota-size={quota}",
