@@ -98,7 +98,8 @@ async def tokenize(request: Any, raw_request: Any) -> Any:
 
 
 async def complete(request: Any, raw_request: Any) -> Any:
-    assert request.max_tokens == 1
+    fields = request.model_dump()
+    assert fields.get("max_completion_tokens", fields["max_tokens"]) == 1
     assert not request.stream
     return SimpleNamespace(usage=SimpleNamespace(prompt_tokens=len(TOKENS)))
 
@@ -126,6 +127,7 @@ def steered_server(**limits: Any) -> Iterator[Served]:
         model = server.model
         model.engine_config = SimpleNamespace(scheduler_config=SimpleNamespace(policy="fcfs"))
         model.vllm_app.state.serving_tokenization = SimpleNamespace(create_tokenize=tokenize)
+        model.chat = complete
         model.openai_serving_completion = SimpleNamespace(create_completion=complete)
         model.openai_serving_models.lora_requests = {"adapter": "the adapter"}
         model.engine_client = SimpleNamespace(

@@ -112,15 +112,16 @@ class Prompts:
         """
         fields: dict[str, Any] = {k: v for k, v in body.items() if k not in _DROPPED}
         fields["model"] = fields.get("model") or self._model.model_name
-        fields["max_tokens"] = 1
         if self._model.engine_config.scheduler_config.policy == _PRIORITY:
             fields[_PRIORITY] = _LAST
         details = Details()
         # The base's handlers: the model's own would begin other details.
-        if "messages" in fields:
+        if fields.get("messages") is not None:
+            fields["max_completion_tokens"] = 1
             handler = self._model.openai_serving_chat.create_chat_completion
             answer = await handler(_made(ChatCompletionRequest, fields), raw_request)
         else:
+            fields["max_tokens"] = 1
             handler = self._model.openai_serving_completion.create_completion
             answer = await handler(_made(CompletionRequest, fields), raw_request)
         if isinstance(answer, vllm.ErrorResponse):

@@ -153,8 +153,11 @@ def test_the_list_is_of_the_callers_own(served: Served) -> None:
     assert served.asked() == [Selection(tenant=digest("a")), Selection(tenant=""), Selection()]
 
 
-def test_a_prefetch_says_where_the_prompt_was(served: Served) -> None:
-    response = served.ask("POST", "/prefetch", prompt="p", stream=True, max_tokens=7, n=3)
+@pytest.mark.parametrize(
+    "body", [{"prompt": "p"}, {"messages": [{"role": "user", "content": "p"}]}]
+)
+def test_a_prefetch_says_where_the_prompt_was(served: Served, body: dict[str, Any]) -> None:
+    response = served.ask("POST", "/prefetch", stream=True, max_tokens=7, n=3, **body)
     assert response.json() == {"tokens": {"computed": 3}, "local_cpu": {"chunks": 4, "of": 4}}
     assert served.asked() == [("prefetch", TOKENS, "")]
     assert served.ask("POST", "/prefetch", prompt="p", tenant="b").status_code == 403
