@@ -13,7 +13,7 @@ from typing import Any
 
 from kserve_lmcache.compat import vllm
 from kserve_lmcache.compat.lmcache import configuration as lmcache
-from kserve_lmcache.config import keys, mode_rules, ranges, store_url
+from kserve_lmcache.config import cache_rules, keys, mode_rules, ranges, store_url
 from kserve_lmcache.config.configuration import Configuration, show
 from kserve_lmcache.config.settings import (
     MULTIPROCESS,
@@ -90,10 +90,6 @@ def _conflict(key: str, other: str, reason: str) -> Rule:
 def _needs(key: str, other: str) -> Rule:
     message = f"has no effect without {other}"
     return Rule(key, lambda c: c[key] and not c[other], message, f"Set {other}, or remove {key}.")
-
-
-def _has_cache_routes(context: Context) -> bool:
-    return "cache" in parse_route_groups(context["enable_routes"])
 
 
 def _not_on_cpu(key: str) -> Rule:
@@ -231,28 +227,6 @@ TABLE: tuple[Rule, ...] = (
     _needs("tenant_local_quota_size", "tenant_header"),
     _needs("tenant_remote_quota_size", "tenant_header"),
     _needs("tenant_remote_quota_size", "remote_url"),
-    Rule(
-        "tenant_remote_quota_size",
-        lambda c: (
-            c["tenant_remote_quota_size"]
-            and c["remote_url"]
-            and (c.scheme() not in REDIS_SCHEMES or c["remote_connector"] == "lmcache")
-        ),
-        "needs a Redis or Valkey store and this runtime's client: no other lists its chunks",
-        "Remove tenant_remote_quota_size.",
-    ),
-    Rule(
-        "cache_admin_key_file",
-        lambda c: c["cache_admin_key_file"] and not _has_cache_routes(c),
-        "has no effect without the routes of the group cache",
-        "Set enable_routes=cache, or remove cache_admin_key_file.",
-    ),
-    Rule(
-        "enable_routes",
-        lambda c: _has_cache_routes(c) and c["use_layerwise"],
-        "has cache, which does not find the chunks of use_layerwise",
-        "Remove cache, or use_layerwise.",
-    ),
     *(_needs(key, "remote_url") for key in _CREDENTIALS),
     _needs("remote_cert_file", "remote_key_file"),
     Rule(
@@ -438,6 +412,7 @@ FAST: tuple[Check, ...] = (
     _choices,
     _shutdown,
     *TABLE,
+    cache_rules.check,
     mode_rules.check,
     _remote_url,
     _lmcache_accepts,
