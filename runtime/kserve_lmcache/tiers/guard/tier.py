@@ -233,15 +233,15 @@ class Tier:
         if key in self.bars:
             release()
             return
-        if self._quota is not None and not self._quota.admits(key, len(payload)):
-            release()
-            self.counters.add("quota_refused")
-            return
         try:
             chunk = seal(key, layout, payload, release)
         except ValueError as error:
             release()
             self._log_bug(error)
+            return
+        if self._quota is not None and not self._quota.admits(key, chunk.size):
+            release()
+            self.counters.add("quota_refused")
             return
         self._writer.put(chunk)
 
