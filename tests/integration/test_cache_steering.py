@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+import threading
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -16,7 +18,9 @@ from kserve_lmcache.config.tier_limits import TierLimits
 from kserve_lmcache.connector.inprocess.steering import LOCAL, InProcessSteering
 from kserve_lmcache.identity.tag import EVERYTHING, NAME, Selection, Tag, digest
 from kserve_lmcache.metrics.table import metric
+from kserve_lmcache.tiers.guard.store import StoreError
 from kserve_lmcache.tiers.redis.client import KEY_PREFIX
+from kserve_lmcache.tiers.redis.store import COMMANDS
 from tests.support.lmcache_engine import CHUNK, HEAD_SIZE, HEADS, LAYERS
 from tests.support.replica import (
     CHUNKS,
@@ -204,6 +208,54 @@ def test_a_chunk_that_is_stored_while_it_is_deleted_is_not_kept(full: Steered) -
     time.sleep(0.6)
     full.replica.store(prompt(9), pages(9), str(A))
     assert full.replica.load(prompt(9), str(A))[0] == TOKENS
+
+
+def test_nothing_survives_that_is_stored_and_loaded_meanwhile(full: Steered) -> None:
+    """Writes are queued, in flight, and new ones come, until the deletion has been answered."""
+    ended = threading.Event()
+
+    def work() -> None:
+        for number in itertools.count(100):
+            if ended.is_set():
+                return
+            full.replica.engine.store(
+                prompt(number),
+                kvcaches=pages(1),
+                slot_mapping=prompt(0),
+                req_id="store",
+                request_configs={NAME: str(A)},
+            )
+            full.replica.load(prompt(number - 3), str(A))
+
+    thread = threading.Thread(target=work)
+    thread.start()
+    try:
+        time.sleep(0.5)
+        for _ in range(3):
+            answer = full.steering.delete(Selection(tenant=digest("a")))
+            assert not any("error" in told for told in answer.values()), answer
+    finally:
+        ended.set()
+        thread.join()
+    until(lambda: full.replica.count("queue_bytes") == 0)
+    for told in full.steering.usage(Selection(tenant=digest("a"))).values():
+        assert told["tags"] == []
+    assert full.places_of(A) == set()
+    assert full.places_of(B) == ALL
+
+
+def test_a_user_of_redis_who_may_not_list_is_told(tmp_path: Path) -> None:
+    with redis_process(tmp_path) as server:
+        rights = " ".join(f"+{command}" for command in COMMANDS)
+        server.client().execute_command(
+            f"ACL SETUSER less reset on >cache-password-9e ~kserve-lmcache:* {rights}"
+        )
+        remote = Remote(server.url, "test", username="less", password="cache-password-9e")
+        with redis_tier(remote) as tier:
+            store_all(tier, chunks("m@1@0@1@uint8"))
+            with pytest.raises(StoreError, match="scan"):
+                tier.steering.delete("m@1@0@", EVERYTHING)
+            assert tier.steering.delete_keys(["m@1@0@1@uint8", "m@1@0@2@uint8"]) == 1
 
 
 def test_a_store_that_is_gone_is_told_and_the_others_are_deleted(tmp_path: Path) -> None:
