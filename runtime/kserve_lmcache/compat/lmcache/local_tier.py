@@ -27,7 +27,8 @@ class LocalTier:
 
     Args:
         engine: LMCache's engine of the worker.
-        admits: asked with the key and the size in bytes before a chunk is stored. Must not raise.
+        admits: asked with the key and the size in bytes before a chunk is stored, and once more
+            with no size after. Must not raise.
     """
 
     def __init__(
@@ -136,4 +137,8 @@ class LocalTier:
                 self._since[key] = time.time()
             if len(self._since) > 2 * len(there) + _SLACK:
                 self._since = {key: at for key, at in self._since.items() if key in there}
-        return self._put(key, memory_obj, *others, **more)
+        result = self._put(key, memory_obj, *others, **more)
+        # Who erases chunks admits none any more, and then looks which there are.
+        if not self._admits(key, 0):
+            self._backend.remove(key)
+        return result

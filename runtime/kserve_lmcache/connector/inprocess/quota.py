@@ -39,7 +39,7 @@ class LocalQuota:
     def admits(self, key: CacheEngineKey, size: int) -> bool:
         """Whether a chunk may be stored. Chunks of no tenant have no quota."""
         tenant = _tenant_of(key)
-        if not tenant or self._local().has(key):
+        if not tenant or not size or self._local().has(key):
             return True
         with self._lock:
             if self._bytes.get(tenant, 0) + size > self._max_bytes:

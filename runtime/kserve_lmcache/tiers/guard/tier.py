@@ -115,6 +115,7 @@ class Tier:
             name,
             self._on_full,
             self._log_bug,
+            lambda key: key in self.bars,
         )
         self.steering = Steering(name, make_store, self._writer)
         self._quota: StoreQuota | None = None
@@ -230,9 +231,6 @@ class Tier:
 
     def store(self, key: str, layout: Layout, payload: Buffer, release: Callable[[], None]) -> None:
         """Queues a chunk for writing. The arguments are those of :func:`.writer.seal`."""
-        if key in self.bars:
-            release()
-            return
         try:
             chunk = seal(key, layout, payload, release)
         except ValueError as error:

@@ -72,6 +72,7 @@ class Writer:
         tier: the tier's name in metrics.
         on_full: called with the reason each time that the store is full.
         on_exception: called with an exception that nothing here should raise; writes go on.
+        is_barred: whether a key's chunk is dropped, because it is being deleted.
 
     Attributes:
         queued_bytes: of the chunks that are queued or being written.
@@ -88,6 +89,7 @@ class Writer:
         tier: str,
         on_full: Callable[[str], None],
         on_exception: Callable[[Exception], None],
+        is_barred: Callable[[str], bool] = lambda key: False,
     ) -> None:
         self.queued_bytes = 0
         self.max_queued_bytes = 0
@@ -98,6 +100,7 @@ class Writer:
         self._corrupt_keys = corrupt_keys
         self._on_full = on_full
         self._on_exception = on_exception
+        self._is_barred = is_barred
         self._store_seconds = metric("store_seconds", tier=tier)
         self._queue_bytes = metric("queue_bytes", tier=tier)
         self._changed = threading.Condition()
@@ -115,7 +118,8 @@ class Writer:
         dropped: list[Chunk] = []
         reason = "dropped_queue"
         with self._changed:
-            if chunk.key in self._queue:
+            # Asked under the lock: :meth:`withdraw` comes after the bar, and sees all from before.
+            if chunk.key in self._queue or self._is_barred(chunk.key):
                 chunk.release()
                 return
             if self._closing:
