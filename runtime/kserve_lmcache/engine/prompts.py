@@ -114,16 +114,19 @@ class Prompts:
         fields["model"] = fields.get("model") or self._model.model_name
         if self._model.engine_config.scheduler_config.policy == _PRIORITY:
             fields[_PRIORITY] = _LAST
+        is_chat = fields.get("messages") is not None
+        fields["max_completion_tokens" if is_chat else "max_tokens"] = 1
+        chat, completion = self._model.openai_serving_chat, self._model.openai_serving_completion
+        if (chat if is_chat else completion) is None:
+            raise RefusedError(HTTPStatus.NOT_IMPLEMENTED, "this model does not answer prompts")
         details = Details()
         # The base's handlers: the model's own would begin other details.
-        if fields.get("messages") is not None:
-            fields["max_completion_tokens"] = 1
-            handler = self._model.openai_serving_chat.create_chat_completion
-            answer = await handler(_made(ChatCompletionRequest, fields), raw_request)
+        if is_chat:
+            request = _made(ChatCompletionRequest, fields)
+            answer = await chat.create_chat_completion(request, raw_request)
         else:
-            fields["max_tokens"] = 1
-            handler = self._model.openai_serving_completion.create_completion
-            answer = await handler(_made(CompletionRequest, fields), raw_request)
+            request = _made(CompletionRequest, fields)
+            answer = await completion.create_completion(request, raw_request)
         if isinstance(answer, vllm.ErrorResponse):
             error = answer.error
             raise RefusedError(int(error.code), error.message, error.type, error.param or None)
