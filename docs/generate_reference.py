@@ -10,7 +10,7 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
-from kserve_lmcache.cli import arguments, bench, config, demo_model, doctor
+from kserve_lmcache.cli import arguments, bench, cache, config, demo_model, doctor
 from kserve_lmcache.cli.kserve_flags import KSERVE_FLAGS
 from kserve_lmcache.cli.main import COMMANDS
 from kserve_lmcache.config import keys
@@ -214,7 +214,7 @@ def _command_line() -> Iterator[str]:
     for group in arguments.build_parser()._action_groups:
         if group.title == _HUGGING_FACE:
             yield _group(group)
-    for module in (config, doctor, bench, demo_model):
+    for module in (config, doctor, cache, bench, demo_model):
         yield from _command(module.build_parser())
 
 

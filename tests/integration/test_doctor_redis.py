@@ -17,8 +17,9 @@ from kserve_lmcache.config.tier_limits import TierLimits
 from kserve_lmcache.doctor import report
 from kserve_lmcache.doctor.check import Finding, Status
 from kserve_lmcache.doctor.redis_server import kind
+from kserve_lmcache.identity.tag import EVERYTHING
 from kserve_lmcache.tiers.guard.store import Entry
-from kserve_lmcache.tiers.redis.store import COMMANDS, RedisStore
+from kserve_lmcache.tiers.redis.store import COMMANDS, STEERING_COMMANDS, RedisStore
 from tests.support.doctor import (
     STORE_CHECKS,
     find,
@@ -189,13 +190,16 @@ def test_the_tier_sends_no_command_that_is_not_in_the_list(plain: Store) -> None
         assert len(list(store.read(["key"]))) == 1
         store.keep(["key"])
         store.delete(["key"])
+        store.hold(["key"], 60)
+        assert [*store.find("key", EVERYTHING, True)] == []
+        assert store.remove(["key"]) == 0
         store.write([Entry("last", b"", b"")])
         sent = set()
         for command in monitor.listen():
             sent.add(command["command"].split()[0].lower())
             if "last" in command["command"]:
                 break
-    assert sent - {"client", "hello", "select"} == set(COMMANDS)
+    assert sent - {"client", "hello", "select"} == {*COMMANDS, *STEERING_COMMANDS}
 
 
 def test_no_limit_on_memory(plain: Store) -> None:

@@ -32,6 +32,7 @@ from kserve_lmcache.compat.lmcache import connectors as private_connectors
 from kserve_lmcache.compat.lmcache import copy_path
 from kserve_lmcache.compat.lmcache import engine as lmcache_engine
 from kserve_lmcache.compat.lmcache.engine import end_offload_server, limit_cached_tokens
+from kserve_lmcache.compat.lmcache.local_tier import LocalTier
 from kserve_lmcache.compat.lmcache.pictures import tokens_in_keys
 from kserve_lmcache.config import keys
 from kserve_lmcache.config.settings import SETTINGS
@@ -201,6 +202,44 @@ def test_a_load_tells_the_blocks_that_are_missing(engine: LMCacheEngine) -> None
     assert load([1, *tokens[: stored - 1]], 0, blocks) == set(blocks[:8])
     # The last chunk's last token has no block: vLLM computes it, and gives its block later.
     assert load(tokens[:stored], 0, blocks[:7]) == set(blocks[4:7])
+
+
+def test_every_chunk_comes_into_the_local_tier_by_one_call(engine: LMCacheEngine) -> None:
+    """And what is taken, refused, evicted and erased there is as :class:`LocalTier` has it."""
+    admitted: list[tuple[Any, int]] = []
+    refused: set[Any] = set()
+
+    def admits(key: Any, size: int) -> bool:
+        admitted.append((key, size))
+        return key not in refused
+
+    local = LocalTier(engine, admits)
+    cache, tokens = paged_cache(engine), list(range(4 * CHUNK))
+    keys = local.keys_of(tokens, "lmcache.tag.kserve", "tag")
+    assert all(key.to_string().startswith(local.worker) for key in keys)
+    assert all(key.to_string().endswith("@kserve%tag") for key in keys)
+    refused.add(keys[3])
+    arguments = {"kvcaches": cache, "slot_mapping": torch.arange(4 * CHUNK), "req_id": "store"}
+    engine.store(tokens, request_configs={"lmcache.tag.kserve": "tag"}, **arguments)
+    before = [(key, size) for key, size in admitted if size]
+    assert [key for key, _ in before] == keys
+    chunks = local.chunks()
+    assert [(key, size) for key, size, _ in chunks] == before[:3]
+    assert all(0 <= age < 60 for *_, age in chunks)
+    backend = engine.storage_manager.storage_backends["LocalCPUBackend"]
+    memory = local.take(keys[0])
+    assert memory is not None
+    assert not local.evict(keys[0])
+    assert local.erase([keys[0]], 0.05) == (1, 1)  # somebody holds it
+    assert memory.raw_data.any()
+    local.put(keys[0], memory)
+    assert local.has(keys[0])
+    assert memory.can_evict
+    assert local.evict(keys[1])
+    assert local.erase([*keys, keys[0]], 0.05) == (2, 0)
+    assert not memory.raw_data.any()
+    assert not backend.hot_cache
+    assert local.take(keys[0]) is None
 
 
 def test_a_load_lets_go_of_what_was_looked_up(engine: LMCacheEngine) -> None:

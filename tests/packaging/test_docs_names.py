@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from kserve_lmcache.cli import arguments, bench, cache_server, config, demo_model, doctor
+from kserve_lmcache.cli import arguments, bench, cache, cache_server, config, demo_model, doctor
 from kserve_lmcache.cli.main import COMMANDS
 from kserve_lmcache.config import keys
 from kserve_lmcache.config.environment import DEFAULTS as ENVIRONMENT
@@ -40,6 +40,7 @@ PARSERS: Mapping[str, tuple[Parser, ...]] = {
     "serve": (arguments.build_parser,),
     "config": (config.build_parser, arguments.build_parser),
     "doctor": (doctor.build_parser, arguments.build_parser),
+    "cache": (cache.build_parser,),
     "cache-server": (cache_server.build_parser,),
     "bench": (bench.build_parser,),
     "demo-model": (demo_model.build_parser,),

@@ -14,6 +14,7 @@ from lmcache.v1.cache_engine import LMCacheEngine
 from kserve_lmcache.config.stores import Disk, Remote
 from kserve_lmcache.config.tier_limits import TierLimits
 from kserve_lmcache.config.tier_plugins import DISK_PLUGIN, REMOTE_PLUGIN, TierPlugin
+from kserve_lmcache.identity.tag import NAME
 from kserve_lmcache.tiers.guard.tier import Tier
 from kserve_lmcache.tiers.plugin import TierConnector
 from tests.support.lmcache_engine import (
@@ -62,7 +63,7 @@ class Replica:
         connector = self.connector if tier is None else self.connectors[tier]
         return connector.tier.report()[name]
 
-    def store(self, tokens: torch.Tensor, source: Pages) -> None:
+    def store(self, tokens: torch.Tensor, source: Pages, tag: str = "") -> None:
         """Store what the pages hold of the tokens, and wait until every tier has it."""
 
         def written() -> list[int]:
@@ -72,22 +73,41 @@ class Replica:
         before = written()
         slots = torch.arange(len(tokens))
         use(self.engine, source)
-        self.engine.store(tokens, kvcaches=source, slot_mapping=slots, req_id="store")
+        self.engine.store(
+            tokens,
+            kvcaches=source,
+            slot_mapping=slots,
+            req_id="store",
+            request_configs=_configs(tag),
+        )
         until(lambda: written() == [count + len(tokens) // CHUNK for count in before])
 
-    def load(self, tokens: torch.Tensor) -> tuple[int, int, Pages]:
+    def load(self, tokens: torch.Tensor, tag: str = "") -> tuple[int, int, Pages]:
         """Tokens that a lookup finds, tokens that come, and the pages."""
         target = [torch.zeros_like(layer) for layer in pages(0)]
-        found = self.engine.lookup(tokens, lookup_id="load", pin=True)
+        configs = _configs(tag)
+        found = self.engine.lookup(tokens, lookup_id="load", pin=True, request_configs=configs)
         slots = torch.arange(len(tokens))
         use(self.engine, target)
-        mask = self.engine.retrieve(tokens, kvcaches=target, slot_mapping=slots, req_id="load")
+        mask = self.engine.retrieve(
+            tokens,
+            kvcaches=target,
+            slot_mapping=slots,
+            req_id="load",
+            request_configs=configs,
+        )
         self.engine.lookup_unpin("load")
         return found, int(mask.sum()), target
 
-    def keys(self, tokens: torch.Tensor) -> list[CacheEngineKey]:
-        chunks = self.engine.token_database.process_tokens(tokens=tokens, request_configs=None)
+    def keys(self, tokens: torch.Tensor, tag: str = "") -> list[CacheEngineKey]:
+        chunks = self.engine.token_database.process_tokens(
+            tokens=tokens, request_configs=_configs(tag)
+        )
         return [key for _, _, key in chunks]
+
+
+def _configs(tag: str) -> dict[str, str] | None:
+    return {NAME: tag} if tag else None
 
 
 @contextmanager

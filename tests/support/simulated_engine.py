@@ -97,6 +97,7 @@ def simulated(
     blocks: int = 64,
     lmcache: Mapping[str, str] | None = None,
     server: CacheServer | None = None,
+    extra_config: Mapping[str, Any] | None = None,
     **arguments: Any,
 ) -> Iterator[SimulatedEngine]:
     """An engine with an LMCache of its own.
@@ -106,6 +107,7 @@ def simulated(
         blocks: of vLLM's cache.
         lmcache: more of LMCache's variables, without their prefix.
         server: in place of the LMCache in the engine's process.
+        extra_config: more of the connector's.
         **arguments: vLLM's.
     """
     with pytest.MonkeyPatch.context() as patch:
@@ -118,7 +120,7 @@ def simulated(
         if server is not None:
             mode = MULTIPROCESS
             patch.setenv("LMCACHE_CONFIG_FILE", str(server.file))
-        config = _engine_config(directory, mode, **arguments)
+        config = _engine_config(directory, {MODE: mode, **(extra_config or {})}, **arguments)
         with set_current_vllm_config(config):
             parallel_state.init_distributed_environment(
                 1, 0, f"tcp://127.0.0.1:{free_port()}", 0, backend="gloo"
@@ -137,7 +139,9 @@ def simulated(
             parallel_state.destroy_distributed_environment()
 
 
-def _engine_config(directory: Path, mode: str, **arguments: Any) -> VllmConfig:
+def _engine_config(
+    directory: Path, extra_config: Mapping[str, Any], **arguments: Any
+) -> VllmConfig:
     (directory / "config.json").write_text(json.dumps(CONFIG))
     defaults: dict[str, Any] = {
         "max_model_len": 1024,
@@ -161,7 +165,7 @@ def _engine_config(directory: Path, mode: str, **arguments: Any) -> VllmConfig:
             kv_connector_extra_config={
                 NAMESPACE: "simulated",
                 STATS_ARE_RECEIVED: True,
-                MODE: mode,
+                **extra_config,
             },
         ),
         **wanted,

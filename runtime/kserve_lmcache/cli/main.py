@@ -34,6 +34,7 @@ COMMANDS = {
     "serve": "serve a model (the default command)",
     "config": "print the effective configuration",
     "doctor": "check this machine, the model and the remote store",
+    "cache": "show, delete, load and keep what servers have cached",
     "cache-server": "keep a cache for all servers of this machine",
     "bench": "measure servers with and without offloading",
     "demo-model": "write a small chat model to a directory",
@@ -164,6 +165,11 @@ def _run(command: str, arguments: list[str]) -> int:
         from kserve_lmcache.cli import demo_model
 
         demo_model.run(arguments)
+        return 0
+    if command == "cache":
+        from kserve_lmcache.cli import cache
+
+        print(cache.run(arguments))
         return 0
     if command == "cache-server":
         from kserve_lmcache.cli import cache_server

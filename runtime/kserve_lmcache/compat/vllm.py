@@ -16,6 +16,7 @@ name                                   what differs between versions
 ``build_app``                          in ``vllm.entrypoints.launchers.app`` since 0.29; takes no
                                        ``model_config`` in 0.24
 ``ErrorResponse``, ``ErrorInfo``       in ``vllm.entrypoints.serve.engine.protocol`` since 0.29
+``TokenizeChatRequest``, …             in ``vllm.entrypoints.serve.tokenize.protocol`` since 0.28
 ``AuthenticationMiddleware``           in ``vllm.entrypoints.serve.middleware.authenticate`` since
                                        0.29
 ``XRequestIdMiddleware``               in ``vllm.entrypoints.serve.middleware.x_request_id`` since
@@ -61,6 +62,10 @@ _CLI = (
     "vllm.entrypoints.openai.cli_args",
 )
 _PROTOCOL = ("vllm.entrypoints.serve.engine.protocol", "vllm.entrypoints.openai.engine.protocol")
+_TOKENIZE = (
+    "vllm.entrypoints.serve.tokenize.protocol",
+    "vllm.entrypoints.openai.engine.protocol",
+)
 _APP = ("vllm.entrypoints.launchers.app", _OLD_SERVER)
 _CONSTANTS = (
     "vllm.entrypoints.launchers.utils.constants",
@@ -74,6 +79,8 @@ _MODULES = {
     "init_app_state": ("vllm.entrypoints.launchers.api_server.app_state", _OLD_SERVER),
     "ErrorResponse": _PROTOCOL,
     "ErrorInfo": _PROTOCOL,
+    "TokenizeChatRequest": _TOKENIZE,
+    "TokenizeCompletionRequest": _TOKENIZE,
     "AuthenticationMiddleware": (
         "vllm.entrypoints.serve.middleware.authenticate",
         _OLD_MIDDLEWARE,

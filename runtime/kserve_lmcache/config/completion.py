@@ -12,7 +12,7 @@ from kserve_lmcache.config import (
     remote_tier,
 )
 from kserve_lmcache.config.configuration import Configuration
-from kserve_lmcache.config.credentials import remote_of
+from kserve_lmcache.config.credentials import check_admin_key, remote_of
 from kserve_lmcache.config.engine_shape import EngineShape
 from kserve_lmcache.config.memory_budget import CacheServer, Needs
 from kserve_lmcache.config.resources import memory_limit
@@ -39,6 +39,7 @@ def complete(
         local_tier.check_shared_memory(configuration, needs.all_workers, os.environ)
     remote_tier.complete(configuration)
     disk_tier.complete(configuration, shape)
+    check_admin_key(configuration)
     return remote_of(configuration)
 
 

@@ -58,6 +58,12 @@ def remote_of(configuration: Configuration) -> Remote | None:
     )
 
 
+def check_admin_key(configuration: Configuration) -> None:
+    """Add a problem where the file of ``cache_admin_key_file`` has no key."""
+    if _password_in_file(configuration, "cache_admin_key_file") == "":
+        configuration.add_problem("cache_admin_key_file", "is empty", "Write the key into it.")
+
+
 def _setting_or_url(configuration: Configuration, name: str, in_url: str | None) -> str | None:
     """The value of the setting or of the URL. Adds a problem when they differ."""
     setting: str | None = configuration.get(name)

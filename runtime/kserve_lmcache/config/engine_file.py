@@ -42,6 +42,10 @@ STATS_ARE_RECEIVED = "kserve_lmcache.stats_are_received"
 # The keys of kv_connector_extra_config that have the settings ``copy`` and ``mode``.
 COPY = "kserve_lmcache.copy"
 MODE = "kserve_lmcache.mode"
+# The key of kv_connector_extra_config that says whether workers listen to the server.
+STEERED = "kserve_lmcache.is_steered"
+# The key of kv_connector_extra_config that has the bytes that one tenant may fill, by tier.
+QUOTAS = "kserve_lmcache.quotas"
 # The key of kv_connector_extra_config that has the directory of a cache server.
 CACHE_SERVER = "kserve_lmcache.cache_server"
 

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
 from kserve_lmcache.config import keys
-from kserve_lmcache.config.settings import MULTIPROCESS
+from kserve_lmcache.config.settings import MULTIPROCESS, parse_route_groups
 from kserve_lmcache.config.stores import REDIS_SCHEMES
 from kserve_lmcache.errors import Problem
 
@@ -50,6 +50,13 @@ def check(context: Context) -> Iterator[Problem]:
         elif name not in _READ and not keys.table()[name].is_setting and _is_set(context, name):
             message = "has no effect with mode=multiprocess"
             yield context.problem(name, message, _FIX.format(name=name))
+    for name in ("tenant_local_quota_size", "tenant_remote_quota_size"):
+        if context[name]:
+            message = "has no effect with mode=multiprocess"
+            yield context.problem(name, message, _FIX.format(name=name))
+    if "cache" in parse_route_groups(context["enable_routes"]):
+        message = "has cache, which mode=multiprocess does not have yet"
+        yield context.problem("enable_routes", message, "Remove cache, or use mode=in-process.")
     if context["remote_url"] and context.scheme() not in ("", *REDIS_SCHEMES):
         message = "names a store that mode=multiprocess does not know: it knows Redis and Valkey"
         yield context.problem("remote_url", message, _FIX.format(name="remote_url"))

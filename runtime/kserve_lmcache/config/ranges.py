@@ -38,6 +38,7 @@ _RANGES: dict[str, Range] = {
     **dict.fromkeys(("remote_connect_timeout", "remote_lookup_timeout"), _TIMEOUT),
     **dict.fromkeys(("remote_load_timeout", "remote_write_timeout"), _TIMEOUT),
     **dict.fromkeys(("max_local_cpu_size", "remote_queue_size", "max_body_size"), _POSITIVE_SIZE),
+    **dict.fromkeys(("tenant_local_quota_size", "tenant_remote_quota_size"), _POSITIVE_SIZE),
 }
 
 

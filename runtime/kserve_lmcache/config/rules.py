@@ -11,7 +11,7 @@ from collections.abc import Iterator
 
 from kserve_lmcache.compat import vllm
 from kserve_lmcache.compat.lmcache import configuration as lmcache
-from kserve_lmcache.config import mode_rules, ranges, store_url
+from kserve_lmcache.config import cache_rules, mode_rules, ranges, store_url
 from kserve_lmcache.config.configuration import show
 from kserve_lmcache.config.rule import (
     Check,
@@ -131,6 +131,9 @@ TABLE: tuple[Rule, ...] = (
     needs("local_disk", "max_local_disk_size"),
     needs("max_local_disk_size", "local_disk"),
     needs("tenant_required", "tenant_header"),
+    needs("tenant_local_quota_size", "tenant_header"),
+    needs("tenant_remote_quota_size", "tenant_header"),
+    needs("tenant_remote_quota_size", "remote_url"),
     *(needs(key, "remote_url") for key in _CREDENTIALS),
     needs("remote_cert_file", "remote_key_file"),
     needs("remote_key_file", "remote_cert_file"),
@@ -310,6 +313,7 @@ FAST: tuple[Check, ...] = (
     _choices,
     _shutdown,
     *TABLE,
+    cache_rules.check,
     mode_rules.check,
     _remote_url,
     _lmcache_accepts,

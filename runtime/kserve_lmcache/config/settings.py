@@ -13,6 +13,7 @@ from typing import Any
 VARIABLE_PREFIX = "KSERVE_LMCACHE_"
 # Groups of routes that are off by default. The table in server/http/routes.py lists their routes.
 ROUTE_GROUPS = (
+    "cache",
     "docs",
     "lora",
     "profile",
@@ -149,6 +150,27 @@ SETTINGS = (
         False,
         "Answer 400 to a request for inference without the tenant header. Without this setting, "
         "all such requests are of one tenant.",
+    ),
+    Setting(
+        "tenant_local_quota_size",
+        float,
+        None,
+        "GB of each worker's local tier that one tenant may fill. Its oldest chunks make room for "
+        "its new ones.",
+    ),
+    Setting(
+        "tenant_remote_quota_size",
+        float,
+        None,
+        "GB of the remote store that one tenant may fill with this model. Its oldest chunks are "
+        "deleted when it has more.",
+    ),
+    Setting(
+        "cache_admin_key_file",
+        str,
+        None,
+        "File with the key that allows the routes of the group cache everything, for a mounted "
+        "Secret. Without it, a client acts on its own tenant's cache alone.",
     ),
     Setting(
         "enable_routes",

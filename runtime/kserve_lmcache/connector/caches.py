@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from vllm.v1.request import Request
 
     from kserve_lmcache.connector.metadata import Load
+    from kserve_lmcache.connector.steering import Steering
     from kserve_lmcache.tiers.guard.load_cost import PrefillRate
 
 OnError = Callable[[str, Exception], None]
@@ -201,6 +202,14 @@ class WorkerCache(Protocol):
 
     def effective_config(self) -> Mapping[str, Any]:
         """The configuration that is used, key by key."""
+
+    def steering(self, place: str, quotas: Mapping[str, int]) -> Steering | None:
+        """What does something for a person beside the steps; ``None`` where nothing does.
+
+        Args:
+            place: a name that no other worker has.
+            quotas: the bytes that one tenant may fill, by tier.
+        """
 
     def form(self) -> Mapping[str, Any]:
         """What the scheduler's cache has to know of this worker's KV cache; empty for nothing."""

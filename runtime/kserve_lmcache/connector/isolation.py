@@ -7,12 +7,11 @@ tag of ours stands for everything that the KV depends on beside the tokens.
 
 from __future__ import annotations
 
-import hashlib
-import json
 import re
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-from kserve_lmcache.identity.namespace import ADAPTER
+from kserve_lmcache.identity.namespace import ADAPTER, TENANT
+from kserve_lmcache.identity.tag import NAME, Tag, digest
 
 if TYPE_CHECKING:
     from vllm.multimodal.inputs import MultiModalFeatureSpec
@@ -22,7 +21,7 @@ _PARAMETERS = "kv_transfer_params"
 # vLLM's hash of a picture, behind the adapter's name where the adapter changes the encoder. Others
 # are counted up, when vLLM has turned its own caches off, or chosen by a client.
 _CONTENT = re.compile(r"(.*:)?[0-9a-f]{64,128}", re.DOTALL)
-TAG = "lmcache.tag.kserve"
+TAG = NAME
 
 
 class Isolation:
@@ -63,7 +62,9 @@ class Isolation:
             adapter = extra.get(ADAPTER, "")
             if not adapter:
                 return False
-        extra[_PARAMETERS] = {TAG: _digest(adapter, request.cache_salt)}
+        tenant = extra.get(TENANT, "")
+        tag = Tag(digest(request.cache_salt or ""), digest(tenant), digest(adapter))
+        extra[_PARAMETERS] = {TAG: str(tag)}
         parameters.extra_args = extra
         return True
 
@@ -77,9 +78,3 @@ def tag_of(request: Request) -> str:
     """The tag of a request that :meth:`Isolation.mark` has marked; empty without one."""
     extra = getattr(request.sampling_params, "extra_args", None) or {}
     return str((extra.get(_PARAMETERS) or {}).get(TAG, ""))
-
-
-def _digest(adapter: str, salt: str | None) -> str:
-    # A salt may be a secret and may hold any character, so a key holds only its digest.
-    canonical: Any = json.dumps([adapter, salt or ""])
-    return hashlib.sha256(canonical.encode("utf-8", "surrogatepass")).hexdigest()[:32]

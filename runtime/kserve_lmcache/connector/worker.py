@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING, Any
 
 from vllm.logger import init_logger
 
+from kserve_lmcache.config.engine_file import QUOTAS, STEERED
+from kserve_lmcache.connector.control import Control, socket_path
 from kserve_lmcache.connector.copy.transfer import fence
 from kserve_lmcache.connector.cpu_affinity import use_all_cores
 from kserve_lmcache.connector.error_containment import ErrorContainment, contained
@@ -16,6 +18,7 @@ from kserve_lmcache.connector.load_queue import LoadQueue
 from kserve_lmcache.connector.load_results import LoadResults
 from kserve_lmcache.connector.metadata import ConnectorMetadata, Load
 from kserve_lmcache.connector.modes import worker_cache
+from kserve_lmcache.connector.reporter import configuration_file
 from kserve_lmcache.connector.token_metrics import TokenMetrics
 from kserve_lmcache.connector.traces import Headers, span
 from kserve_lmcache.connector.usage import LoadedTokens
@@ -65,6 +68,10 @@ class WorkerPart:
         self._block_size = vllm_config.cache_config.block_size
         parallel = vllm_config.parallel_config
         self._rank = parallel.data_parallel_rank * parallel.world_size + parallel.rank
+        extra_config = vllm_config.kv_transfer_config.kv_connector_extra_config
+        self._is_steered = bool(extra_config.get(STEERED))
+        self._quotas: Mapping[str, int] = extra_config.get(QUOTAS) or {}
+        self._control: Control | None = None
         # What the cache does in the current step; None where it takes no part in the step.
         self._work: Any = None
         # Set anew when the cache is known.
@@ -86,6 +93,8 @@ class WorkerPart:
         """
         self._results.queue.close(_SHUTDOWN_WAIT)
         try:
+            if self._control is not None:
+                self._control.close()
             if hasattr(self, "_cache"):
                 self._cache.stop()
         except Exception as error:
@@ -104,8 +113,22 @@ class WorkerPart:
             self._results = LoadResults(LoadQueue(LOADS, max_bytes, self._device))
             cache.set_prefill(self._prefill)
             cache.set_metrics()
+            self._steer()
         except Exception as error:
             self.containment.give_up("register_kv_caches", error)
+
+    @contained(lambda self: None)
+    def _steer(self) -> None:
+        """Keep the quotas, and let the server steer the cache, where it has the routes.
+
+        A server on another machine cannot.
+        """
+        if not self._is_steered and not self._quotas:
+            return
+        steering = self._cache.steering(f"worker {self._rank}", self._quotas)
+        file = configuration_file()
+        if self._is_steered and steering and file is not None and file.parent.is_dir():
+            self._control = Control(socket_path(file.parent, self._rank), steering)
 
     @contained(lambda self, connector_metadata: self._begin_without_cache(connector_metadata))
     def bind_connector_metadata(self, connector_metadata: ConnectorMetadata) -> None:

@@ -9,7 +9,7 @@ from vllm.v1.engine.async_llm import AsyncLLM
 
 from kserve_lmcache.engine import tenant, usage
 from kserve_lmcache.engine.adapters import Adapters
-from kserve_lmcache.identity.namespace import ADAPTER
+from kserve_lmcache.identity.namespace import ADAPTER, TENANT
 
 
 class TenantAsyncLLM(AsyncLLM):  # type: ignore[misc]
@@ -46,16 +46,19 @@ class _TenantCore:
 
     async def add_request_async(self, request: Any) -> None:
         request.cache_salt = tenant.salt(tenant.TENANT.get(), request.cache_salt)
-        await self._name_adapter(request)
+        await self._name(request, tenant.TENANT.get())
         await self._core.add_request_async(request)
 
-    async def _name_adapter(self, request: Any) -> None:
-        """Tell the engine the content of the request's adapter, and never what a client says."""
+    async def _name(self, request: Any, name: str) -> None:
+        """Tell the engine the request's tenant and adapter, and never what a client says."""
         parameters, lora = request.sampling_params, request.lora_request
         if parameters is None:  # the KV of pooling requests with an adapter is not offloaded
             return
         extra = dict(parameters.extra_args or {})
         extra.pop(ADAPTER, None)
+        extra.pop(TENANT, None)
+        if name:
+            extra[TENANT] = name
         if lora is not None and (content := await self.adapters.content(lora)) is not None:
             extra[ADAPTER] = content
         parameters.extra_args = extra or None

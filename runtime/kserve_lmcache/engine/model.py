@@ -21,6 +21,7 @@ from kserve_lmcache.compat.vllm import init_app_state
 from kserve_lmcache.config import engine_file
 from kserve_lmcache.config.configuration import show
 from kserve_lmcache.engine.base_model import choose_base
+from kserve_lmcache.engine.cache_control import CacheControl
 from kserve_lmcache.engine.client import TenantAsyncLLM
 from kserve_lmcache.engine.errors import RefusedError
 from kserve_lmcache.engine.failures import NO_CAUSE, NOBODY, Failures
@@ -159,6 +160,14 @@ class LMCacheModel(_Base):  # type: ignore[misc, valid-type]
         for snapshot in workers(self.snapshots()):
             return dict(snapshot["worker"]["moments"])
         return {}
+
+    @property
+    def cache_control(self) -> CacheControl | None:
+        """Asks the workers about their caches; ``None`` without offloading."""
+        if (path := self.offload.engine_file) is None:
+            return None
+        parallel = self.engine_config.parallel_config
+        return CacheControl(path.parent, parallel.world_size * parallel.data_parallel_size)
 
     def is_alive(self) -> bool:
         """Whether the engine's processes run."""

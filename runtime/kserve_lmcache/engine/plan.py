@@ -19,13 +19,19 @@ from kserve_lmcache.config import (
     engine_file,
     kserve_offloading,
     memory_budget,
+    tenant_quotas,
 )
 from kserve_lmcache.config.completion import complete, size_local_tier
 from kserve_lmcache.config.configuration import Configuration, show
 from kserve_lmcache.config.engine_shape import EngineShape
 from kserve_lmcache.config.memory_budget import CacheServer, Needs
 from kserve_lmcache.config.resources import memory_limit
-from kserve_lmcache.config.settings import MULTIPROCESS, SETTINGS, VARIABLE_PREFIX
+from kserve_lmcache.config.settings import (
+    MULTIPROCESS,
+    SETTINGS,
+    VARIABLE_PREFIX,
+    parse_route_groups,
+)
 from kserve_lmcache.config.stores import Remote
 from kserve_lmcache.engine.arguments import create_engine_config, device, resolve_engine_arguments
 from kserve_lmcache.engine.memory import (
@@ -172,6 +178,8 @@ def plan_offload(
         if configuration.get("offload_required"):
             raise
         return _disabled(args, configuration, str(error)), create_engine_config(args)
+    extra = engine_config.kv_transfer_config.kv_connector_extra_config
+    extra[engine_file.QUOTAS] = tenant_quotas.of_worker(configuration, shape.workers)
     log_memory(needs, configuration.get("max_local_cpu_size"))
     path = _written_engine_file(configuration, remote)
     engine_file.hand_over(path, environ)
@@ -351,6 +359,7 @@ def _engine_config(args: Namespace, configuration: Configuration) -> VllmConfig:
             engine_file.STATS_ARE_RECEIVED: not args.disable_log_stats,
             engine_file.COPY: configuration.get("copy"),
             engine_file.MODE: configuration.get("mode"),
+            engine_file.STEERED: "cache" in parse_route_groups(configuration.get("enable_routes")),
         },
     )
     try:

@@ -8,7 +8,7 @@ from contextvars import ContextVar
 from typing import Any
 
 from kserve_lmcache.connector.usage import SOURCES
-from kserve_lmcache.metrics.table import PREFIX_CACHE
+from kserve_lmcache.metrics.table import COMPUTED, PREFIX_CACHE
 
 FIELD = "cached_tokens_details"
 _DETAILS = "prompt_tokens_details"
@@ -48,6 +48,15 @@ class Details:
         if details is not None and (counts := self._counts(details.cached_tokens)):
             setattr(details, FIELD, counts)
         return response
+
+    def split(self, prompt_tokens: int) -> dict[str, int]:
+        """The tokens of the one request's prompt by where they came from, computed ones included.
+
+        Without an answer of the connector all are taken for computed.
+        """
+        sources = dict(self._sources[-1]) if self._sources else {}
+        # vLLM computes the last token of a prompt that is all there.
+        return {**sources, COMPUTED: max(0, prompt_tokens - sum(sources.values()))}
 
     async def _stream(self, chunks: AsyncGenerator[Any, None]) -> AsyncGenerator[Any, None]:
         async for chunk in chunks:

@@ -38,6 +38,9 @@ NAMESPACE = "kserve_lmcache.namespace"
 # The extra argument of a request that holds the digest of its adapter's content. The server sets
 # it; a request of an adapter without it may not use the cache.
 ADAPTER = "kserve_lmcache.adapter"
+# The extra argument that holds the request's tenant, which the salt contains too. The server sets
+# it, so that all chunks of a tenant can be found.
+TENANT = "kserve_lmcache.tenant"
 # The hash seed where the environment sets none. Every replica must have the same seed.
 DEFAULT_HASH_SEED = "0"
 # The version of the stored bytes. A change of the bytes raises it, so that keys differ.

@@ -117,6 +117,14 @@ _TIER = (
         ("dropped_queue", "Chunks that were dropped because the queue was full."),
         ("dropped_full", "Chunks that were dropped because the tier is full."),
         ("dropped_failed", "Chunks that were dropped because the write failed."),
+        (
+            "quota_refused",
+            "Chunks that were not stored because their tenant has filled its quota.",
+        ),
+        (
+            "quota_evicted",
+            "Chunks that were deleted because their tenant has exceeded its quota.",
+        ),
         ("failures", "Calls to the tier that failed or missed their deadline."),
         ("exceptions", "Unexpected exceptions of the tier's code. The log has the trace of each."),
         ("connects", "Changes from a tier that does not answer to a tier that answers."),

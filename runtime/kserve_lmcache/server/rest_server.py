@@ -15,7 +15,7 @@ from kserve.model_server import app as kserve_app
 from kserve.protocol.rest.server import RESTServer
 
 from kserve_lmcache.server.certificates import refreshed
-from kserve_lmcache.server.http import errors, middleware
+from kserve_lmcache.server.http import cache_routes, errors, middleware
 from kserve_lmcache.server.http.limits import Limits
 from kserve_lmcache.server.http.register import register_after_kserves, register_before_kserves
 from kserve_lmcache.server.http.root_routes import RootRoutes
@@ -114,6 +114,8 @@ class OffloadRESTServer(RESTServer):  # type: ignore[misc]
         register_before_kserves(
             app, repository, self.model, self.status, self._shows_docs, self.root_routes
         )
+        if "cache" in self.route_groups:
+            cache_routes.register(app, self.model, self.limits.cache_admin_key_file)
         super()._register_endpoints(app)
         register_after_kserves(app, self.model.vllm_app, self.route_groups)
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import functools
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -80,8 +80,11 @@ class TierConnector(RemoteConnector):  # type: ignore[misc]
         self, lookup_id: str, keys: list[CacheEngineKey]
     ) -> list[MemoryObj]:
         """Loads chunks, from the first up to one that fails."""
-        names = [key.to_string() for key in keys]
-        return await asyncio.to_thread(self.tier.load, names, self._copy, _release)
+        return await asyncio.to_thread(self.fetch, keys)
+
+    def fetch(self, keys: Sequence[CacheEngineKey]) -> list[MemoryObj]:
+        """Loads chunks, from the first up to one that fails. The caller gives them back."""
+        return self.tier.load([key.to_string() for key in keys], self._copy, _release)
 
     async def exists(self, key: CacheEngineKey) -> bool:
         """Returns whether the chunk can be loaded."""

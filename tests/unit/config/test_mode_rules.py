@@ -22,6 +22,11 @@ REFUSED = {
     "lookup_timeout_ms: 100": "lookup_timeout_ms",
     "priority_limit: 3": "priority_limit",
     "extra_config: {use_odirect: true}": "extra_config",
+    "enable_routes: cache": "enable_routes",
+    "tenant_local_quota_size: 1\ntenant_header: X": "tenant_local_quota_size",
+    "tenant_remote_quota_size: 1\ntenant_header: X\nremote_url: redis://h:6379": (
+        "tenant_remote_quota_size"
+    ),
 }
 TAKEN = (
     "chunk_size: 128",

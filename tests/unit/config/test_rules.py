@@ -14,13 +14,14 @@ from tests.support.configuration import problems, resolved
 IN_A_POD = {"KUBERNETES_SERVICE_HOST": "10.0.0.1"}
 DISK = "local_disk: /cache\nmax_local_disk_size: 5\n"
 REDIS = "remote_url: redis://redis:6379\n"
+TENANT = "tenant_header: X-Tenant-Id\n"
 TLS = "remote_url: rediss://redis:6379\n"
 SIZE = "must be a size in GB, for example 2.0 or 512Mi"
 POSITIVE_SIZE = "must be a size in GB greater than 0, for example 2.0 or 512Mi"
 TIMEOUT = "must be greater than 0 and at most 60 seconds"
 GROUPS = (
-    "docs, lora, profile, reset-cache, sleep, collective-rpc, server-info, weights, elastic, "
-    "fault-tolerance, repository"
+    "cache, docs, lora, profile, reset-cache, sleep, collective-rpc, server-info, weights, "
+    "elastic, fault-tolerance, repository"
 )
 USED = "fails to load is used all the same"
 
@@ -58,6 +59,40 @@ FILES = {
     "tenant_required: true": (
         "1: tenant_required has no effect without tenant_header. "
         "Set tenant_header, or remove tenant_required."
+    ),
+    "tenant_local_quota_size: 1": (
+        "1: tenant_local_quota_size has no effect without tenant_header. "
+        "Set tenant_header, or remove tenant_local_quota_size."
+    ),
+    f"{TENANT}tenant_local_quota_size: 0": (
+        f"2: tenant_local_quota_size is 0.0, but {POSITIVE_SIZE}. Correct tenant_local_quota_size."
+    ),
+    f"{REDIS}tenant_remote_quota_size: 1": (
+        "2: tenant_remote_quota_size has no effect without tenant_header. "
+        "Set tenant_header, or remove tenant_remote_quota_size."
+    ),
+    f"{TENANT}tenant_remote_quota_size: 1": (
+        "2: tenant_remote_quota_size has no effect without remote_url. "
+        "Set remote_url, or remove tenant_remote_quota_size."
+    ),
+    **{
+        f"{TENANT}tenant_remote_quota_size: 1\n{store}": (
+            "2: tenant_remote_quota_size needs a Redis or Valkey store and this runtime's client: "
+            "no other lists its chunks. Remove tenant_remote_quota_size."
+        )
+        for store in ("remote_url: lm://a:1", f"{REDIS}remote_connector: lmcache")
+    },
+    "cache_server_directory: /run/cache": (
+        "1: cache_server_directory has no effect with mode=in-process. "
+        "Set mode=multiprocess, or remove cache_server_directory."
+    ),
+    "cache_admin_key_file: /nowhere": (
+        "1: cache_admin_key_file has no effect without the routes of the group cache. "
+        "Set enable_routes=cache, or remove cache_admin_key_file."
+    ),
+    "enable_routes: cache\nuse_layerwise: true\ncopy: lmcache": (
+        "1: enable_routes has cache, which does not find the chunks of use_layerwise. "
+        "Remove cache, or use_layerwise."
     ),
     "body_timeout: 0": "1: body_timeout is 0.0, but must be greater than 0. Correct body_timeout.",
     # Choices

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import sys
 from types import SimpleNamespace
 from typing import Any
@@ -12,7 +13,8 @@ from vllm import SamplingParams
 from vllm.lora.request import LoRARequest
 
 from kserve_lmcache.connector.isolation import TAG, Isolation
-from kserve_lmcache.identity.namespace import ADAPTER
+from kserve_lmcache.identity.namespace import ADAPTER, TENANT
+from kserve_lmcache.identity.tag import Tag, digest, parse
 
 
 def request(
@@ -105,9 +107,17 @@ def test_a_tag_holds_nothing_that_a_key_would_read() -> None:
     for salt in ("@", "%", "a@b%c", "\0", "é\ud800", "x" * 10**6):
         found = tag(Isolation(), salt=salt)
         assert found is not None
-        assert len(found) == 32
-        assert set(found) <= set("0123456789abcdef")
+        assert re.fullmatch(r"[0-9a-f]{32}\.\.", found)
         json.dumps(found)
+
+
+def test_a_tag_tells_the_tenant_and_the_adapter() -> None:
+    """And no two requests share a tag that differ in salt or adapter, whatever the tenant is."""
+    extra = {**of_adapter("1"), TENANT: "a"}
+    found = parse(tag(Isolation(), LORA, "salt", extra) or "")
+    assert found == Tag(digest("salt"), digest("a"), digest("1"))
+    untold = parse(tag(Isolation(), LORA, "salt", of_adapter("1")) or "")
+    assert untold == Tag(digest("salt"), "", digest("1"))
 
 
 def test_the_same_content_under_another_name_shares() -> None:

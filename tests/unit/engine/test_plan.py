@@ -70,8 +70,7 @@ def test_what_the_user_put_into_the_json_stays() -> None:
     args, offload, _ = planned(f"--kv-transfer-config={json.dumps(wanted)}")
     assert args.kv_transfer_config.kv_role == "kv_consumer"
     extra = args.kv_transfer_config.kv_connector_extra_config
-    ours = {NAMESPACE, engine_file.COPY, engine_file.MODE, engine_file.STATS_ARE_RECEIVED}
-    assert set(extra) == {"discard_partial_chunks", *ours}
+    assert set(extra) == {"discard_partial_chunks", *OURS}
     assert extra["discard_partial_chunks"] is True
     assert args.kv_transfer_config.kv_load_failure_policy == "recompute"
     assert offload.configuration.get("chunk_size") == 128
@@ -90,6 +89,15 @@ def test_another_connector_is_left_alone(more: tuple[str, ...]) -> None:
     assert environ["LMCACHE_CHUNK_SIZE"] == "64"
 
 
+# What the plan puts into the connector's extra configuration.
+OURS = {
+    NAMESPACE,
+    engine_file.COPY,
+    engine_file.MODE,
+    engine_file.QUOTAS,
+    engine_file.STATS_ARE_RECEIVED,
+    engine_file.STEERED,
+}
 FIELD = {"spec_name": "TieringOffloadingSpec", "cpu_bytes_to_use": 2**29}
 
 
@@ -109,8 +117,7 @@ def test_kserves_field_gives_our_connector_and_its_tiers(tmp_path: Path) -> None
     args, offload, _ = planned(field(secondary_tiers=tiers))
     config = args.kv_transfer_config
     assert (config.kv_connector, config.kv_role) == ("KServeLMCacheConnector", "kv_both")
-    ours = {NAMESPACE, engine_file.COPY, engine_file.MODE, engine_file.STATS_ARE_RECEIVED}
-    assert set(config.kv_connector_extra_config) == ours
+    assert set(config.kv_connector_extra_config) == OURS
     assert offload.engine_file is not None
     told = engine_file.read(offload.engine_file)
     assert (told["max_local_cpu_size"], told["cache_policy"]) == (0.5, "LRU")
@@ -340,3 +347,14 @@ def test_a_setting_of_the_server_is_refused_with_offloading_and_without(
 ) -> None:
     with pytest.raises(ConfigurationError, match=flag.split("=")[0]):
         planned(flag, f"--offload={offload}")
+
+
+def test_the_workers_are_told_of_the_routes_and_the_quotas() -> None:
+    flags = ("--tenant-header=X-Tenant-Id", "--tenant-local-quota-size=0.5")
+    args, _, _ = planned("--enable-routes=cache,sleep", *flags)
+    extra = args.kv_transfer_config.kv_connector_extra_config
+    assert extra[engine_file.STEERED] is True
+    assert extra[engine_file.QUOTAS] == {"local_cpu": 2**29}
+    args, _, _ = planned("--enable-routes=sleep")
+    extra = args.kv_transfer_config.kv_connector_extra_config
+    assert (extra[engine_file.STEERED], extra[engine_file.QUOTAS]) == (False, {})

@@ -16,6 +16,7 @@ from kserve_lmcache.connector.copy.form import form_of
 from kserve_lmcache.connector.copy.pages import pages_of
 from kserve_lmcache.connector.inprocess.block_connector import BlockConnector
 from kserve_lmcache.connector.inprocess.start_proof import prove
+from kserve_lmcache.connector.inprocess.steering import InProcessSteering
 from kserve_lmcache.connector.inprocess.stock import StockConnector
 from kserve_lmcache.connector.token_metrics import count_lookup
 from kserve_lmcache.metrics import start_up_timing
@@ -185,6 +186,11 @@ class InProcessWorkerCache:
     def effective_config(self) -> Mapping[str, Any]:
         """The configuration that LMCache uses, key by key."""
         return lmcache_engine.effective_config(self._adapter)
+
+    def steering(self, place: str, quotas: Mapping[str, int]) -> InProcessSteering:
+        """Steers the tiers of this worker, and keeps the quotas."""
+        engine = self._adapter.lmcache_engine
+        return InProcessSteering(engine, self._connectors, self.local_bytes, place, quotas)
 
     def form(self) -> Mapping[str, Any]:
         """Nothing: LMCache's workers make the keys."""

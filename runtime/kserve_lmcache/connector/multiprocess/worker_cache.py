@@ -314,6 +314,9 @@ class MultiprocessWorkerCache:
         """The configuration that is used, key by key."""
         return self._settings.values
 
+    def steering(self, place: str, quotas: Mapping[str, int]) -> None:
+        """Nothing steers a cache server, which other servers may use."""
+
     def form(self) -> Mapping[str, Any]:
         """What the scheduler's cache has to know of this worker's KV cache."""
         return self._form

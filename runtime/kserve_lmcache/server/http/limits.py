@@ -31,6 +31,7 @@ class Limits:
         cors: arguments of Starlette's ``CORSMiddleware``; empty for no CORS headers.
         tenant_header: the header whose value keeps the caches of tenants apart.
         tenant_required: whether a request for inference must have the header.
+        cache_admin_key_file: has the key that allows the routes of the cache everything.
         offloads: returns whether the KV cache is offloaded now.
         header_count: the largest number of header fields.
         header_bytes: the largest size of all header fields together.
@@ -44,6 +45,7 @@ class Limits:
     cors: Mapping[str, Any] = field(default_factory=dict)
     tenant_header: str | None = None
     tenant_required: bool = False
+    cache_admin_key_file: str | None = None
     offloads: Callable[[], bool] = lambda: True
     header_count: int = H11_MAX_HEADER_COUNT_DEFAULT
     header_bytes: int = H11_MAX_INCOMPLETE_EVENT_SIZE_DEFAULT
@@ -67,6 +69,7 @@ def limits_of(
         },
         tenant_header=configuration.get("tenant_header"),
         tenant_required=configuration.get("tenant_required"),
+        cache_admin_key_file=configuration.get("cache_admin_key_file"),
         offloads=offloads,
         header_count=args.h11_max_header_count or H11_MAX_HEADER_COUNT_DEFAULT,
         header_bytes=args.h11_max_incomplete_event_size or H11_MAX_INCOMPLETE_EVENT_SIZE_DEFAULT,

@@ -15,6 +15,7 @@ from starlette.routing import BaseRoute
 
 ON, OFF = "on", "off"
 KSERVE, VLLM, OURS = "KServe", "vLLM", "ours"
+OURS_BELOW = "ours, below the prefix"
 
 
 @dataclass(frozen=True)
@@ -185,6 +186,12 @@ TABLE = (
     Row(("GET /",), KSERVE, ON, "like `/v2/health/live`"),
     Row(("GET /metrics",), KSERVE, ON, "of every process: KServe's, vLLM's, LMCache's and ours"),
     Row(("GET /offload",), OURS, ON, "the state of offloading, as JSON and as a page"),
+    Row(
+        ("GET /v1/cache", "DELETE /v1/cache", "POST /v1/cache/prefetch", "POST /v1/cache/pin"),
+        OURS_BELOW,
+        "cache",
+        "shows, deletes, loads and keeps what is cached",
+    ),
     Row(("GET /v1/models", "GET /v1/models/{model_name}"), KSERVE, ON, "KServe's v1 protocol"),
     Row(
         (

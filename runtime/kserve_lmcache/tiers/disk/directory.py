@@ -13,14 +13,15 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
+from kserve_lmcache.identity.tag import Tag, of_key, parse
 from kserve_lmcache.tiers.disk.index import DiskIndex, File
 
 logger = logging.getLogger(__name__)
 
 SUFFIX = ".kv"
 TEMPORARY = ".tmp"
-_NAME = re.compile(r"[0-9a-f]{32}\.kv")
-_TEMPORARY_NAME = re.compile(r"[0-9a-f]{32}\.kv\.\w+\.tmp")
+_NAME = re.compile(r"[0-9a-f]{32}(?:-([0-9a-f.]+))?\.kv")
+_TEMPORARY_NAME = re.compile(r"[0-9a-f]{32}(-[0-9a-f.]+)?\.kv\.\w+\.tmp")
 # Seconds after which a temporary file is left over: longer than any write may take.
 _ABANDONED = 60.0
 # Seconds between two scans, and between two that are requested.
@@ -34,9 +35,17 @@ def file_name(key: str) -> str:
     """Returns the name of the file for a key's value.
 
     A key may be longer than a file name, and may hold characters that a file name may not. The
-    checksum of a value would tell two keys with the same digest apart.
+    checksum of a value would tell two keys with the same digest apart. The key's tag is in the
+    name, so that the files of a tenant can be found.
     """
-    return hashlib.blake2b(key.encode(), digest_size=16).hexdigest() + SUFFIX
+    digest, text = hashlib.blake2b(key.encode(), digest_size=16).hexdigest(), str(of_key(key) or "")
+    return f"{digest}-{text}{SUFFIX}" if text else digest + SUFFIX
+
+
+def tag_of_file(name: str) -> Tag | None:
+    """Returns the tag in a file's name; ``None`` where the name is none of the tier's."""
+    found = _NAME.fullmatch(name)
+    return parse(found[1] or "") if found else None
 
 
 class DiskDirectory:
@@ -164,11 +173,16 @@ class DiskDirectory:
     def _scan(self) -> None:
         """Reads the directory into the index, removes leftovers, and enforces the bound."""
         self.index.begin_scan()
-        self.index.end_scan(dict(self._files()))
+        self.index.end_scan(dict(self.files()))
         self.is_scanned.set()
         self.make_room(0)
 
-    def _files(self) -> Iterator[tuple[str, File]]:
+    def files(self) -> Iterator[tuple[str, File]]:
+        """Yields the files of the directory, read from the file system. Removes leftovers.
+
+        Raises:
+            OSError: the directory cannot be read.
+        """
         try:
             entries = os.scandir(self.path)
         except FileNotFoundError:

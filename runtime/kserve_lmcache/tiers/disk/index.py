@@ -43,6 +43,8 @@ class DiskIndex:
         self._files: dict[str, File] = {}
         # Candidates for the next eviction, the oldest last.
         self._oldest: list[tuple[int, str]] = []
+        # Files that are not evicted before a time, by time.monotonic().
+        self._held: dict[str, float] = {}
         # Names that changed since the last scan began. The scan may have seen them or not.
         self._changed: set[str] = set()
 
@@ -53,6 +55,11 @@ class DiskIndex:
         """Returns a file's size in bytes; 0 for an unknown file."""
         file = self._files.get(name)
         return 0 if file is None else file.size
+
+    def used(self, name: str, file: File) -> int:
+        """Returns the time of a file's last use. The file may know less than the index."""
+        known = self._files.get(name)
+        return file.used if known is None else max(known.used, file.used)
 
     def add(self, name: str, file: File) -> None:
         """Adds or replaces a file."""
@@ -71,6 +78,30 @@ class DiskIndex:
                 if (file := self._files.get(name)) is not None:
                     self._files[name] = File(file.size, max(file.used, now - number))
 
+    def hold(self, names: Sequence[str], seconds: float, max_bytes: int) -> bool:
+        """Keeps files from eviction for some time.
+
+        Args:
+            names: of files that the index has.
+            seconds: from now on; with 0 they are evicted like others again.
+            max_bytes: disk space that held files may occupy.
+
+        Returns:
+            Whether there is room for them; else nothing changes.
+        """
+        now = time.monotonic()
+        with self._lock:
+            held = {name: until for name, until in self._held.items() if until > now}
+            if seconds > 0:
+                held |= {name: max(now + seconds, held.get(name, now)) for name in names}
+            else:
+                held = {name: until for name, until in held.items() if name not in names}
+            files = [file for name in held if (file := self._files.get(name)) is not None]
+            if sum(file.occupied for file in files) > max_bytes:
+                return False
+            self._held = held
+            return True
+
     def discard(self, name: str) -> None:
         """Removes a file, where the index has it."""
         with self._lock:
@@ -78,19 +109,23 @@ class DiskIndex:
             self._remove(name)
 
     def take_oldest(self) -> tuple[str, File] | None:
-        """Removes and returns the least recently used file; ``None`` when there is none."""
+        """Removes and returns the least recently used file that is not held.
+
+        ``None`` when there is none.
+        """
         while True:
             with self._lock:
                 while self._oldest:
                     used, name = self._oldest.pop()
                     file = self._files.get(name)
-                    if file is not None and file.used == used:  # not used in the meantime
+                    # Not used in the meantime, and not held.
+                    if file is not None and file.used == used and not self._is_held(name):
                         self._changed.add(name)
                         self._remove(name)
                         return name, file
-                if not self._files:
+                files = [each for each in self._files.items() if not self._is_held(each[0])]
+                if not files:
                     return None
-                files = list(self._files.items())
             # Runs without the lock and does not sort all files, so that other threads can work.
             oldest = heapq.nsmallest(_OLDEST, ((file.used, name) for name, file in files))
             with self._lock:
@@ -117,6 +152,9 @@ class DiskIndex:
                     self._oldest.clear()  # the file may be older than the candidates
                 elif known.used < file.used or known.size != file.size:
                     self._set(name, File(file.size, max(known.used, file.used)))
+
+    def _is_held(self, name: str) -> bool:
+        return bool(self._held) and self._held.get(name, 0.0) > time.monotonic()
 
     def _set(self, name: str, file: File) -> None:
         self._remove(name)

@@ -9,9 +9,11 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
 
-from kserve_lmcache.tiers.disk.directory import TEMPORARY, DiskDirectory, file_name
+from kserve_lmcache.identity.tag import EVERYTHING, Selection, Tag
+from kserve_lmcache.tiers.disk.directory import TEMPORARY, DiskDirectory, file_name, tag_of_file
 from kserve_lmcache.tiers.disk.index import File
 from kserve_lmcache.tiers.guard.codec import Buffer
+from kserve_lmcache.tiers.guard.listing import Stored
 from kserve_lmcache.tiers.guard.store import CallKind, Entry, StoreError, StoreFullError
 
 _FULL = (errno.ENOSPC, errno.EDQUOT)
@@ -20,6 +22,7 @@ _UNWRITABLE = (*_FULL, errno.EROFS, errno.EACCES, errno.EPERM)
 # One file is damaged: a disk has lost single sectors, or the file system checks its content.
 _UNREADABLE = (errno.EIO, errno.EBADMSG, errno.EUCLEAN)
 _TRIES = 4  # to write a value, while others fill the disk or remove the directory
+_HELD_SHARE = 0.5  # of the bound
 _SCAN_SECONDS = 1.0  # that a write waits for the first scan
 
 
@@ -116,6 +119,38 @@ class DiskStore:
             except OSError:  # read-only, or another user's
                 continue
             self._directory.index.discard(name)
+
+    def find(self, worker: str, selection: Selection, measure: bool) -> Iterator[list[Stored]]:
+        """Yields all files of the directory, other workers' included: names have no worker."""
+        now = time.time_ns()
+        found = []
+        with _store_errors():
+            for name, file in self._directory.files():
+                tag = tag_of_file(name)
+                if (tag in selection) if tag is not None else selection == EVERYTHING:
+                    age = max(0.0, (now - self._directory.index.used(name, file)) / 1e9)
+                    found.append(Stored(name, tag or Tag(), file.size, age))
+        yield found
+
+    @_store_errors()
+    def remove(self, names: Sequence[str]) -> int:
+        """Deletes files."""
+        removed = 0
+        for name in names:
+            with contextlib.suppress(FileNotFoundError):
+                os.unlink(self._directory.file_path(name))  # noqa: PTH108
+                removed += 1
+            self._directory.index.discard(name)
+        return removed
+
+    @_store_errors()
+    def hold(self, keys: Sequence[str], seconds: float) -> int:
+        """Keeps files from being evicted by this worker; half of the bound at most."""
+        names = [name for key in keys if self._directory.stat_size(name := file_name(key))]
+        most = int(_HELD_SHARE * self._directory.max_bytes)
+        if not self._directory.index.hold(names, seconds, most):
+            raise StoreFullError(f"no more than {most} bytes may be held")
+        return len(names)
 
     def abort(self) -> None:
         """Does nothing: a file system's call cannot be interrupted."""

@@ -8,19 +8,23 @@ import threading
 import time
 import traceback
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, Generic, TypeVar, get_args
+from typing import Any, TypeVar, get_args
 
 from kserve_lmcache.config.tier_limits import TierLimits
 from kserve_lmcache.metrics import start_up_timing
 from kserve_lmcache.metrics.table import metric
+from kserve_lmcache.tiers.guard.bars import Bars
 from kserve_lmcache.tiers.guard.breaker import SLOW, Breaker
-from kserve_lmcache.tiers.guard.codec import Buffer, CorruptValueError, Layout, decode_value
+from kserve_lmcache.tiers.guard.codec import Buffer, Layout
 from kserve_lmcache.tiers.guard.corrupt_keys import CorruptKeys
 from kserve_lmcache.tiers.guard.counters import Counters
 from kserve_lmcache.tiers.guard.deadline_executor import DeadlineExecutor
+from kserve_lmcache.tiers.guard.load import Load
 from kserve_lmcache.tiers.guard.load_cost import LoadCost
 from kserve_lmcache.tiers.guard.proof import prove
+from kserve_lmcache.tiers.guard.quota import StoreQuota
 from kserve_lmcache.tiers.guard.read_counts import add_reads
+from kserve_lmcache.tiers.guard.steering import Steering
 from kserve_lmcache.tiers.guard.store import CallKind, Store, StoreError
 from kserve_lmcache.tiers.guard.writer import Writer, seal
 
@@ -53,6 +57,10 @@ class Tier:
     Attributes:
         counters: what has happened in the tier.
         load_cost: decides which loads are worth their time.
+        bars: chunks that are not taken, because they are being deleted.
+        steering: lists and deletes chunks for a person.
+        address: of the store, as given.
+        name: as given.
         chunk_bytes: as given; may be set when it is known.
     """
 
@@ -68,11 +76,14 @@ class Tier:
     ) -> None:
         self.counters = Counters(name)
         self.load_cost = LoadCost(limits.lookup)
-        self._address = address
+        self.bars = Bars()
+        self._lock = threading.Lock()
+        self._loading = 0  # loads that run
+        self.address = address
         self._limits = limits
         self._chunk_tokens = chunk_tokens
         self.chunk_bytes = chunk_bytes
-        self._name = name
+        self.name = name
         self._title = f"{name} tier {address}"
         self._extra_report = extra_report
         self._up = metric("up", tier=name)
@@ -104,7 +115,15 @@ class Tier:
             name,
             self._on_full,
             self._log_bug,
+            lambda key: key in self.bars,
         )
+        self.steering = Steering(name, make_store, self._writer)
+        self._quota: StoreQuota | None = None
+
+    @property
+    def is_loading(self) -> bool:
+        """Whether a load runs."""
+        return self._loading > 0
 
     @property
     def fetch_seconds(self) -> float:
@@ -133,7 +152,7 @@ class Tier:
                 threading.Thread(
                     target=self._measure,
                     args=(keys[:found],),
-                    name=f"{self._name}-measure",
+                    name=f"{self.name}-measure",
                     daemon=True,
                 ).start()
             return 0
@@ -144,7 +163,7 @@ class Tier:
 
         A read that fails or exceeds the deadline of a load changes nothing.
         """
-        load = _Load(keys, lambda layout, payload: True, lambda copy: None)
+        load = Load(keys, lambda layout, payload: True, lambda copy: None)
         deadline = self.load_cost.deadline(*self._amount(len(keys)), self._limits.load)
         began = time.monotonic()
         try:
@@ -175,17 +194,31 @@ class Tier:
         """
         if not keys or not self._breaker.is_closed:
             return []
+        with self._lock:
+            self._loading += 1
+        try:
+            return self._loaded(keys, take, release)
+        finally:
+            with self._lock:
+                self._loading -= 1
+
+    def _loaded(
+        self,
+        keys: Sequence[str],
+        take: Callable[[Layout, memoryview], T | None],
+        release: Callable[[T], None],
+    ) -> list[T]:
         self.counters.add("loads")
-        load = _Load(keys, take, release)
+        load = Load(keys, take, release)
         deadline = self.load_cost.deadline(*self._amount(len(keys)), self._limits.load)
         began = time.monotonic()
         self._call("load", load.run, deadline)
         taken = load.finish()
         seconds = time.monotonic() - began
         self.counters.add("chunks_read", len(taken))
-        add_reads(self._name, len(taken))
+        add_reads(self.name, len(taken))
         self.counters.add("read_bytes", load.bytes)
-        metric("load_seconds", tier=self._name).observe(seconds)
+        metric("load_seconds", tier=self.name).observe(seconds)
         self.load_cost.loaded(load.bytes, seconds)
         if load.outcome:
             self.counters.add(load.outcome)
@@ -204,7 +237,20 @@ class Tier:
             release()
             self._log_bug(error)
             return
+        if self._quota is not None and not self._quota.admits(key, chunk.size):
+            release()
+            self.counters.add("quota_refused")
+            return
         self._writer.put(chunk)
+
+    def set_quota(self, worker: Callable[[], str], max_bytes: int) -> None:
+        """Let no tenant fill more than a share of the store.
+
+        Args:
+            worker: returns what all keys of this worker begin with.
+            max_bytes: of one tenant's chunks.
+        """
+        self._quota = StoreQuota(self.steering, worker, max_bytes, self.counters, self._log_bug)
 
     def delete(self, key: str) -> None:
         """Deletes a chunk in the background."""
@@ -232,6 +278,9 @@ class Tier:
         """Writes the queue, if that takes little time, and closes the store."""
         self._writer.close()
         self._breaker.stop()
+        self.steering.close()
+        if self._quota is not None:
+            self._quota.close()
         for executor in self._executors.values():
             executor.close()
 
@@ -239,7 +288,7 @@ class Tier:
         """Returns the tier's state and counters, as plain values."""
         up = self._breaker.is_closed
         return {
-            "name": self._address,
+            "name": self.address,
             "up": up,
             "since": self._breaker.since,
             "reason": "" if up else self._down_reason,
@@ -280,7 +329,7 @@ class Tier:
     def _on_up(self) -> None:
         self.counters.add("connects")
         self._up.set(1)
-        start_up_timing.reached(f"{self._name} tier{start_up_timing.ANSWERS}")
+        start_up_timing.reached(f"{self.name} tier{start_up_timing.ANSWERS}")
         logger.info("The %s answers", self._title)
 
     def _on_down(self, reason: str) -> None:
@@ -330,61 +379,3 @@ class Tier:
             self._logged_bugs.add(bug)
             trace = "".join(traceback.format_exception(error))
             logger.error("Unexpected exception in the %s:\n%s", self._title, trace)
-
-
-class _Load(Generic[T]):
-    """One load, which :meth:`finish` ends at any time while another thread runs it."""
-
-    def __init__(
-        self,
-        keys: Sequence[str],
-        take: Callable[[Layout, memoryview], T | None],
-        release: Callable[[T], None],
-    ) -> None:
-        self.bytes = 0
-        self.outcome = ""  # the counter for the reason why the load ended early
-        self.corruption = ""  # the check that a value failed
-        self._keys = keys
-        self._take = take
-        self._release = release
-        self._lock = threading.Lock()
-        self._finished = False
-        self._taken: list[T] = []
-
-    def run(self, store: Store) -> None:
-        """Takes chunks until one is missing or corrupt, or has no room."""
-        values = store.read(self._keys)
-        try:
-            for key, value in zip(self._keys, values, strict=True):
-                if self._finished or not self._take_one(key, value):
-                    return
-        finally:
-            if close := getattr(values, "close", None):
-                close()
-
-    def finish(self) -> list[T]:
-        """Returns the copies. Those that come later are given back."""
-        with self._lock:
-            self._finished = True
-            return self._taken
-
-    def _take_one(self, key: str, value: Buffer | None) -> bool:
-        if value is None:
-            self.outcome = "chunks_missing"
-            return False
-        try:
-            layout, payload = decode_value(key, value)
-        except CorruptValueError as error:
-            self.outcome, self.corruption = "chunks_corrupt", str(error)
-            return False
-        copy = self._take(layout, payload)
-        if copy is None:
-            self.outcome = "chunks_without_room"
-            return False
-        with self._lock:
-            if not self._finished:
-                self._taken.append(copy)
-                self.bytes += len(value)
-                return True
-        self._release(copy)
-        return False

@@ -72,6 +72,7 @@ class Writer:
         tier: the tier's name in metrics.
         on_full: called with the reason each time that the store is full.
         on_exception: called with an exception that nothing here should raise; writes go on.
+        is_barred: whether a key's chunk is dropped, because it is being deleted.
 
     Attributes:
         queued_bytes: of the chunks that are queued or being written.
@@ -88,6 +89,7 @@ class Writer:
         tier: str,
         on_full: Callable[[str], None],
         on_exception: Callable[[Exception], None],
+        is_barred: Callable[[str], bool] = lambda key: False,
     ) -> None:
         self.queued_bytes = 0
         self.max_queued_bytes = 0
@@ -98,6 +100,7 @@ class Writer:
         self._corrupt_keys = corrupt_keys
         self._on_full = on_full
         self._on_exception = on_exception
+        self._is_barred = is_barred
         self._store_seconds = metric("store_seconds", tier=tier)
         self._queue_bytes = metric("queue_bytes", tier=tier)
         self._changed = threading.Condition()
@@ -107,6 +110,7 @@ class Writer:
         self._pause = _FIRST_PAUSE
         self._full_until = 0.0
         self._closing = False
+        self._writing = False  # a batch
         self._thread = start_supervised(f"{tier}-writer", self._run, on_exception)
 
     def put(self, chunk: Chunk) -> None:
@@ -114,7 +118,8 @@ class Writer:
         dropped: list[Chunk] = []
         reason = "dropped_queue"
         with self._changed:
-            if chunk.key in self._queue:
+            # Asked under the lock: :meth:`withdraw` comes after the bar, and sees all from before.
+            if chunk.key in self._queue or self._is_barred(chunk.key):
                 chunk.release()
                 return
             if self._closing:
@@ -135,7 +140,7 @@ class Writer:
                     self.queued_bytes += chunk.size
                     self.max_queued_bytes = max(self.max_queued_bytes, self.queued_bytes)
             self._queue_bytes.set(self.queued_bytes)
-            self._changed.notify()
+            self._changed.notify_all()
         self._counters.add(reason, len(dropped))
         for each in dropped:
             each.release()
@@ -148,18 +153,34 @@ class Writer:
         """Deletes values."""
         self._remember(self._deleted, keys)
 
+    def withdraw(self, takes: Callable[[str], bool], seconds: float) -> bool:
+        """Drops queued chunks, and waits until the batch that is being written has ended.
+
+        Args:
+            takes: whether a key's chunk is dropped.
+            seconds: to wait at most.
+
+        Returns:
+            Whether the batch has ended.
+        """
+        with self._changed:
+            dropped = [self._queue.pop(key) for key in [*self._queue] if takes(key)]
+        self._release(dropped)
+        with self._changed:
+            return self._changed.wait_for(lambda: not self._writing, seconds)
+
     def close(self) -> None:
         """Writes the queue, if that takes little time, and ends the thread."""
         with self._changed:
             self._closing = True
-            self._changed.notify()
+            self._changed.notify_all()
         self._thread.join(_CLOSE_SECONDS)
 
     def _remember(self, remembered: dict[str, None], keys: Sequence[str]) -> None:
         with self._changed:
             if len(remembered) < _MAX_KEYS:
                 remembered.update(dict.fromkeys(keys))
-            self._changed.notify()
+            self._changed.notify_all()
 
     def _run(self) -> None:
         while True:
@@ -175,7 +196,16 @@ class Writer:
                 self._drop_queue("dropped_failed")
 
     def _write_batch(self) -> None:
+        try:
+            self._write_next_batch()
+        finally:
+            with self._changed:
+                self._writing = False
+                self._changed.notify_all()
+
+    def _write_next_batch(self) -> None:
         with self._changed:
+            self._writing = True
             kept, deleted = [*self._kept], [*self._deleted]
             self._kept.clear()
             self._deleted.clear()

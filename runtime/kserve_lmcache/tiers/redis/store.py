@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import contextlib
+import itertools
+import math
 import socket
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
 import redis
@@ -14,7 +16,9 @@ from redis.exceptions import OutOfMemoryError, RedisClusterException, ResponseEr
 
 from kserve_lmcache.config.stores import Remote
 from kserve_lmcache.config.tier_limits import TierLimits
+from kserve_lmcache.identity.tag import Selection, Tag, of_key, takes
 from kserve_lmcache.tiers.guard.codec import Buffer
+from kserve_lmcache.tiers.guard.listing import Stored
 from kserve_lmcache.tiers.guard.store import CallKind, Entry, StoreError, StoreFullError
 from kserve_lmcache.tiers.redis import client as redis_client
 from kserve_lmcache.tiers.redis.client import KEY_PREFIX
@@ -22,9 +26,14 @@ from kserve_lmcache.tiers.redis.client import KEY_PREFIX
 # Every command that the tier sends, and that a user of an ACL must be allowed; a cluster's client
 # asks for the layout as well. A refused CLIENT SETNAME does no harm.
 COMMANDS = ("ping", "set", "strlen", "getrange", "expire", "unlink")
+# Beside these, what the routes and the quotas of tenants ask.
+STEERING_COMMANDS = ("scan", "ttl")
 CLUSTER_COMMANDS = ("cluster|slots", "cluster|shards", "readonly", "command")
 _CLIENT_NAME = "kserve-lmcache"
 _READ_SIZE = 256 * 1024  # bytes read from a socket at a time
+_MISSING = -2  # the answer of TTL
+_PAGE = 1000  # keys that one SCAN looks at
+_GLOB = "*?[]\\^-"
 _MAX_COPIED = 6000  # bytes; a longer argument is sent without being copied first
 
 
@@ -103,6 +112,47 @@ class RedisStore:
     def delete(self, keys: Sequence[str]) -> None:
         """Deletes the values. The server frees their memory in the background."""
         self._pipelined(lambda pipe, key: pipe.unlink(key), keys)
+
+    def find(self, worker: str, selection: Selection, measure: bool) -> Iterator[list[Stored]]:
+        """Yields the values, about a thousand of the server's keys at a time."""
+        with _store_errors():
+            prefix = KEY_PREFIX.encode()
+            scan = self._connected().scan_iter(match=_pattern(worker, selection), count=_PAGE)
+            for page in _pages(scan, _PAGE):
+                keys = [key.removeprefix(prefix).decode("utf-8", "replace") for key in page]
+                wanted = [key for key in keys if takes(selection, key)]
+                yield self._measured(wanted) if measure else [_stored(key) for key in wanted]
+
+    @_store_errors()
+    def remove(self, names: Sequence[str]) -> int:
+        """Deletes values. The server frees their memory in the background."""
+        answers = self._pipelined(lambda pipe, key: pipe.unlink(key), names)
+        return sum(answer for answer in answers if not isinstance(answer, ResponseError))
+
+    @_store_errors()
+    def hold(self, keys: Sequence[str], seconds: float) -> int:
+        """Raises the time to live of values that end sooner. Their next use may lower it again."""
+        if not keys:
+            return 0
+        lives = self._pipelined(lambda pipe, key: pipe.ttl(key), keys)
+        there = [key for key, life in zip(keys, lives, strict=True) if life != _MISSING]
+        ending = [key for key, life in zip(keys, lives, strict=True) if 0 <= life < seconds]
+        if ending:
+            self._pipelined(lambda pipe, key: pipe.expire(key, math.ceil(seconds)), ending)
+        return len(there)
+
+    def _measured(self, keys: Sequence[str]) -> list[Stored]:
+        """The values that are there, with their sizes and ages."""
+        sizes = self._pipelined(lambda pipe, key: pipe.strlen(key), keys)
+        lives = self._pipelined(lambda pipe, key: pipe.ttl(key), keys)
+        found = []
+        for key, size, life in zip(keys, sizes, lives, strict=True):
+            if not isinstance(size, ResponseError) and size:
+                # Every write and every use set the time to live.
+                is_known = self._limits.ttl and life >= 0
+                age = max(0.0, self._limits.ttl - life) if is_known else None
+                found.append(_stored(key, size, age))
+        return found
 
     def abort(self) -> None:
         """Shuts the sockets down, which wakes the thread that waits for one."""
@@ -210,6 +260,25 @@ class RedisStore:
             for key in keys[position : position + self._window]:
                 pipeline.getrange(key, 0, self._last_byte)
             yield from (value or None for value in pipeline.execute())
+
+
+def _stored(key: str, size: int = 0, age: float | None = None) -> Stored:
+    return Stored(key, of_key(key) or Tag(), size, age)
+
+
+def _pattern(worker: str, selection: Selection) -> str:
+    """The pattern of SCAN that fits all of the keys, and perhaps others."""
+    begin = "".join(f"\\{char}" if char in _GLOB else char for char in KEY_PREFIX + worker)
+    if selection.has_plain:
+        return f"{begin}*"
+    parts = (selection.salt, selection.tenant, selection.adapter)
+    return f"{begin}*%{'.'.join('*' if part is None else part for part in parts)}"
+
+
+def _pages(keys: Iterable[bytes], size: int) -> Iterator[list[bytes]]:
+    iterator = iter(keys)
+    while page := list(itertools.islice(iterator, size)):
+        yield page
 
 
 def _pools(client: Any) -> Iterator[Any]:
