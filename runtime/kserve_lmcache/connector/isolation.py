@@ -67,6 +67,11 @@ def tag_of(request: Request) -> str:
     return str((extra.get(_PARAMETERS) or {}).get(TAG, ""))
 
 
+def tag_suffix(tag: str) -> str:
+    """What a tag is in the names of chunks; empty without a tag."""
+    return f"{TAG.removeprefix('lmcache.tag.')}%{tag}" if tag else ""
+
+
 def _digest(adapter: str, salt: str | None) -> str:
     # A salt may be a secret and may hold any character, so a key holds only its digest.
     canonical: Any = json.dumps([adapter, salt or ""])

@@ -5,7 +5,7 @@ from __future__ import annotations
 import heapq
 import threading
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 _BLOCK = 4096  # bytes; a file occupies whole blocks
@@ -45,6 +45,7 @@ class DiskIndex:
         self._oldest: list[tuple[int, str]] = []
         # Names that changed since the last scan began. The scan may have seen them or not.
         self._changed: set[str] = set()
+        self._listener: Callable[[str, bool], None] = lambda name, present: None
 
     def __len__(self) -> int:
         return len(self._files)
@@ -53,6 +54,20 @@ class DiskIndex:
         """Returns a file's size in bytes; 0 for an unknown file."""
         file = self._files.get(name)
         return 0 if file is None else file.size
+
+    def watch(self, listener: Callable[[str, bool], None]) -> None:
+        """Tell from now on which files come and go.
+
+        Args:
+            listener: takes a name, and whether the file is there. Calls nothing of the index.
+        """
+        self._listener = listener
+
+    def tell(self, name: str) -> None:
+        """Tell the listener of a file, if it is there."""
+        with self._lock:
+            if name in self._files:
+                self._listener(name, True)
 
     def add(self, name: str, file: File) -> None:
         """Adds or replaces a file."""
@@ -119,11 +134,14 @@ class DiskIndex:
                     self._set(name, File(file.size, max(known.used, file.used)))
 
     def _set(self, name: str, file: File) -> None:
-        self._remove(name)
+        former = self._files.get(name)
         self._files[name] = file
-        self.occupied += file.occupied
+        self.occupied += file.occupied - (0 if former is None else former.occupied)
+        if former is None:
+            self._listener(name, True)
 
     def _remove(self, name: str) -> None:
         file = self._files.pop(name, None)
         if file is not None:
             self.occupied -= file.occupied
+            self._listener(name, False)

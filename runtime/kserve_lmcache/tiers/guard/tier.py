@@ -22,7 +22,7 @@ from kserve_lmcache.tiers.guard.load_cost import LoadCost
 from kserve_lmcache.tiers.guard.proof import prove
 from kserve_lmcache.tiers.guard.read_counts import add_reads
 from kserve_lmcache.tiers.guard.store import CallKind, Store, StoreError
-from kserve_lmcache.tiers.guard.writer import Writer, seal
+from kserve_lmcache.tiers.guard.writer import OnPresence, Writer, seal
 
 logger = logging.getLogger(__name__)
 
@@ -72,6 +72,7 @@ class Tier:
         self._limits = limits
         self._chunk_tokens = chunk_tokens
         self.chunk_bytes = chunk_bytes
+        self._on_presence: OnPresence = lambda keys, present: None
         self._name = name
         self._title = f"{name} tier {address}"
         self._extra_report = extra_report
@@ -92,7 +93,7 @@ class Tier:
             self._on_up,
             self._on_down,
             self._on_probe_failure,
-            self._log_bug,
+            self.log_bug,
             f"{name}-probe",
         )
         self._writer = Writer(
@@ -103,8 +104,33 @@ class Tier:
             self._corrupt_keys,
             name,
             self._on_full,
-            self._log_bug,
+            self.log_bug,
         )
+
+    @property
+    def on_presence(self) -> OnPresence:
+        """Takes keys, and whether the store has them; ``None`` where that is not known."""
+        return self._on_presence
+
+    @on_presence.setter
+    def on_presence(self, on_presence: OnPresence) -> None:
+        self._on_presence = self._writer.on_presence = on_presence
+
+    def state(self) -> tuple[bool, float]:
+        """Returns whether the store may be called, and since when, in seconds of Unix time."""
+        return self._breaker.is_closed, self._breaker.since
+
+    def sizes(self, keys: Sequence[str]) -> list[int] | None:
+        """Returns the sizes of values, or ``None`` where the store does not answer in time.
+
+        No request waits for it, so a failure says nothing about the store.
+        """
+        try:
+            return self._executors["lookup"].call(
+                lambda store: store.sizes(keys), self._limits.connect
+            )
+        except StoreError:
+            return None
 
     @property
     def fetch_seconds(self) -> float:
@@ -121,6 +147,9 @@ class Tier:
         self.counters.add("lookups")
         sizes = self._call("lookup", lambda store: store.sizes(keys), self._limits.lookup) or ()
         found = 0
+        for present in (True, False):
+            told = [key for key, size in zip(keys, sizes, strict=False) if bool(size) == present]
+            self._on_presence(told, present)
         for key, size in zip(keys, sizes, strict=False):
             if size == 0 or key in self._corrupt_keys:
                 break
@@ -189,6 +218,7 @@ class Tier:
         self.load_cost.loaded(load.bytes, seconds)
         if load.outcome:
             self.counters.add(load.outcome)
+            self._on_presence([keys[len(taken)]], False)
         else:
             self.counters.add("chunks_late", len(keys) - len(taken))
         if load.corruption:
@@ -202,7 +232,7 @@ class Tier:
             chunk = seal(key, layout, payload, release)
         except ValueError as error:
             release()
-            self._log_bug(error)
+            self.log_bug(error)
             return
         self._writer.put(chunk)
 
@@ -317,10 +347,10 @@ class Tier:
 
     def _on_bug(self, kind: CallKind, error: Exception) -> None:
         """Logs an exception that no store should raise, and counts it as a failure."""
-        self._log_bug(error)
+        self.log_bug(error)
         self._breaker.failed(kind, f"{type(error).__name__}: {error}")
 
-    def _log_bug(self, error: Exception) -> None:
+    def log_bug(self, error: Exception) -> None:
         """Counts an unexpected exception. Logs the first one of each line of code."""
         self.counters.add("exceptions")
         frames = traceback.extract_tb(error.__traceback__)
