@@ -1,8 +1,9 @@
 """Readers of KV-cache events that are not ours: what llm-d's and Dynamo's routers do with them.
 
-Written after their public sources: llm-d-router (``pkg/kvevents``: ``engineadapter/vllm_adapter.go``,
-``pool.go``, ``event_dedup_filter.go``, ``zmq_subscriber.go``) and Dynamo (``lib/kv-router``:
-``zmq_wire/README.md``, ``zmq_wire/types.rs``, ``protocols.rs``). They decode msgpack by field names.
+Written after their public sources: llm-d-router (``pkg/kvevents``: ``vllm_adapter.go``, ``pool.go``,
+``event_dedup_filter.go``, ``zmq_subscriber.go``) and Dynamo (``lib/kv-router``:
+``zmq_wire/README.md``, ``zmq_wire/types.rs``, ``protocols.rs``). They decode msgpack by the names of
+fields.
 """
 
 from __future__ import annotations
@@ -159,7 +160,8 @@ class Reader:
         self._clear()
         self.restarts = 0
         self.lose = 0
-        self._last: int | None = None
+        self._last: int | None = None  # that was applied
+        self._last_live: int | None = None  # that came by subscription
         self.endpoint, self.replay = endpoint, replay
         self._context: Any = zmq.Context()
         self._socket = self._context.socket(zmq.SUB)
@@ -202,15 +204,19 @@ class Reader:
         if self.lose:
             self.lose -= 1
             return
-        if self.replay is not None and self._last is not None:
-            if number <= self._last:
+        live, self._last_live = self._last_live, number
+        if self.replay is not None:
+            if live is not None and number < live:
                 self.restarts += 1
                 self._clear()
                 self._last = None
-            elif number > self._last + 1:
+                self._ask_from(0)
+            elif self._last is None and number:
+                self._ask_from(0)
+            elif self._last is not None and number > self._last + 1:
                 self._ask_from(self._last + 1)
-                if number <= self._last:
-                    return
+            if self._last is not None and number <= self._last:
+                return
         self._apply(number, payload)
 
     def _apply(self, number: int, payload: bytes) -> None:

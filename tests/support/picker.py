@@ -1,4 +1,4 @@
-"""A router: it sends a prompt to the replica that has the longest prefix, by the replicas' events."""
+"""A router: it sends a prompt to the replica that has the longest prefix, by their events."""
 
 from __future__ import annotations
 

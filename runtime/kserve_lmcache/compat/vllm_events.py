@@ -29,6 +29,7 @@ from vllm.distributed.kv_events import (
     ZmqEventPublisher,
 )
 from vllm.logger import init_logger
+from vllm.v1 import kv_cache_interface
 from vllm.v1.core import kv_cache_utils
 
 if TYPE_CHECKING:
@@ -94,8 +95,8 @@ def spec_of(kv_cache_config: KVCacheConfig) -> dict[str, Any]:
     spec = kv_cache_config.kv_cache_groups[0].kv_cache_spec
     return {
         "group_idx": 0,
-        "kv_cache_spec_kind": kv_cache_utils.get_kv_cache_spec_kind(spec).value,
-        "kv_cache_spec_sliding_window": kv_cache_utils.get_kv_cache_spec_sliding_window(spec),
+        "kv_cache_spec_kind": kv_cache_interface.get_kv_cache_spec_kind(spec).value,
+        "kv_cache_spec_sliding_window": kv_cache_interface.get_kv_cache_spec_sliding_window(spec),
     }
 
 

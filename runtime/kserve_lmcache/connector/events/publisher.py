@@ -28,46 +28,56 @@ _FEWEST = 16
 MEDIA = {"local": ("CPU", "LOCAL"), "disk": ("STORAGE", "LOCAL"), "remote": ("REMOTE", "REMOTE")}
 _ENGINE = (None, "GPU")  # media of the engine's own blocks
 
-_Place = tuple[str | None, str | None, int | None, BlockHash]
+_Place = tuple[str | None, str | None, int | None]  # medium, locality and group
 
 
 class Mirror:
-    """What a reader of all events knows: blocks by medium, locality, group and hash."""
+    """What the engine and the tiers hold, by the events so far."""
 
     def __init__(self) -> None:
-        self._blocks: dict[_Place, BlockStored] = {}  # an event of one block each
+        self._blocks: dict[BlockHash, dict[_Place, BlockStored]] = {}  # events of one block
+
+    def __contains__(self, name: BlockHash | None) -> bool:
+        return name in self._blocks
 
     def apply(self, event: Any) -> None:
-        """Take an event that was sent."""
+        """Take an event."""
         if isinstance(event, BlockStored):
             for block in _single_blocks(event):
-                self._blocks.setdefault(_place(block, block.block_hashes[0]), block)
+                places = self._blocks.setdefault(block.block_hashes[0], {})
+                places.setdefault(_place(block), block)
         elif isinstance(event, BlockRemoved):
             for name in event.block_hashes:
-                self._blocks.pop(_place(event, name), None)
-        elif isinstance(event, AllBlocksCleared):
-            self._blocks.clear()
+                places = self._blocks.get(name, {})
+                places.pop(_place(event), None)
+                if not places:
+                    self._blocks.pop(name, None)
+
+    def has(self, event: BlockStored) -> bool:
+        """Whether the blocks of an event are held where the event says."""
+        return _place(event) in self._blocks.get(event.block_hashes[-1], ())
 
     def clear_engine(self) -> None:
         """Forget the engine's own blocks."""
-        self._blocks = {
-            place: block for place, block in self._blocks.items() if place[0] not in _ENGINE
-        }
+        for name, places in list(self._blocks.items()):
+            left = {place: block for place, block in places.items() if place[0] not in _ENGINE}
+            if left:
+                self._blocks[name] = left
+            else:
+                del self._blocks[name]
 
     def snapshot(self) -> Iterator[BlockStored]:
         """An event for each block, parents first."""
-        by_hash: dict[BlockHash, list[BlockStored]] = {}
-        for place, block in self._blocks.items():
-            by_hash.setdefault(place[-1], []).append(block)
-        seen: set[BlockHash] = set()
-        for name in by_hash:
-            path, each = [], name
-            while each in by_hash and each not in seen:
+        seen: set[BlockHash | None] = set()
+        for name in self._blocks:
+            path: list[BlockHash] = []
+            each: BlockHash | None = name
+            while each in self._blocks and each not in seen:
                 seen.add(each)
                 path.append(each)
-                each = by_hash[each][0].parent_block_hash
-            for each in reversed(path):
-                yield from by_hash[each]
+                each = next(iter(self._blocks[each].values())).parent_block_hash
+            for found in reversed(path):
+                yield from self._blocks[found].values()
 
 
 class TruePublisher(Publisher):
@@ -79,10 +89,16 @@ class TruePublisher(Publisher):
     - Before the first batch would be lost for replays, the numbers begin at 0 again, with
       ``AllBlocksCleared`` and all blocks. A replay from 0 is complete for as long as the engine
       lives. To a reader it looks like a restart.
+    - A block whose parent is held nowhere cannot be loaded, and readers drop its event. Its event
+      waits for the parent's.
     """
 
     def __init__(self, *arguments: Any, **options: Any) -> None:
-        self._mirror = Mirror()  # the thread begins in what follows
+        # The thread begins in what follows.
+        self._mirror = Mirror()
+        self._told: set[BlockHash] = set()  # of what the mirror has
+        # By the parent's hash; by place and hash.
+        self._waiting: dict[BlockHash, dict[tuple[_Place, BlockHash], BlockStored]] = {}
         super().__init__(*arguments, **options)
 
     def begin(self) -> None:
@@ -92,33 +108,54 @@ class TruePublisher(Publisher):
     def forward(self, batch: KVEventBatch) -> None:
         """Send a batch."""
         if self.replays and self.most_kept >= _FEWEST and self.kept + 2 > self.most_kept:
-            self._tell_anew()
+            self.restart()
+            self._tell_all()
         events = list(batch.events)
         while (end := _first_clearing(events)) < len(events):
             self._send(events[:end])
             self._mirror.clear_engine()
-            tiers = list(self._mirror.snapshot())
-            self.send([AllBlocksCleared()])
-            self._send_snapshot(tiers)
+            self._tell_all()
             events = events[end + 1 :]
         self._send(events)
 
-    def _send(self, events: Sequence[Any]) -> None:
+    def _send(self, events: Iterable[Any]) -> None:
         for event in events:
             self._mirror.apply(event)
-        if events:
-            self.send(events)
+        if told := [each for event in events for each in self._due(event)]:
+            self.send(told)
 
-    def _tell_anew(self) -> None:
-        self.restart()
+    def _tell_all(self) -> None:
+        """Let readers drop what they know, and send all that is held."""
+        self._told, self._waiting = set(), {}
         self.send([AllBlocksCleared()])
-        self._send_snapshot(list(self._mirror.snapshot()))
-
-    def _send_snapshot(self, blocks: Sequence[BlockStored]) -> None:
+        blocks = [each for event in self._mirror.snapshot() for each in self._due(event)]
         most = max(1, int(self.most_kept * _SNAPSHOT_SHARE))
         size = max(_BATCH, -(-len(blocks) // most))
         for begin in range(0, len(blocks), size):
             self.send(blocks[begin : begin + size])
+
+    def _due(self, event: Any) -> Iterator[Any]:
+        """An event, and those that waited for it; nothing where the event has to wait itself."""
+        if not isinstance(event, BlockStored):
+            if isinstance(event, BlockRemoved):
+                self._told.difference_update(
+                    name for name in event.block_hashes if name not in self._mirror
+                )
+            yield event
+            return
+        pending = [event]
+        while pending:
+            each = pending.pop()
+            parent = each.parent_block_hash
+            if parent is not None and parent not in self._told:
+                waiting = self._waiting.setdefault(parent, {})
+                waiting[(_place(each), each.block_hashes[-1])] = each
+                continue
+            yield each
+            self._told.update(each.block_hashes)
+            for name in each.block_hashes:
+                children = self._waiting.pop(name, {}).values()
+                pending += [child for child in children if self._mirror.has(child)]
 
 
 def events_of(
@@ -161,8 +198,8 @@ def _first_clearing(events: Sequence[Any]) -> int:
     return next(places, len(events))
 
 
-def _place(event: BlockStored | BlockRemoved, name: BlockHash) -> _Place:
-    return event.medium, getattr(event, "locality", None), event.group_idx, name
+def _place(event: BlockStored | BlockRemoved) -> _Place:
+    return event.medium, getattr(event, "locality", None), event.group_idx
 
 
 def _single_blocks(event: BlockStored) -> Iterator[BlockStored]:
