@@ -1,9 +1,9 @@
 """Readers of KV-cache events that are not ours: what llm-d's and Dynamo's routers do with them.
 
-Written after their public sources: llm-d-router (``pkg/kvevents``: ``vllm_adapter.go``, ``pool.go``,
-``event_dedup_filter.go``, ``zmq_subscriber.go``) and Dynamo (``lib/kv-router``:
-``zmq_wire/README.md``, ``zmq_wire/types.rs``, ``protocols.rs``). They decode msgpack by the names of
-fields.
+Written after their public sources: llm-d-router (``pkg/kvevents``: ``vllm_adapter.go``,
+``pool.go``, ``event_dedup_filter.go``, ``zmq_subscriber.go``) and Dynamo (``lib/kv-router``:
+``zmq_wire/README.md``, ``zmq_wire/types.rs``, ``protocols.rs``). They decode msgpack by the names
+of fields.
 """
 
 from __future__ import annotations
@@ -56,7 +56,7 @@ class LlmdIndex:
     with an unknown parent is dropped. Blocks are counted by tier, group and hash.
 
     Attributes:
-        dropped: events that were dropped.
+        dropped: stored blocks that were dropped.
     """
 
     def __init__(self) -> None:
@@ -74,7 +74,6 @@ class LlmdIndex:
         else:
             group = event.get("group_idx", 0)
             if group not in self._groups:
-                self.dropped.append(event)
                 return
             for name in event["block_hashes"]:
                 place = (_tier(event), group, name)

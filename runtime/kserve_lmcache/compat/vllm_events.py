@@ -6,7 +6,8 @@ name                              what differs between versions
 ``BlockStored``, ``BlockRemoved`` have ``locality`` since 0.28
 extra keys of a block             are hashed with tags and published without since 0.32
                                   (``to_event_extra_keys``); 0.24 and 0.28 have no tags
-``ZmqEventPublisher``             the same names in 0.24, 0.28 and 0.32
+``ZmqEventPublisher``             the same names in 0.24, 0.28 and 0.32; in 0.24 its answers to a
+                                  replay lack the topic, which readers of later versions expect
 ================================  ===============================================================
 
 ``tests/unit/compat/test_vllm_events.py`` fails when an upgrade changes one of them.
@@ -190,6 +191,18 @@ class Publisher(ZmqEventPublisher):  # type: ignore[misc]
             if batch is None:
                 return
             self._contained(self.forward, batch)
+
+    def _service_replay(self) -> None:
+        """Answer a request for the batches from a number on, as vLLM does since 0.28."""
+        frames = self._replay.recv_multipart()
+        if len(frames) != 3:
+            return
+        client, _, first = frames
+        for sequence, payload in self._buffer:
+            if sequence >= int.from_bytes(first, "big"):
+                number = sequence.to_bytes(8, "big")
+                self._replay.send_multipart((client, b"", self._topic_bytes, number, payload))
+        self._replay.send_multipart((client, b"", b"", self.END_SEQ, b""))
 
     def _contained(self, call: Callable[..., None], *arguments: Any) -> None:
         try:

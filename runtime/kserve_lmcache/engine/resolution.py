@@ -75,7 +75,7 @@ def _contradictions(args: Namespace) -> Iterator[Problem]:
 
 def _events(args: Namespace, configuration: Configuration) -> Iterator[Problem]:
     """KV-cache events where the tiers cannot take part in them."""
-    events = args.kv_events_config
+    events = getattr(args, "kv_events_config", None)
     if events is None or not events.enable_kv_cache_events or events.publisher == "null":
         return
     for name, value in (("mode", MULTIPROCESS), ("use_layerwise", True)):

@@ -6,8 +6,8 @@ import hashlib
 import json
 from contextvars import ContextVar
 
-# The start of every salt that is a digest. Without it, readers of KV-cache events take 64 hexadecimal
-# digits for the digest of a picture.
+# The start of every salt that is a digest. Readers of KV-cache events take plain hexadecimal digits
+# for the digest of a picture.
 PREFIX = "tenant-"
 _MOST_LETTERS = 256  # of a salt that stays as it is
 

@@ -56,6 +56,29 @@ def test_both_parsers_read_the_same(argv: list[str]) -> None:
     assert bool(light.api_key) == bool(args.api_key)
 
 
+EVENTS = '{"enable_kv_cache_events": true, "topic": "kv@pod@model"}'
+
+
+@pytest.mark.parametrize(
+    ("flags", "is_refused"),
+    [
+        ([f"--kv-events-config={EVENTS}", "--mode=multiprocess"], True),
+        ([f"--kv-events-config={EVENTS}", "--mode=multiprocess", "--offload=off"], False),
+        ([f"--kv-events-config={EVENTS}"], False),
+        (["--kv-events-config={}", "--mode=multiprocess"], False),
+        (["--mode=multiprocess"], False),
+    ],
+)
+def test_events_are_refused_where_the_tiers_cannot_take_part(
+    flags: list[str], is_refused: bool
+) -> None:
+    for parsed in (parse_lightly(flags)[0], parse_arguments(flags)):
+        problems = resolve_arguments(parsed, {}, "cpu").problems
+        texts = [str(each) for each in problems if "--kv-events-config" in str(each)]
+        assert bool(texts) == is_refused
+        assert all("do not have the tiers with mode=multiprocess" in each for each in texts)
+
+
 def test_a_file_of_flags(tmp_path: Path) -> None:
     file = tmp_path / "flags.yaml"
     file.write_text("offload: off\nmax-model-len: 512\nlmcache: [chunk_size=64]\nremote_ttl: 7\n")

@@ -11,8 +11,9 @@ import contextlib
 import logging
 import os
 import sqlite3
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
+from typing import Any
 
 logger = logging.getLogger(__name__)
 
@@ -33,26 +34,24 @@ class Journal:
         self._connection: sqlite3.Connection | None = None
         self._failed = False
 
-    def rows(self) -> Iterator[tuple[str, bytes]]:
+    def rows(self) -> list[tuple[str, bytes]]:
         """The names and the contents."""
-        with self._contained() as connection:
-            yield from connection.execute("SELECT name, content FROM chunks")
+        return self._try(lambda file: file.execute("SELECT name, content FROM chunks").fetchall())
 
     def names(self) -> list[str]:
         """The names alone."""
-        with self._contained() as connection:
-            return [name for (name,) in connection.execute("SELECT DISTINCT name FROM chunks")]
-        return []
+        query = "SELECT DISTINCT name FROM chunks"
+        return [name for (name,) in self._try(lambda file: file.execute(query).fetchall())]
 
-    def put(self, rows: Iterable[tuple[str, str, bytes]]) -> None:
+    def put(self, rows: Sequence[tuple[str, str, bytes]]) -> None:
         """Add rows: name, variant and content."""
-        with self._contained() as connection, connection:
-            connection.executemany("INSERT OR REPLACE INTO chunks VALUES (?, ?, ?)", rows)
+        query = "INSERT OR REPLACE INTO chunks VALUES (?, ?, ?)"
+        self._try(lambda file: file.executemany(query, rows).fetchall())
 
     def delete(self, names: Iterable[str]) -> None:
         """Remove all variants of names."""
-        with self._contained() as connection, connection:
-            connection.executemany("DELETE FROM chunks WHERE name = ?", ((n,) for n in names))
+        query, rows = "DELETE FROM chunks WHERE name = ?", [(name,) for name in names]
+        self._try(lambda file: file.executemany(query, rows).fetchall())
 
     def keep(self, names: set[str]) -> None:
         """Remove all other names."""
@@ -64,21 +63,20 @@ class Journal:
             self._connection.close()
             self._connection = None
 
-    @contextlib.contextmanager
-    def _contained(self) -> Iterator[sqlite3.Connection]:
+    def _try(self, run: Callable[[sqlite3.Connection], list[Any]]) -> list[Any]:
+        """The result of a transaction; nothing where the file fails."""
         try:
-            yield self._open()
+            with self._open() as connection:
+                return run(connection)
         except (sqlite3.Error, OSError) as error:
             if not self._failed:
                 self._failed = True
                 logger.warning("The journal %s fails: %s", self._path, error)
-            is_damaged = isinstance(error, sqlite3.DatabaseError) and not isinstance(
-                error, sqlite3.OperationalError
-            )
             self.close()
-            if is_damaged:
+            if type(error) is sqlite3.DatabaseError:  # it is damaged
                 with contextlib.suppress(OSError):
                     self._path.unlink()
+        return []
 
     def _open(self) -> sqlite3.Connection:
         if self._connection is None:
