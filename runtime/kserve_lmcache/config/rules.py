@@ -195,13 +195,7 @@ TABLE: tuple[Rule, ...] = (
         "shows every environment variable, passwords included, to any client",
     ),
     _forbidden("run_script_api_enabled", "runs the code that any client sends"),
-    # A router would send requests to the wrong server.
-    Rule(
-        "enable_kv_events",
-        lambda c: c["enable_kv_events"],
-        "announces hashes of LMCache's, which no router computes, and nothing that was removed",
-        "Remove {key}. --kv-events-config has events of all tiers.",
-    ),
+    _forbidden("enable_kv_events", "announces hashes of LMCache's, which no router computes"),
     # LMCache loads wrong KV.
     Rule(
         "pre_caching_hash_algorithm",

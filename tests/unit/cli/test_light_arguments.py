@@ -10,6 +10,7 @@ import pytest
 from kserve_lmcache.cli.arguments import parse_arguments
 from kserve_lmcache.cli.light_arguments import parse_lightly
 from kserve_lmcache.config.flags import flags_of
+from kserve_lmcache.engine.resolution import resolve_arguments
 from kserve_lmcache.errors import UsageError
 
 CONNECTOR = json.dumps(

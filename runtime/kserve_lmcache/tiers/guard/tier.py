@@ -8,16 +8,17 @@ import threading
 import time
 import traceback
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, Generic, TypeVar, get_args
+from typing import Any, TypeVar, get_args
 
 from kserve_lmcache.config.tier_limits import TierLimits
 from kserve_lmcache.metrics import start_up_timing
 from kserve_lmcache.metrics.table import metric
 from kserve_lmcache.tiers.guard.breaker import SLOW, Breaker
-from kserve_lmcache.tiers.guard.codec import Buffer, CorruptValueError, Layout, decode_value
+from kserve_lmcache.tiers.guard.codec import Buffer, Layout
 from kserve_lmcache.tiers.guard.corrupt_keys import CorruptKeys
 from kserve_lmcache.tiers.guard.counters import Counters
 from kserve_lmcache.tiers.guard.deadline_executor import DeadlineExecutor
+from kserve_lmcache.tiers.guard.load import Load
 from kserve_lmcache.tiers.guard.load_cost import LoadCost
 from kserve_lmcache.tiers.guard.proof import prove
 from kserve_lmcache.tiers.guard.read_counts import add_reads
@@ -173,7 +174,7 @@ class Tier:
 
         A read that fails or exceeds the deadline of a load changes nothing.
         """
-        load = _Load(keys, lambda layout, payload: True, lambda copy: None)
+        load = Load(keys, lambda layout, payload: True, lambda copy: None)
         deadline = self.load_cost.deadline(*self._amount(len(keys)), self._limits.load)
         began = time.monotonic()
         try:
@@ -205,7 +206,7 @@ class Tier:
         if not keys or not self._breaker.is_closed:
             return []
         self.counters.add("loads")
-        load = _Load(keys, take, release)
+        load = Load(keys, take, release)
         deadline = self.load_cost.deadline(*self._amount(len(keys)), self._limits.load)
         began = time.monotonic()
         self._call("load", load.run, deadline)
@@ -360,61 +361,3 @@ class Tier:
             self._logged_bugs.add(bug)
             trace = "".join(traceback.format_exception(error))
             logger.error("Unexpected exception in the %s:\n%s", self._title, trace)
-
-
-class _Load(Generic[T]):
-    """One load, which :meth:`finish` ends at any time while another thread runs it."""
-
-    def __init__(
-        self,
-        keys: Sequence[str],
-        take: Callable[[Layout, memoryview], T | None],
-        release: Callable[[T], None],
-    ) -> None:
-        self.bytes = 0
-        self.outcome = ""  # the counter for the reason why the load ended early
-        self.corruption = ""  # the check that a value failed
-        self._keys = keys
-        self._take = take
-        self._release = release
-        self._lock = threading.Lock()
-        self._finished = False
-        self._taken: list[T] = []
-
-    def run(self, store: Store) -> None:
-        """Takes chunks until one is missing or corrupt, or has no room."""
-        values = store.read(self._keys)
-        try:
-            for key, value in zip(self._keys, values, strict=True):
-                if self._finished or not self._take_one(key, value):
-                    return
-        finally:
-            if close := getattr(values, "close", None):
-                close()
-
-    def finish(self) -> list[T]:
-        """Returns the copies. Those that come later are given back."""
-        with self._lock:
-            self._finished = True
-            return self._taken
-
-    def _take_one(self, key: str, value: Buffer | None) -> bool:
-        if value is None:
-            self.outcome = "chunks_missing"
-            return False
-        try:
-            layout, payload = decode_value(key, value)
-        except CorruptValueError as error:
-            self.outcome, self.corruption = "chunks_corrupt", str(error)
-            return False
-        copy = self._take(layout, payload)
-        if copy is None:
-            self.outcome = "chunks_without_room"
-            return False
-        with self._lock:
-            if not self._finished:
-                self._taken.append(copy)
-                self.bytes += len(value)
-                return True
-        self._release(copy)
-        return False
