@@ -8,7 +8,7 @@ from contextvars import ContextVar
 
 # The start of every salt that is a digest. Readers of KV-cache events take plain hexadecimal digits
 # for the digest of a picture.
-PREFIX = "tenant-"
+PREFIX = "kserve-tenant-"
 _MOST_LETTERS = 256  # of a salt that stays as it is
 
 # The tenant of the active request. The HTTP middleware sets it from the request's header.
