@@ -162,6 +162,11 @@ class Publisher(ZmqEventPublisher):  # type: ignore[misc]
         self._seq_gen = itertools.count()
 
     @property
+    def is_open(self) -> bool:
+        """Whether batches may be published."""
+        return bool(self._running)
+
+    @property
     def replays(self) -> bool:
         """Whether readers can ask for earlier batches."""
         return self._replay is not None

@@ -121,7 +121,7 @@ class SchedulerEvents:
         try:
             if self._journal is not None:
                 for name, chunk in chunks_in(self._journal):
-                    self._ledger.most_loose += 1
+                    self._ledger.most_loose += 1  # the disk's are known before the workers tell
                     self._publish(self._ledger.learn(name, chunk))
             while not self._ending.is_set():
                 changes = receiver.receive(_POLL_SECONDS)
@@ -160,7 +160,7 @@ class SchedulerEvents:
         while self.publisher is None and not self._ending.is_set():
             self._ending.wait(0.01)  # vLLM makes it right after its connector
         events = events_of(self._announcements.of(changes), self._block_size, self._spec)
-        if events and self.publisher is not None:
+        if events and self.publisher is not None and self.publisher.is_open:
             self.publisher.publish(vllm_events.KVEventBatch(ts=time.time(), events=events))
 
     def _log(self, error: Exception) -> None:
