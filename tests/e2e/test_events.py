@@ -132,7 +132,10 @@ def drive(
 def test_a_picker_that_follows_the_events_beats_taking_turns(logs: Path) -> None:
     with ExitStack() as stack:
         replicas = [
-            stack.enter_context(replica(logs / f"replica-{number}.log")) for number in range(2)
+            stack.enter_context(
+                replica(logs / f"replica-{number}.log", LMCACHE_MAX_LOCAL_CPU_SIZE="0.7")
+            )
+            for number in range(2)
         ]
         for each in replicas:  # the first request of a server is slow
             each.ask(random.Random("warm").choices(range(1000, 40000), k=PREFIX))
@@ -181,8 +184,6 @@ def test_events_of_an_idle_server_and_after_a_restart(
         reader.catch_up()
         until(lambda: reader.hashes("storage") == before, 15)
         assert not reader.hashes("cpu")
-        cached, _ = again.ask(prompt)
-        assert cached == PREFIX
 
 
 def _both_agree(one: Replica, reader: Reader) -> None:
