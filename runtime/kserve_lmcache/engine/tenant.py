@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 from contextvars import ContextVar
 
 # The start of every salt that is a digest. Readers of KV-cache events take plain hexadecimal digits
 # for the digest of a picture.
 PREFIX = "kserve-tenant-"
+# What former versions made of a tenant. Their chunks may be in the store.
+_DIGEST = re.compile(r"[0-9a-f]{64}")
 _MOST_LETTERS = 256  # of a salt that stays as it is
 
 # The tenant of the active request. The HTTP middleware sets it from the request's header.
@@ -39,6 +42,7 @@ def salt(tenant: str, own: str | None) -> str | None:
 
 
 def _is_plain(own: str) -> bool:
+    if len(own) > _MOST_LETTERS or own.startswith(PREFIX) or _DIGEST.fullmatch(own):
+        return False
     # Text that cannot be encoded would end the engine, which hashes the salt.
-    is_text = not any("\ud800" <= letter <= "\udfff" for letter in own[:_MOST_LETTERS])
-    return is_text and len(own) <= _MOST_LETTERS and not own.startswith(PREFIX)
+    return not any("\ud800" <= letter <= "\udfff" for letter in own)
