@@ -79,14 +79,14 @@ class Prompt:
             name = f"{text}@{self.tag}" if self.tag else text
             if knows(name, self.block_hashes[end - 1]):
                 continue
-            extra_keys = self.extra_keys and tuple(self.extra_keys[begin:end])
+            extra_keys = tuple(self.extra_keys[begin:end]) if self.extra_keys else None
             yield (
                 name,
                 Chunk(
                     tuple(self.block_hashes[begin:end]),
                     self.block_hashes[begin - 1] if begin else None,
                     array("I", self.tokens[begin * size : end * size]),
-                    extra_keys or None,
+                    extra_keys,
                     self.lora_id,
                     self.lora_name,
                 ),

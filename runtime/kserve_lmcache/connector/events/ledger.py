@@ -61,7 +61,7 @@ class Ledger:
         for tier in self._tiers_of(name):
             yield Change(tier, name, chunk, present=True)
 
-    def set(self, rank: int, tier: str, name: str, present: bool) -> Iterator[Change]:
+    def note(self, rank: int, tier: str, name: str, present: bool) -> Iterator[Change]:
         """Take a change in a worker. The result must be consumed."""
         held = tier in self._tiers_of(name)
         if present:

@@ -6,6 +6,7 @@ import dataclasses
 import threading
 import time
 from collections import deque
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 from vllm.logger import init_logger
@@ -21,7 +22,7 @@ from kserve_lmcache.connector.reporter import configuration_file
 from kserve_lmcache.tiers.guard.daemon_threads import start_supervised
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Sequence
+    from collections.abc import Iterable, Sequence
     from pathlib import Path
 
     from vllm.config import VllmConfig
@@ -33,7 +34,7 @@ if TYPE_CHECKING:
 logger = init_logger(__name__)
 
 # Computes LMCache's hashes of tokens.
-Hash = Callable[[list[int]], list[str]] if TYPE_CHECKING else Any
+Hash = Callable[[list[int]], list[str]]
 
 _POLL_SECONDS = 0.5  # until an idle thread looks for prompts, and whether to end
 
@@ -145,7 +146,7 @@ class SchedulerEvents:
     def _take(self, message: Changes) -> None:
         changes: list[Change] = []
         for tier, name, present in message.entries:
-            changes += self._ledger.set(message.rank, tier, name, present)
+            changes += self._ledger.note(message.rank, tier, name, present)
         self._publish(changes)
         if message.listed and self._journal is not None:
             self._listed.add(message.rank)

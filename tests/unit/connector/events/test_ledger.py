@@ -50,7 +50,7 @@ def test_the_index_is_what_all_workers_hold(trace: list[object]) -> None:
         else:
             rank, tier, name, present = each  # type: ignore[misc]
             (held.add if present else held.discard)((rank, tier, name))
-            found = list(ledger.set(rank, tier, name, present))
+            found = list(ledger.note(rank, tier, name, present))
         follow(index, list(announcements.of(found)))
         assert index == {
             (tier, int(CHUNKS[name].name))
@@ -69,7 +69,7 @@ def test_two_chunks_with_the_same_hashes_are_one_for_readers() -> None:
     for name in ("a", "b"):
         list(ledger.learn(name, chunk(7)))
     told = [
-        [change.present for change in announcements.of(ledger.set(0, "local", name, present))]
+        [change.present for change in announcements.of(ledger.note(0, "local", name, present))]
         for name, present in (("a", True), ("b", True), ("a", False), ("b", False))
     ]
     assert told == [[True], [], [], [False]]
@@ -78,16 +78,16 @@ def test_two_chunks_with_the_same_hashes_are_one_for_readers() -> None:
 def test_an_adapter_with_two_names_is_announced_by_both() -> None:
     ledger = Ledger(1)
     list(ledger.learn("a", chunk(1)))
-    assert [each.chunk.name for each in ledger.set(0, "local", "a", True)] == [1]
+    assert [each.chunk.name for each in ledger.note(0, "local", "a", True)] == [1]
     assert [each.chunk.name for each in ledger.learn("a", chunk(2))] == [2]
     assert list(ledger.learn("a", chunk(2))) == []
-    assert [each.chunk.name for each in ledger.set(0, "local", "a", False)] == [1, 2]
+    assert [each.chunk.name for each in ledger.note(0, "local", "a", False)] == [1, 2]
 
 
 def test_hashes_of_chunks_that_nobody_stores_are_forgotten() -> None:
     ledger = Ledger(1)
     ledger.most_loose = 2
-    list(ledger.set(0, "local", "kept", True))
+    list(ledger.note(0, "local", "kept", True))
     for number, name in enumerate(("kept", "a", "b", "c")):
         list(ledger.learn(name, chunk(number)))
     assert not ledger.knows("a", 1)
