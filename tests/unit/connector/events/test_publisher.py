@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from array import array
 from collections.abc import Iterator
 
@@ -20,6 +21,7 @@ from tests.support.ports import free_port
 SIZE = 2
 SPEC = {"group_idx": 0, "kv_cache_spec_kind": "full_attention"}
 # Blocks form two chains: 1 2 3 … 8 and 11 12 … 18.
+NUMBERS = itertools.count()
 NAMES = [*range(1, 9), *range(11, 19)]
 
 
@@ -40,8 +42,11 @@ def block(name: int, medium: str) -> object:
 class Quiet(TruePublisher):
     """A publisher without a thread or sockets, which keeps what it sends."""
 
+    SHUTDOWN_TIMEOUT = 0.0
+
     def __init__(self, most: int) -> None:
-        super().__init__(0, f"inproc://quiet-{id(self)}", f"inproc://replay-{id(self)}", most)
+        name = next(NUMBERS)
+        super().__init__(0, f"inproc://quiet-{name}", f"inproc://replay-{name}", most)
         self.shutdown()
         self.batches: list[tuple[int, bytes]] = []
 
@@ -77,7 +82,7 @@ ACTIONS = st.lists(
 )
 
 
-@settings(suppress_health_check=[HealthCheck.too_slow], max_examples=60)
+@settings(suppress_health_check=[HealthCheck.too_slow], max_examples=300)
 @given(ACTIONS, st.sampled_from([16, 20, 1000]))
 def test_a_replay_from_0_is_what_is_held_and_can_be_loaded(
     actions: list[object], most: int
