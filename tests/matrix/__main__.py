@@ -41,10 +41,12 @@ GROUPS = {
         "tests/unit/server/http/test_errors.py",
         "tests/unit/server/http/test_routes.py",
         "tests/integration/test_lmcache_contract.py",
+        "tests/integration/test_local_index.py",
     ),
     "integration": (
         "tests/integration/test_connector_faults.py",
         "tests/integration/test_disk_plugin.py",
+        "tests/integration/test_events.py",
         "tests/integration/test_loads.py",
         "tests/integration/test_random_loads.py",
         "tests/integration/test_remote_backends.py",

@@ -74,6 +74,7 @@ def _build_parser() -> argparse.ArgumentParser:
     parser.add_argument("--api-key", nargs="*")
     parser.add_argument("--ssl-cert-reqs", type=int, default=0)
     parser.add_argument("--kv-transfer-config", type=_connector)
+    parser.add_argument("--kv-events-config", type=_events)
     add_setting_flags(parser)
     return parser
 
@@ -92,6 +93,16 @@ def _connector(text: str) -> SimpleNamespace:
         return SimpleNamespace(kv_connector=name, kv_connector_extra_config=dict(extra or {}))
     except (ValueError, TypeError, AttributeError):
         # The text may hold a password.
+        raise argparse.ArgumentTypeError("is no mapping in JSON") from None
+
+
+def _events(text: str) -> SimpleNamespace:
+    """As much of vLLM's ``KVEventsConfig`` as decides the configuration."""
+    try:
+        content = json.loads(text)
+        names = ("enable_kv_cache_events", "publisher")
+        return SimpleNamespace(**{name: content.get(name) for name in names})
+    except (ValueError, AttributeError):
         raise argparse.ArgumentTypeError("is no mapping in JSON") from None
 
 

@@ -102,6 +102,7 @@ TABLE: tuple[Rule, ...] = (
         "shows every environment variable, passwords included, to any client",
     ),
     forbidden("run_script_api_enabled", "runs the code that any client sends"),
+    forbidden("enable_kv_events", "announces hashes of LMCache's, which no router computes"),
     # LMCache loads wrong KV.
     Rule(
         "pre_caching_hash_algorithm",

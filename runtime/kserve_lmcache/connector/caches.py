@@ -13,7 +13,6 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 if TYPE_CHECKING:
     import torch
-    from vllm.distributed.kv_events import KVCacheEvent, KVConnectorKVEvents
     from vllm.forward_context import ForwardContext
     from vllm.v1.attention.backend import AttentionMetadata
     from vllm.v1.core.kv_cache_manager import KVCacheBlocks
@@ -85,9 +84,6 @@ class SchedulerCache(Protocol):
         Returns:
             Whether workers may hold chunks for the request.
         """
-
-    def events(self) -> Iterable[KVCacheEvent]:
-        """The events since the last call."""
 
     def set_workers(self, states: Sequence[Mapping[str, Any]]) -> None:
         """Take the workers' parts of their first snapshots, by rank."""
@@ -187,9 +183,6 @@ class WorkerCache(Protocol):
 
     def unpin(self, requests: Iterable[str]) -> None:
         """Release what lookups hold for requests that are not loaded."""
-
-    def events(self) -> KVConnectorKVEvents | None:
-        """The events since the last call."""
 
     def set_metrics(self) -> None:
         """Publish the gauges of this process."""

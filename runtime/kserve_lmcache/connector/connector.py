@@ -16,11 +16,8 @@ from kserve_lmcache.connector.worker import WorkerPart
 from kserve_lmcache.metrics.snapshots import Snapshots, merge, workers
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
-
     import torch
     from vllm.config import VllmConfig
-    from vllm.distributed.kv_events import KVCacheEvent, KVConnectorKVEvents
     from vllm.forward_context import ForwardContext
     from vllm.v1.attention.backend import AttentionMetadata
     from vllm.v1.core.kv_cache_manager import KVCacheBlocks
@@ -145,10 +142,6 @@ class KServeLMCacheConnector(KVConnectorBase_V1):  # type: ignore[misc]
         """See :meth:`.WorkerPart.get_block_ids_with_load_errors`."""
         return self.worker.get_block_ids_with_load_errors()
 
-    def get_kv_connector_kv_cache_events(self) -> KVConnectorKVEvents | None:
-        """See :meth:`.WorkerPart.get_kv_connector_kv_cache_events`."""
-        return self.worker.get_kv_connector_kv_cache_events()
-
     def build_connector_worker_meta(self) -> LoadedTokens | None:
         """See :meth:`.WorkerPart.take_loaded`."""
         return self.worker.take_loaded()
@@ -192,10 +185,6 @@ class KServeLMCacheConnector(KVConnectorBase_V1):  # type: ignore[misc]
     ) -> tuple[bool, dict[str, Any] | None]:
         """See :meth:`.SchedulerPart.request_finished`."""
         return self.scheduler.request_finished(request, block_ids)
-
-    def take_events(self) -> Iterable[KVCacheEvent]:
-        """See :meth:`.SchedulerPart.take_events`."""
-        return self.scheduler.take_events()
 
     def set_xfer_handshake_metadata_pp_aware(
         self, metadata: dict[tuple[int, int], StartReport]

@@ -78,3 +78,8 @@ def tag_of(request: Request) -> str:
     """The tag of a request that :meth:`Isolation.mark` has marked; empty without one."""
     extra = getattr(request.sampling_params, "extra_args", None) or {}
     return str((extra.get(_PARAMETERS) or {}).get(TAG, ""))
+
+
+def tag_suffix(tag: str) -> str:
+    """What a tag is in the names of chunks; empty without a tag."""
+    return f"{TAG.removeprefix('lmcache.tag.')}%{tag}" if tag else ""

@@ -16,10 +16,9 @@ from kserve_lmcache.connector.usage import SOURCES
 from kserve_lmcache.metrics.table import COMPUTED, PREFIX_CACHE, metric
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping, Sequence
+    from collections.abc import Mapping, Sequence
 
     from vllm.config import VllmConfig
-    from vllm.distributed.kv_events import KVCacheEvent
     from vllm.v1.core.kv_cache_manager import KVCacheBlocks
     from vllm.v1.core.sched.output import SchedulerOutput
     from vllm.v1.kv_cache_interface import KVCacheConfig
@@ -153,11 +152,6 @@ class SchedulerPart:
         if sources and PREFIX_CACHE in sources:
             parameters = {**(parameters or {}), SOURCES: sources}
         return waits, parameters
-
-    @contained(lambda self: ())
-    def take_events(self) -> Iterable[KVCacheEvent]:
-        """The events of the cache since the last call."""
-        return self._cache.events()
 
     @contained(lambda self, states: None)
     def set_workers(self, states: Sequence[Mapping[str, Any]]) -> None:

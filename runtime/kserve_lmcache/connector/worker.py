@@ -31,7 +31,6 @@ if TYPE_CHECKING:
 
     import torch
     from vllm.config import VllmConfig
-    from vllm.distributed.kv_events import KVConnectorKVEvents
     from vllm.forward_context import ForwardContext
     from vllm.v1.attention.backend import AttentionMetadata
     from vllm.v1.kv_cache_interface import KVCacheConfig
@@ -193,11 +192,6 @@ class WorkerPart:
     def get_block_ids_with_load_errors(self) -> set[int]:
         """Blocks of the loads that ended, and that are not loaded. vLLM computes them."""
         return self._cache.load_errors() | self._results.missing_blocks()
-
-    @contained(lambda self: None)
-    def get_kv_connector_kv_cache_events(self) -> KVConnectorKVEvents | None:
-        """The events of the cache since the last call."""
-        return self._cache.events()
 
     @contained(lambda self: self._end_without_cache())
     def clear_connector_metadata(self) -> None:

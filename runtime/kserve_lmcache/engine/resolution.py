@@ -10,7 +10,7 @@ from pathlib import Path
 from kserve_lmcache.config.configuration import Configuration
 from kserve_lmcache.config.flags import flags_of
 from kserve_lmcache.config.resolve import resolve
-from kserve_lmcache.config.settings import route_groups
+from kserve_lmcache.config.settings import MULTIPROCESS, route_groups
 from kserve_lmcache.errors import Problem
 
 GRPC = "--enable_grpc"
@@ -33,6 +33,7 @@ def resolve_arguments(args: Namespace, environ: Mapping[str, str], device: str) 
     configuration.problems += _open_doors(args, configuration, environ)
     if configuration.get("offload"):
         configuration.problems += _contradictions(args)
+        configuration.problems += _events(args, configuration)
     return configuration
 
 
@@ -70,6 +71,20 @@ def _contradictions(args: Namespace) -> Iterator[Problem]:
             "--kv-transfer-config",
             "Leave the flag out: offloading needs none.",
         )
+
+
+def _events(args: Namespace, configuration: Configuration) -> Iterator[Problem]:
+    """KV-cache events where the tiers cannot take part in them."""
+    events = getattr(args, "kv_events_config", None)
+    if events is None or not events.enable_kv_cache_events or events.publisher == "null":
+        return
+    for name, value in (("mode", MULTIPROCESS), ("use_layerwise", True)):
+        if configuration.get(name) == value:
+            yield Problem(
+                f"asks for KV-cache events, which do not have the tiers with {name}={value}",
+                "--kv-events-config",
+                f"Leave the flag or {name} out.",
+            )
 
 
 def has_model(args: Namespace) -> bool:

@@ -19,9 +19,12 @@ from lmcache.v1.storage_backend.connector import ConnectorAdapter
 from lmcache.v1.storage_backend.connector.base_connector import RemoteConnector
 
 from kserve_lmcache.config.tier_plugins import DISK_PLUGIN, REMOTE_PLUGIN, TierPlugin
+from kserve_lmcache.tiers.changes import OnChange
 from kserve_lmcache.tiers.disk.directory import DiskDirectory
+from kserve_lmcache.tiers.disk.names import DiskNames
 from kserve_lmcache.tiers.disk.store import DiskStore
 from kserve_lmcache.tiers.guard.codec import Layout, header_size
+from kserve_lmcache.tiers.guard.presence import Presence
 from kserve_lmcache.tiers.guard.store import CallKind, Store
 from kserve_lmcache.tiers.guard.tier import Tier
 from kserve_lmcache.tiers.lmcache.connectors import Connectors
@@ -52,7 +55,9 @@ class TierConnector(RemoteConnector):  # type: ignore[misc]
 
     def batched_contains(self, keys: list[CacheEngineKey]) -> int:
         """Returns how many of ``keys``, counted from the first, can be loaded."""
-        return self.tier.lookup([key.to_string() for key in keys])
+        names = [key.to_string() for key in keys]
+        self.learn(names)
+        return self.tier.lookup(names)
 
     async def batched_get(self, keys: list[CacheEngineKey]) -> list[MemoryObj | None]:
         """Loads chunks, from the first up to one that fails. The rest are ``None``."""
@@ -61,10 +66,23 @@ class TierConnector(RemoteConnector):  # type: ignore[misc]
 
     async def batched_put(self, keys: list[CacheEngineKey], memory_objs: list[MemoryObj]) -> None:
         """Queues chunks for writing. They stay in the local tier until they are written."""
+        self.learn(key.to_string() for key in keys)
         for key, memory_obj in zip(keys, memory_objs, strict=True):
             memory_obj.ref_count_up()
             layout, payload = _value_of(memory_obj)
             self.tier.store(key.to_string(), layout, payload, memory_obj.ref_count_down)
+
+    def watch(self, on_change: OnChange) -> None:
+        """Tells from now on which chunks come into the tier, and which go."""
+        raise NotImplementedError
+
+    def learn(self, keys: Iterable[str]) -> None:
+        """Takes keys of chunks that may be in the tier, now or later."""
+
+    @property
+    def is_listed(self) -> bool:
+        """Whether the tier knows what it had at the start."""
+        return True
 
     def prove(self, memory_obj: MemoryObj, wait: float) -> str:
         """Proves that the tier gives back a memory object. See :meth:`.Tier.prove`."""
@@ -161,6 +179,17 @@ class RemoteTierConnector(TierConnector):
             make_store = functools.partial(LMCacheStore, connectors, limits)
         chunk_tokens = context.config.chunk_size
         self.tier = Tier(remote.url, make_store, limits, chunk_tokens, self.full_chunk_size_bytes)
+        self._presence: Presence | None = None
+
+    def watch(self, on_change: OnChange) -> None:
+        """Tells which chunks the store has, of those that this process has written or found."""
+        self._presence = Presence(self.tier, on_change, self.tier.log_bug)
+
+    async def close(self) -> None:
+        """Writes the queue, if that takes little time, and closes the store."""
+        if self._presence is not None:
+            self._presence.close()
+        await super().close()
 
 
 class DiskTierConnector(TierConnector):
@@ -183,6 +212,21 @@ class DiskTierConnector(TierConnector):
             name="disk",
             extra_report=self._directory.report,
         )
+        self._names: DiskNames | None = None
+
+    def watch(self, on_change: OnChange) -> None:
+        """Tells which files come and go, once their keys are known."""
+        self._names = DiskNames(self._directory.index, on_change)
+
+    def learn(self, keys: Iterable[str]) -> None:
+        """Takes keys whose files may be there, now or later."""
+        if self._names is not None:
+            self._names.learn(keys)
+
+    @property
+    def is_listed(self) -> bool:
+        """Whether the directory has been scanned."""
+        return self._directory.is_scanned.is_set()
 
     async def close(self) -> None:
         """Writes the queue, if that takes little time, and ends the scans of the directory."""

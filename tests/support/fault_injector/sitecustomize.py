@@ -36,7 +36,6 @@ CALLS = {
             "wait_for_save",
             "get_finished",
             "get_block_ids_with_load_errors",
-            "get_kv_events",
         ),
     ),
     "lmcache.v1.cache_engine": ("LMCacheEngine", ("retrieve", "store")),

@@ -10,6 +10,7 @@ import pytest
 from kserve_lmcache.cli.arguments import parse_arguments
 from kserve_lmcache.cli.light_arguments import parse_lightly
 from kserve_lmcache.config.flags import flags_of
+from kserve_lmcache.engine.resolution import resolve_arguments
 from kserve_lmcache.errors import UsageError
 
 CONNECTOR = json.dumps(
@@ -54,6 +55,29 @@ def test_both_parsers_read_the_same(argv: list[str]) -> None:
         name: getattr(args, name) for name in READ
     }
     assert bool(light.api_key) == bool(args.api_key)
+
+
+EVENTS = '{"enable_kv_cache_events": true, "topic": "kv@pod@model"}'
+
+
+@pytest.mark.parametrize(
+    ("flags", "is_refused"),
+    [
+        ([f"--kv-events-config={EVENTS}", "--mode=multiprocess"], True),
+        ([f"--kv-events-config={EVENTS}", "--mode=multiprocess", "--offload=off"], False),
+        ([f"--kv-events-config={EVENTS}"], False),
+        (["--kv-events-config={}", "--mode=multiprocess"], False),
+        (["--mode=multiprocess"], False),
+    ],
+)
+def test_events_are_refused_where_the_tiers_cannot_take_part(
+    flags: list[str], is_refused: bool
+) -> None:
+    for parsed in (parse_lightly(flags)[0], parse_arguments(flags)):
+        problems = resolve_arguments(parsed, {}, "cpu").problems
+        texts = [str(each) for each in problems if "--kv-events-config" in str(each)]
+        assert bool(texts) == is_refused
+        assert all("do not have the tiers with mode=multiprocess" in each for each in texts)
 
 
 def test_a_file_of_flags(tmp_path: Path) -> None:

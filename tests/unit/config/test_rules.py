@@ -128,6 +128,13 @@ FILES = {
         for name in ("run_script_api_enabled",)
         if name in keys.table()  # LMCache 0.5.1 has no such key
     },
+    **{
+        f"{name}: true": (
+            f"1: {name} announces hashes of LMCache's, which no router computes. Remove {name}."
+        )
+        for name in ("enable_kv_events",)
+        if name in keys.table()
+    },
     # Wrong KV
     "pre_caching_hash_algorithm: builtin": (
         "1: pre_caching_hash_algorithm is builtin, for which collisions are easy to make: "

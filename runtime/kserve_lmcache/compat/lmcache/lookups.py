@@ -139,9 +139,15 @@ class SchedulerLookups:
 
     Args:
         adapter: the scheduler's.
+        on_hashes: takes a request and the hashes of its chunks, before the workers are asked.
     """
 
-    def __init__(self, adapter: LMCacheConnectorV1Impl) -> None:
+    def __init__(
+        self,
+        adapter: LMCacheConnectorV1Impl,
+        on_hashes: Callable[[str, Sequence[int]], None] = lambda lookup_id, hashes: None,
+    ) -> None:
+        self._on_hashes = on_hashes
         self._results: dict[str, list[int]] = {}
         client = adapter.lookup_client
         while (inner := getattr(client, "actual_lookup_client", None)) is not None:
@@ -178,7 +184,9 @@ class SchedulerLookups:
         Raises:
             LookupPending: the lookup is pending in a worker. A worker's result is kept.
         """
-        lookup_id = message[2]
+        hashes, _, lookup_id, _ = message
+        if hashes:
+            self._on_hashes(lookup_id, hashes)
         known = self._results.pop(lookup_id, None)
         results = [
             int.from_bytes(each, "big") for each in self._transport.send_and_recv_all(message)

@@ -2,20 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from vllm.distributed.kv_transfer.kv_connector.v1.base import KVConnectorRole
 
 from kserve_lmcache.compat.lmcache import engine as lmcache_engine
+from kserve_lmcache.compat.lmcache.local_index import hash_maker, text_of
 from kserve_lmcache.compat.lmcache.lookups import LookupPending, SchedulerLookups
 from kserve_lmcache.compat.lmcache.pictures import tokens_in_keys
+from kserve_lmcache.connector.events.journal import journal_of
+from kserve_lmcache.connector.events.scheduler import scheduler_events
 from kserve_lmcache.connector.inprocess.stock import StockConnector
 
 if TYPE_CHECKING:
     from vllm.config import VllmConfig
-    from vllm.distributed.kv_events import KVCacheEvent
     from vllm.v1.core.kv_cache_manager import KVCacheBlocks
     from vllm.v1.core.sched.output import SchedulerOutput
     from vllm.v1.kv_cache_interface import KVCacheConfig
@@ -47,13 +49,23 @@ class InProcessSchedulerCache:
     def __init__(self, vllm_config: VllmConfig, kv_cache_config: KVCacheConfig) -> None:
         self._stock = StockConnector(vllm_config, KVConnectorRole.SCHEDULER, kv_cache_config)
         self._adapter = self._stock.adapter
-        self._lookups = SchedulerLookups(self._adapter)
+        self._looked_up: Request | None = None
+        self._lookups = SchedulerLookups(self._adapter, self._announce)
         config = lmcache_engine.effective_config(self._adapter)
         self.tags_reach_keys = not config["use_layerwise"]
+        self._announces_answers = bool(config["save_decode_cache"])
+        self._events = scheduler_events(
+            vllm_config,
+            kv_cache_config,
+            int(config["chunk_size"]),
+            hash_maker(self._adapter),
+            journal_of(vllm_config, self._adapter.config),
+        )
 
     def look_up(self, request: Request, computed_tokens: int) -> int | None:
         """The number of tokens to load beyond those that vLLM has; ``None``: not known yet."""
         found: int | None
+        self._looked_up = request
         try:
             found, _ = self._stock.connector.get_num_new_matched_tokens(request, computed_tokens)
         except LookupPending:
@@ -66,6 +78,8 @@ class InProcessSchedulerCache:
         """Load nothing for a request, and store what it computes."""
         name = request.request_id
         lmcache_engine.set_cached_tokens(self._adapter, name, computed_tokens, cached_tokens=0)
+        if self._events is not None:
+            self._events.add(request)
 
     def allocated(
         self, request: Request, blocks: KVCacheBlocks, tokens: int, load_failed: bool
@@ -93,6 +107,8 @@ class InProcessSchedulerCache:
         self, request: Request, block_ids: list[int]
     ) -> tuple[bool, dict[str, Any] | None]:
         """Take note of the end of a request."""
+        if self._events is not None and self._announces_answers:
+            self._events.add(request)
         finished: tuple[bool, dict[str, Any] | None]
         finished = self._stock.connector.request_finished(request, block_ids)
         return finished
@@ -103,10 +119,6 @@ class InProcessSchedulerCache:
             lmcache_engine.forget(self._adapter, request_id)
         return self._lookups.forget(request_id)
 
-    def events(self) -> Iterable[KVCacheEvent]:
-        """The chunks that LMCache has stored since the last call."""
-        return list(self._stock.connector.take_events())
-
     def set_workers(self, states: Sequence[Mapping[str, Any]]) -> None:
         """Do nothing: LMCache's workers make the keys."""
 
@@ -116,4 +128,12 @@ class InProcessSchedulerCache:
 
     def stop(self) -> None:
         """Stop LMCache."""
+        if self._events is not None:
+            self._events.stop()
         self._stock.stop()
+
+    def _announce(self, lookup_id: str, hashes: Sequence[int]) -> None:
+        """Name the chunks of a request for events, before a worker may store or find them."""
+        request = self._looked_up
+        if self._events is not None and request is not None and request.request_id == lookup_id:
+            self._events.add(request, [text_of(each) for each in hashes])

@@ -9,11 +9,14 @@ from vllm.distributed.kv_transfer.kv_connector.v1.base import KVConnectorRole
 
 from kserve_lmcache.compat.lmcache import copy_path
 from kserve_lmcache.compat.lmcache import engine as lmcache_engine
+from kserve_lmcache.compat.lmcache.local_index import key_maker, watch_local
 from kserve_lmcache.compat.lmcache.lookups import WorkerLookups
 from kserve_lmcache.config.tier_plugins import PLUGINS
 from kserve_lmcache.connector.caches import Loaded, OnError
 from kserve_lmcache.connector.copy.form import form_of
 from kserve_lmcache.connector.copy.pages import pages_of
+from kserve_lmcache.connector.events.journal import journal_of
+from kserve_lmcache.connector.events.worker import WorkerEvents, worker_events
 from kserve_lmcache.connector.inprocess.block_connector import BlockConnector
 from kserve_lmcache.connector.inprocess.start_proof import prove
 from kserve_lmcache.connector.inprocess.steering import InProcessSteering
@@ -28,7 +31,6 @@ from kserve_lmcache.tiers.guard.tier import LOOKUPS
 if TYPE_CHECKING:
     import torch
     from vllm.config import VllmConfig
-    from vllm.distributed.kv_events import KVConnectorKVEvents
     from vllm.forward_context import ForwardContext
     from vllm.v1.attention.backend import AttentionMetadata
     from vllm.v1.kv_cache_interface import KVCacheConfig
@@ -48,6 +50,7 @@ class InProcessWorkerCache:
         self._adapter = self._stock.adapter
         self._pool = DaemonThreadPool("kv-lookup", LOOKUPS)
         self._connectors: Mapping[str, TierConnector] = {}
+        self._events: WorkerEvents | None = None
         self._saves: Any = None  # LMCache's own metadata of the step
 
     @property
@@ -80,11 +83,33 @@ class InProcessWorkerCache:
         self._connectors = lmcache_engine.plugin_connectors(self._adapter, names)
         lmcache_engine.never_wait_for_room(self._adapter)
         WorkerLookups(self._adapter, self._pool, count_lookup, on_error)
+        self._watch()
         start_up_timing.reached(start_up_timing.CACHED)
         pages = pages_of(self._kv_cache_config)
         proof = prove(self._adapter, kv_caches, pages, self._connectors)
         start_up_timing.reached(start_up_timing.PROVEN)
         return proof
+
+    def _watch(self) -> None:
+        """Tell the scheduler's process from now on what the tiers hold, where events are on."""
+        if (events := worker_events(self._vllm_config)) is None:
+            return
+        engine, connectors = self._adapter.lmcache_engine, tuple(self._connectors.values())
+        watch_local(engine, events.changes.of("local"))
+        for name, connector in self._connectors.items():
+            connector.watch(events.changes.of(name))
+        journal = journal_of(self._vllm_config, self._adapter.config)
+
+        def learn() -> None:
+            """Take the keys of the files of earlier processes."""
+            if journal is not None:
+                keys = [*map(key_maker(engine), journal.names())]
+                journal.close()
+                for connector in connectors:
+                    connector.learn(keys)
+
+        events.start(learn, lambda: all(connector.is_listed for connector in connectors))
+        self._events = events
 
     def _register_copy(self, kv_caches: dict[str, torch.Tensor]) -> None:
         copies = copy_path.copy_path(self._adapter)
@@ -164,10 +189,6 @@ class InProcessWorkerCache:
         """Unpin the chunks that lookups pinned."""
         lmcache_engine.unpin(self._adapter, requests)
 
-    def events(self) -> KVConnectorKVEvents | None:
-        """The chunks that LMCache has stored since the last call."""
-        return self._stock.connector.get_kv_connector_kv_cache_events()
-
     def set_metrics(self) -> None:
         """Publish the bytes in use and the capacity of the local CPU tier."""
         used, capacity = lmcache_engine.local_cpu_bytes(self._adapter)
@@ -202,5 +223,7 @@ class InProcessWorkerCache:
 
     def stop(self) -> None:
         """Stop LMCache."""
+        if self._events is not None:
+            self._events.stop()
         self._pool.shutdown(wait=False)
         self._stock.stop()

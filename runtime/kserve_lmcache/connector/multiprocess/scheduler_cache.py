@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -21,7 +21,6 @@ from kserve_lmcache.connector.token_metrics import count_lookup
 
 if TYPE_CHECKING:
     from vllm.config import VllmConfig
-    from vllm.distributed.kv_events import KVCacheEvent
     from vllm.v1.core.kv_cache_manager import KVCacheBlocks
     from vllm.v1.core.sched.output import SchedulerOutput
     from vllm.v1.kv_cache_interface import KVCacheConfig
@@ -171,10 +170,6 @@ class MultiprocessSchedulerCache:
         if tracked is not None and tracked.lookup is not None:
             tracked.lookup.call.cancel()
         return False
-
-    def events(self) -> Iterable[KVCacheEvent]:
-        """There are none."""
-        return ()
 
     def set_workers(self, states: Sequence[Mapping[str, Any]]) -> None:
         """Take the forms of the workers' KV caches, which are parts of the keys."""

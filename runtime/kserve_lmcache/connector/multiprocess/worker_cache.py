@@ -30,7 +30,6 @@ from kserve_lmcache.tiers.guard.daemon_threads import DaemonThreadPool
 
 if TYPE_CHECKING:
     from vllm.config import VllmConfig
-    from vllm.distributed.kv_events import KVConnectorKVEvents
     from vllm.forward_context import ForwardContext
     from vllm.v1.attention.backend import AttentionMetadata
     from vllm.v1.kv_cache_interface import KVCacheConfig
@@ -294,10 +293,6 @@ class MultiprocessWorkerCache:
 
     def unpin(self, requests: Iterable[str]) -> None:
         """Do nothing: a lookup holds nothing."""
-
-    def events(self) -> KVConnectorKVEvents | None:
-        """There are none."""
-        return None
 
     def set_metrics(self) -> None:
         """Do nothing: the server publishes its own."""

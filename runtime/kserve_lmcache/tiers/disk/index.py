@@ -5,7 +5,7 @@ from __future__ import annotations
 import heapq
 import threading
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 _BLOCK = 4096  # bytes; a file occupies whole blocks
@@ -47,6 +47,7 @@ class DiskIndex:
         self._held: dict[str, float] = {}
         # Names that changed since the last scan began. The scan may have seen them or not.
         self._changed: set[str] = set()
+        self._listener: Callable[[str, bool], None] = lambda name, present: None
 
     def __len__(self) -> int:
         return len(self._files)
@@ -60,6 +61,20 @@ class DiskIndex:
         """Returns the time of a file's last use. The file may know less than the index."""
         known = self._files.get(name)
         return file.used if known is None else max(known.used, file.used)
+
+    def watch(self, listener: Callable[[str, bool], None]) -> None:
+        """Tell from now on which files come and go.
+
+        Args:
+            listener: takes a name, and whether the file is there. Calls nothing of the index.
+        """
+        self._listener = listener
+
+    def tell(self, name: str) -> None:
+        """Tell the listener of a file, if it is there."""
+        with self._lock:
+            if name in self._files:
+                self._listener(name, True)
 
     def add(self, name: str, file: File) -> None:
         """Adds or replaces a file."""
@@ -157,11 +172,14 @@ class DiskIndex:
         return bool(self._held) and self._held.get(name, 0.0) > time.monotonic()
 
     def _set(self, name: str, file: File) -> None:
-        self._remove(name)
+        former = self._files.get(name)
         self._files[name] = file
-        self.occupied += file.occupied
+        self.occupied += file.occupied - (0 if former is None else former.occupied)
+        if former is None:
+            self._listener(name, True)
 
     def _remove(self, name: str) -> None:
         file = self._files.pop(name, None)
         if file is not None:
             self.occupied -= file.occupied
+            self._listener(name, False)

@@ -65,11 +65,8 @@ class Steering:
         self._withdraw(functools.partial(takes, selection))
 
         def once(store: Store) -> int:
-            listing = _listing(store)
-            return sum(
-                listing.remove([value.name for value in page])
-                for page in listing.find(worker, selection, False)
-            )
+            pages = _listing(store).find(worker, selection, False)
+            return sum(self._remove(store, [value.name for value in page]) for page in pages)
 
         return self._until_gone(once)
 
@@ -84,6 +81,7 @@ class Steering:
         def once(store: Store) -> int:
             there = [key for key, size in zip(keys, store.sizes(keys), strict=True) if size]
             store.delete(there)
+            self._writer.on_presence(there, False)
             return len(there)
 
         return self._until_gone(once)
@@ -96,8 +94,7 @@ class Steering:
         """
 
         def trim(store: Store) -> tuple[int, int]:
-            listing = _listing(store)
-            pages = listing.find(worker, selection, True)
+            pages = _listing(store).find(worker, selection, True)
             values = {value.name: value for page in pages for value in page}
             left, oldest = sum(value.size for value in values.values()), []
             for value in sorted(values.values(), key=lambda value: -(value.age or 0.0)):
@@ -105,7 +102,7 @@ class Steering:
                     break
                 oldest.append(value.name)
                 left -= value.size
-            return listing.remove(oldest) if oldest else 0, left
+            return self._remove(store, oldest) if oldest else 0, left
 
         return self._call(trim)
 
@@ -120,6 +117,12 @@ class Steering:
     def _withdraw(self, takes: Takes) -> None:
         if not self._writer.withdraw(takes, SECONDS):
             raise StoreError(f"a write takes longer than {SECONDS:g} s")
+
+    def _remove(self, store: Store, names: Sequence[str]) -> int:
+        """Delete values. In a store that other tiers share, the names are the keys."""
+        removed = _listing(store).remove(names)
+        self._writer.on_presence(names, False)
+        return removed
 
     def _until_gone(self, once: Callable[[Store], int]) -> int:
         """Delete, and look again until nothing is found."""

@@ -26,7 +26,7 @@ from kserve_lmcache.tiers.guard.quota import StoreQuota
 from kserve_lmcache.tiers.guard.read_counts import add_reads
 from kserve_lmcache.tiers.guard.steering import Steering
 from kserve_lmcache.tiers.guard.store import CallKind, Store, StoreError
-from kserve_lmcache.tiers.guard.writer import Writer, seal
+from kserve_lmcache.tiers.guard.writer import OnPresence, Writer, seal
 
 logger = logging.getLogger(__name__)
 
@@ -103,7 +103,7 @@ class Tier:
             self._on_up,
             self._on_down,
             self._on_probe_failure,
-            self._log_bug,
+            self.log_bug,
             f"{name}-probe",
         )
         self._writer = Writer(
@@ -114,7 +114,7 @@ class Tier:
             self._corrupt_keys,
             name,
             self._on_full,
-            self._log_bug,
+            self.log_bug,
             lambda key: key in self.bars,
         )
         self.steering = Steering(name, make_store, self._writer)
@@ -124,6 +124,26 @@ class Tier:
     def is_loading(self) -> bool:
         """Whether a load runs."""
         return self._loading > 0
+
+    def watch(self, on_presence: OnPresence) -> None:
+        """Tell of keys, and whether the store has them; ``None`` where that is not known."""
+        self._writer.on_presence = on_presence
+
+    def state(self) -> tuple[bool, float]:
+        """Returns whether the store may be called, and since when, in seconds of Unix time."""
+        return self._breaker.is_closed, self._breaker.since
+
+    def sizes(self, keys: Sequence[str]) -> list[int] | None:
+        """Returns the sizes of values, or ``None`` where the store does not answer in time.
+
+        No request waits for it, so a failure says nothing about the store.
+        """
+        try:
+            return self._executors["lookup"].call(
+                lambda store: store.sizes(keys), self._limits.connect
+            )
+        except StoreError:
+            return None
 
     @property
     def fetch_seconds(self) -> float:
@@ -140,6 +160,9 @@ class Tier:
         self.counters.add("lookups")
         sizes = self._call("lookup", lambda store: store.sizes(keys), self._limits.lookup) or ()
         found = 0
+        for present in (True, False):
+            told = [key for key, size in zip(keys, sizes, strict=False) if bool(size) == present]
+            self._writer.on_presence(told, present)
         for key, size in zip(keys, sizes, strict=False):
             if size == 0 or key in self._corrupt_keys:
                 break
@@ -222,6 +245,7 @@ class Tier:
         self.load_cost.loaded(load.bytes, seconds)
         if load.outcome:
             self.counters.add(load.outcome)
+            self._writer.on_presence([keys[len(taken)]], False)
         else:
             self.counters.add("chunks_late", len(keys) - len(taken))
         if load.corruption:
@@ -235,7 +259,7 @@ class Tier:
             chunk = seal(key, layout, payload, release)
         except ValueError as error:
             release()
-            self._log_bug(error)
+            self.log_bug(error)
             return
         if self._quota is not None and not self._quota.admits(key, chunk.size):
             release()
@@ -244,13 +268,8 @@ class Tier:
         self._writer.put(chunk)
 
     def set_quota(self, worker: Callable[[], str], max_bytes: int) -> None:
-        """Let no tenant fill more than a share of the store.
-
-        Args:
-            worker: returns what all keys of this worker begin with.
-            max_bytes: of one tenant's chunks.
-        """
-        self._quota = StoreQuota(self.steering, worker, max_bytes, self.counters, self._log_bug)
+        """Let no tenant fill more than so much of the store; see :class:`.quota.StoreQuota`."""
+        self._quota = StoreQuota(self.steering, worker, max_bytes, self.counters, self.log_bug)
 
     def delete(self, key: str) -> None:
         """Deletes a chunk in the background."""
@@ -366,10 +385,10 @@ class Tier:
 
     def _on_bug(self, kind: CallKind, error: Exception) -> None:
         """Logs an exception that no store should raise, and counts it as a failure."""
-        self._log_bug(error)
+        self.log_bug(error)
         self._breaker.failed(kind, f"{type(error).__name__}: {error}")
 
-    def _log_bug(self, error: Exception) -> None:
+    def log_bug(self, error: Exception) -> None:
         """Counts an unexpected exception. Logs the first one of each line of code."""
         self.counters.add("exceptions")
         frames = traceback.extract_tb(error.__traceback__)

@@ -17,6 +17,8 @@ from kserve_lmcache.tiers.guard.counters import Counters
 from kserve_lmcache.tiers.guard.daemon_threads import start_supervised
 from kserve_lmcache.tiers.guard.store import Entry, Store, StoreFullError
 
+OnPresence = Callable[[Sequence[str], bool | None], None]
+
 _MAX_KEYS = 10_000  # to be kept or deleted; more are dropped
 # Seconds without a write after the store was full, doubled each time. A store that has room again
 # gets chunks again within the longest pause, in which only one batch is refused.
@@ -75,6 +77,8 @@ class Writer:
         is_barred: whether a key's chunk is dropped, because it is being deleted.
 
     Attributes:
+        on_presence: takes keys, and whether the store has them after a write; ``None`` where that
+            is not known.
         queued_bytes: of the chunks that are queued or being written.
         max_queued_bytes: the largest value that ``queued_bytes`` has had.
     """
@@ -101,6 +105,7 @@ class Writer:
         self._on_full = on_full
         self._on_exception = on_exception
         self._is_barred = is_barred
+        self.on_presence: OnPresence = lambda keys, present: None
         self._store_seconds = metric("store_seconds", tier=tier)
         self._queue_bytes = metric("queue_bytes", tier=tier)
         self._changed = threading.Condition()
@@ -221,6 +226,7 @@ class Writer:
             try:
                 if deleted:
                     store.delete(deleted)
+                    self.on_presence(deleted, False)
                 if kept:
                     store.keep(kept)
                 if batch:
@@ -236,6 +242,8 @@ class Writer:
         finally:
             if ownership.acquire(blocking=False):
                 self._release(batch)
+        if full is None or full:
+            self.on_presence([chunk.key for chunk in batch], None)
         if full is None:
             self._counters.add("dropped_failed", len(batch))
         elif full:
@@ -268,9 +276,11 @@ class Writer:
         if known:
             store.keep(known)
             self._counters.add("chunks_known", len(known))
+            self.on_presence(known, True)
         if new:
             store.write([Entry(chunk.key, chunk.header, chunk.payload) for chunk in new])
             self._corrupt_keys.discard(chunk.key for chunk in new)
+            self.on_presence([chunk.key for chunk in new], True)
             self._counters.add("chunks_written", len(new))
             self._counters.add("written_bytes", sum(chunk.size for chunk in new))
             self._store_seconds.observe(time.monotonic() - began)

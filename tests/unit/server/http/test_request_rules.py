@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 
-from kserve_lmcache.engine.tenant import salt
+from kserve_lmcache.engine.tenant import PREFIX, salt
 from kserve_lmcache.server.http.request_rules import refusal
 
 
@@ -96,10 +96,17 @@ def test_a_client_cannot_name_the_salt_of_another_tenant() -> None:
     theirs = salt("1", None)
     assert salt("2", theirs) != theirs
     assert salt("", theirs) != theirs
+    assert salt("", salt("", theirs)) != theirs
 
 
-def test_any_salt_becomes_a_digest() -> None:
-    for own in ("\0", "é\ud800", "@%/", "x" * 10**6):
+def test_a_salt_without_a_tenant_stays_as_a_router_knows_it() -> None:
+    for own in ("s", "\0", "é", "@%/", "x" * 256):
+        assert salt("", own) == own
+
+
+def test_a_salt_that_is_long_or_no_text_becomes_a_digest() -> None:
+    for own in ("é\ud800", "x" * 257, "x" * 10**6, PREFIX, "0a" * 32):
         found = salt("", own)
         assert found is not None
-        assert len(found) == 64
+        assert found.startswith(PREFIX)
+        assert len(found) == len(PREFIX) + 64

@@ -167,7 +167,7 @@ def test_the_bugs_that_are_known_are_bounded() -> None:
     for number in range(1000):
         kind = type(f"Error{number}", (Exception,), {})
         for each in (kind(), ValueError(f"value {number}")):
-            tier._log_bug(each)
+            tier.log_bug(each)
     assert len(tier._logged_bugs) <= 100
     assert tier.report()["exceptions"] == 2000
     tier.close()

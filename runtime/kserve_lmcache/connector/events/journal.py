@@ -1,0 +1,86 @@
+"""The journal of the chunks on the disk, as the scheduler's process keeps it."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from array import array
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import msgspec
+
+from kserve_lmcache.config.tier_plugins import DISK_PLUGIN
+from kserve_lmcache.connector.events.chunks import Chunk
+from kserve_lmcache.identity.namespace import NAMESPACE
+from kserve_lmcache.tiers.disk.journal import Journal
+
+if TYPE_CHECKING:
+    from lmcache.v1.config import LMCacheEngineConfig
+    from vllm.config import VllmConfig
+
+    from kserve_lmcache.connector.events.ledger import Change
+
+
+def journal_of(vllm_config: VllmConfig, lmcache_config: LMCacheEngineConfig) -> Journal | None:
+    """The journal beside the files of the disk tier; ``None`` without a disk tier.
+
+    Engines whose hashes differ have different journals.
+    """
+    if DISK_PLUGIN.name not in (lmcache_config.remote_storage_plugins or ()):
+        return None
+    disk, _ = DISK_PLUGIN.decode(lmcache_config.extra_config)
+    cache = vllm_config.cache_config
+    parts = [
+        vllm_config.kv_transfer_config.kv_connector_extra_config.get(NAMESPACE),
+        vllm_config.parallel_config.world_size,
+        cache.block_size,
+        cache.prefix_caching_hash_algo,
+    ]
+    digest = hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:16]
+    return Journal(Path(disk.directory_of(0)) / f"chunks-{digest}.sqlite")
+
+
+def chunks_in(journal: Journal) -> Iterator[tuple[str, Chunk]]:
+    """The names and the chunks that a journal has."""
+    for name, content in journal.rows():
+        try:
+            yield name, _decode(content)
+        except (msgspec.DecodeError, TypeError, ValueError):
+            continue
+
+
+def record(journal: Journal, changes: Sequence[Change]) -> None:
+    """Write the changes of the disk to a journal."""
+    gone = {change.name for change in changes if not change.present}
+    if gone:
+        journal.delete(gone)
+    rows = [
+        (change.name, str(change.chunk.name), _encode(change.chunk))
+        for change in changes
+        if change.present
+    ]
+    if rows:
+        journal.put(rows)
+
+
+def _encode(chunk: Chunk) -> bytes:
+    return msgspec.msgpack.encode(
+        [
+            chunk.block_hashes,
+            chunk.parent,
+            chunk.tokens.tobytes(),
+            chunk.extra_keys,
+            chunk.lora_id,
+            chunk.lora_name,
+        ]
+    )
+
+
+def _decode(content: bytes) -> Chunk:
+    hashes, parent, tokens, extra_keys, lora_id, lora_name = msgspec.msgpack.decode(content)
+    values = array("I")
+    values.frombytes(tokens)
+    keys: Any = extra_keys and tuple(each and tuple(each) for each in extra_keys)
+    return Chunk(tuple(hashes), parent, values, keys, lora_id, lora_name)
