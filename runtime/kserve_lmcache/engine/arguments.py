@@ -97,7 +97,7 @@ def _take_no_missing_embeddings(config: VllmConfig, args: Namespace) -> None:
     it takes ``image_embeds`` without ``--enable-mm-embeds``, and even parts that have no tensor,
     whose KV another engine is to send. Here no one sends it. Earlier versions have no such field.
     """
-    pictures = getattr(config.model_config, "multimodal_config", None)
+    pictures: Any = config.model_config.multimodal_config
     if getattr(pictures, "allow_missing_mm_embeddings", False):
         pictures.allow_missing_mm_embeddings = False
         pictures.enable_mm_embeds = bool(args.enable_mm_embeds)
