@@ -34,9 +34,9 @@ class Steered:
     key_file: Path
 
     def ask(
-        self, method: str, path: str = "", tenant: str = "", admin: bool = False, **body: Any
+        self, method: str, path: str = "", /, by: str = "", admin: bool = False, **body: Any
     ) -> httpx.Response:
-        headers = {HEADER: tenant} if tenant else {}
+        headers = {HEADER: by} if by else {}
         headers |= {ADMIN: KEY} if admin else {}
         json = {"json": body} if method != "GET" else {}
         url = f"{self.server.openai_url}/cache{path}"
@@ -51,7 +51,7 @@ class Steered:
 
     def chunks(self, tenant: str) -> dict[str, int]:
         """The tenant's chunks in each tier, as the route has them."""
-        (entry,) = self.ask("GET", tenant=tenant).json()["entries"] or [{"tiers": {}}]
+        (entry,) = self.ask("GET", by=tenant).json()["entries"] or [{"tiers": {}}]
         return {tier: usage["chunks"] for tier, usage in entry["tiers"].items()}
 
     def stored(self) -> tuple[set[str], set[bytes]]:
@@ -104,7 +104,7 @@ def test_a_tenant_deletes_its_own_from_memory_disk_and_redis(steered: Steered) -
     for tenant in ("a", "b"):
         steered.wait_until_stored(tenant, count)
     files, keys = steered.stored()
-    response = steered.ask("DELETE", tenant="a")
+    response = steered.ask("DELETE", by="a")
     assert response.json() == {"deleted": dict.fromkeys(TIERS, count)}
     assert steered.chunks("a") == {}
     assert steered.chunks("b") == dict.fromkeys(TIERS, count)
@@ -112,7 +112,7 @@ def test_a_tenant_deletes_its_own_from_memory_disk_and_redis(steered: Steered) -
     assert (len(files - left), len(keys - left_keys)) == (count, count)
     assert steered.cached(prompt, "a") == 0
     assert steered.cached(prompt, "b") == count * CHUNK
-    assert steered.ask("DELETE", tenant="a", **{"tenant": "b"}).status_code == 403
+    assert steered.ask("DELETE", by="a", tenant="b").status_code == 403
     assert steered.ask("DELETE", all=True).status_code == 403
     steered.ask("DELETE", admin=True, all=True)
     assert steered.stored() == (set(), set())
@@ -122,7 +122,7 @@ def test_a_prompt_is_deleted_alone(steered: Steered) -> None:
     one, other = long_prompt("one"), long_prompt("other")
     for prompt in (one, other):
         steered.cached(prompt, "prompts")
-    response = steered.ask("DELETE", tenant="prompts", messages=messages(one))
+    response = steered.ask("DELETE", by="prompts", messages=messages(one))
     assert response.json()["deleted"]["local_cpu"] >= 3
     assert steered.cached(other, "prompts") >= 3 * CHUNK
     assert steered.cached(one, "prompts") < CHUNK
@@ -130,11 +130,11 @@ def test_a_prompt_is_deleted_alone(steered: Steered) -> None:
 
 def test_a_prefetch_loads_a_prompt_before_it_is_asked(steered: Steered) -> None:
     prompt = long_prompt("prefetched")
-    first = steered.ask("POST", "/prefetch", tenant="early", messages=messages(prompt)).json()
+    first = steered.ask("POST", "/prefetch", by="early", messages=messages(prompt)).json()
     assert first["tokens"]["computed"] > 3 * CHUNK
     assert first["local_cpu"]["chunks"] == first["local_cpu"]["of"] >= 3
     assert steered.cached(prompt, "early") == first["local_cpu"]["of"] * CHUNK
-    again = steered.ask("POST", "/prefetch", tenant="early", messages=messages(prompt)).json()
+    again = steered.ask("POST", "/prefetch", by="early", messages=messages(prompt)).json()
     assert again["tokens"]["local_cpu"] == first["local_cpu"]["of"] * CHUNK
     assert again["tokens"]["computed"] < CHUNK
     assert steered.cached(prompt, "late") < CHUNK
@@ -143,12 +143,12 @@ def test_a_prefetch_loads_a_prompt_before_it_is_asked(steered: Steered) -> None:
 def test_a_pin_outlives_the_time_to_live(steered: Steered) -> None:
     prompt = long_prompt("pinned")
     body = {"messages": messages(prompt), "ttl": 90_000}
-    assert steered.ask("POST", "/pin", tenant="keeper", **body).status_code == 400
-    told = steered.ask("POST", "/pin", tenant="keeper", **{**body, "ttl": 3600}).json()
+    assert steered.ask("POST", "/pin", by="keeper", **body).status_code == 400
+    told = steered.ask("POST", "/pin", by="keeper", **{**body, "ttl": 3600}).json()
     assert told["bytes"] > 0
     assert told["tiers"]["local_cpu"] >= 3
     assert told["errors"] == {}
-    assert steered.ask("POST", "/pin", tenant="keeper", **{**body, "ttl": 0}).status_code == 200
+    assert steered.ask("POST", "/pin", by="keeper", **{**body, "ttl": 0}).status_code == 200
 
 
 def test_the_command_does_the_same(steered: Steered, tmp_path: Path) -> None:
@@ -193,7 +193,7 @@ def test_quotas_hold_on_a_server(logs: Path, redis_store: Store, cut_model: Path
         one = Steered(server, Path("/nowhere"), redis_store, Path("/nowhere"))
 
         def used(tier: str) -> int:
-            (entry,) = one.ask("GET", tenant="greedy").json()["entries"]
+            (entry,) = one.ask("GET", by="greedy").json()["entries"]
             return int(entry["tiers"][tier]["bytes"])
 
         for number in range(12):
