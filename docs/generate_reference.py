@@ -10,7 +10,7 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
-from kserve_lmcache.cli import arguments, bench, cache, config, demo_model, doctor
+from kserve_lmcache.cli import arguments, bench, cache, cache_server, config, demo_model, doctor
 from kserve_lmcache.cli.kserve_flags import KSERVE_FLAGS
 from kserve_lmcache.cli.main import COMMANDS
 from kserve_lmcache.config import keys
@@ -30,7 +30,7 @@ _SETTINGS = """\
 
 ## Settings of the runtime
 
-Each setting has a key in the configuration file, a flag and a variable. The password has no flag
+Each setting has a key in the configuration file, a flag and a variable. The passwords have no flag
 and no key, because other people may see them.
 """
 _KEYS = """\
@@ -58,8 +58,8 @@ questions.
 _ROUTES = """\
 # Routes
 
-The routes of KServe and of this runtime are at the root. The routes of vLLM are below `/openai`,
-and with `--root-routes=true` at the root as well.
+The routes of KServe and `/offload` are at the root. The routes of vLLM and of the group `cache` are
+below `/openai`, and with `--root-routes=true` at the root as well.
 The third column says whether the route is `on` or `off`, or names the group that turns the route
 on: `--enable-routes=GROUP,GROUP`. [API and routes](../developers/api.md) explains the rest.
 """
@@ -73,14 +73,14 @@ _SERVE = """\
 ## kserve-lmcache serve
 
 Serves a model. The command takes every flag of KServe's model server, of KServe's Hugging Face
-server and of `vllm serve`, with dashes and with underscores. An unknown flag is an error that
-names the nearest flag.
+server and of `vllm serve`, with dashes and with underscores, or refuses it by name. An unknown flag
+is an error that names the nearest flag.
 
 KServe's model server and vLLM both have {clashes}. Here these are
 KServe's flags, in both spellings. `--log-level` is a flag of this runtime. vLLM's flags of the same
 names cannot be set.
 
-Every [setting](settings.md) but the password has a flag. `--lmcache KEY=VALUE …` sets keys of
+Every [setting](settings.md) but the passwords has a flag. `--lmcache KEY=VALUE …` sets keys of
 LMCache. The table has the flags of KServe's Hugging Face server.
 """
 _KSERVE_FLAGS = """\
@@ -214,7 +214,7 @@ def _command_line() -> Iterator[str]:
     for group in arguments.build_parser()._action_groups:
         if group.title == _HUGGING_FACE:
             yield _group(group)
-    for module in (config, doctor, cache, bench, demo_model):
+    for module in (config, doctor, cache, cache_server, bench, demo_model):
         yield from _command(module.build_parser())
 
 

@@ -109,11 +109,13 @@ def test_sizes_are_the_formulas(row: list[str]) -> None:
 
 def test_the_parts_of_the_memory_are_those_that_are_added_up() -> None:
     table = {row[0].strip("`"): row[2:4] for row in rows(SIZING, "Part")}
-    parts = Needs("cpu", weights=1, kv_cache=1, offloaded=1).parts(1)
+    server = memory_budget.CacheServer.OWN
+    parts = Needs("cpu", weights=1, kv_cache=1, offloaded=1, cache_server=server).parts(1)
     assert set(table) == set(parts)
     for device, column in (("cpu", 0), ("cuda", 1)):
         figures = {name: float(table[name][column]) for name in PROCESSES[device]}
         assert figures == PROCESSES[device]
+        assert float(table["cache server"][column]) * GIB == parts["cache server"]
 
 
 def test_the_example_of_the_memory_is_what_the_defaults_are() -> None:

@@ -17,13 +17,13 @@ def check(context: Context) -> Iterator[Problem]:
     """The problems of their settings."""
     quota, key_file = "tenant_remote_quota_size", "cache_admin_key_file"
     lists = context.scheme() in REDIS_SCHEMES and context["remote_connector"] != "lmcache"
-    if context[quota] and context["remote_url"] and not lists:
-        yield context.problem(
-            quota,
-            "needs a Redis or Valkey store and this runtime's client: no other lists its chunks",
-            f"Remove {quota}.",
-        )
     has_routes = "cache" in parse_route_groups(context["enable_routes"])
+    if context["remote_url"] and not lists:
+        message = "needs Redis or Valkey, and remote_connector=kserve: other stores list no chunks"
+        if context[quota]:
+            yield context.problem(quota, message, f"Remove {quota}.")
+        if has_routes:
+            yield context.problem("enable_routes", f"has cache, which {message}", "Remove cache.")
     if context[key_file] and not has_routes:
         message = "has no effect without the routes of the group cache"
         yield context.problem(key_file, message, f"Set enable_routes=cache, or remove {key_file}.")

@@ -17,6 +17,8 @@ REDIS = "remote_url: redis://redis:6379\n"
 TENANT = "tenant_header: X-Tenant-Id\n"
 TLS = "remote_url: rediss://redis:6379\n"
 SIZE = "must be a size in GB, for example 2.0 or 512Mi"
+LISTS = "needs Redis or Valkey, and remote_connector=kserve: other stores list no chunks"
+NO_LISTS = ("remote_url: lm://a:1", f"{REDIS}remote_connector: lmcache")
 POSITIVE_SIZE = "must be a size in GB greater than 0, for example 2.0 or 512Mi"
 TIMEOUT = "must be greater than 0 and at most 60 seconds"
 GROUPS = (
@@ -77,10 +79,15 @@ FILES = {
     ),
     **{
         f"{TENANT}tenant_remote_quota_size: 1\n{store}": (
-            "2: tenant_remote_quota_size needs a Redis or Valkey store and this runtime's client: "
-            "no other lists its chunks. Remove tenant_remote_quota_size."
+            f"2: tenant_remote_quota_size {LISTS}. Remove tenant_remote_quota_size."
         )
-        for store in ("remote_url: lm://a:1", f"{REDIS}remote_connector: lmcache")
+        for store in NO_LISTS
+    },
+    **{
+        f"enable_routes: cache\n{store}": (
+            f"1: enable_routes has cache, which {LISTS}. Remove cache."
+        )
+        for store in NO_LISTS
     },
     "cache_server_directory: /run/cache": (
         "1: cache_server_directory has no effect with mode=in-process. "
