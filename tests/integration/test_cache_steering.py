@@ -93,9 +93,10 @@ def steered(
     quotas: Mapping[str, int] | None = None,
     limits: TierLimits = PATIENT,
     local_gib: float = 0.05,
+    **settings: Any,
 ) -> Iterator[Steered]:
     disk = Disk((str(directory),), GIB)
-    with replica(remote, local_gib, limits, disk) as one:
+    with replica(remote, local_gib, limits, disk, **settings) as one:
         steering = InProcessSteering(
             one.engine, one.connectors, int(local_gib * GIB), "worker 0", quotas or {}
         )
@@ -349,6 +350,53 @@ def test_a_pinned_prompt_survives_a_full_tier_until_its_time(
         assert in_memory(one, A) == 0
 
 
+def test_a_pin_that_is_taken_back_leaves_those_before(full: Steered) -> None:
+    tokens = prompt(SEEDS[A]).tolist()
+    keys = full.replica.keys(prompt(SEEDS[A]), str(A))
+    size = full.replica.engine.config.chunk_size
+    full.steering.pin(tokens[:size], str(A), 30, "the first chunk")
+    full.steering.pin(tokens, str(A), 30, "all")
+    full.steering.unpin(tokens, str(A), "all")
+    assert [*full.steering._pins._pins] == keys[:1]
+
+
+def test_nothing_is_pinned_while_it_is_deleted(full: Steered) -> None:
+    tokens = prompt(SEEDS[A]).tolist()
+    with full.steering._bars.up(lambda key: True, lambda: 0.0):
+        answer = full.steering.pin(tokens, str(A), 30)
+    assert answer[LOCAL]["chunks"] == 0
+    assert not full.steering._pins._pins
+
+
+@pytest.mark.parametrize("policy", ["LRU", "LFU", "FIFO", "MRU"])
+def test_a_chunk_that_goes_during_a_lookup_harms_no_later_one(
+    remote: Remote, server: Store, tmp_path: Path, policy: str
+) -> None:
+    with steered(remote, server, tmp_path / "cache", cache_policy=policy) as one:
+        for tag in (A, B):
+            one.replica.store(prompt(SEEDS[tag]), pages(SEEDS[tag]), str(tag))
+        backend = one.replica.engine.storage_manager.local_cpu_backend
+        keys = one.replica.keys(prompt(SEEDS[A]), str(A))
+        assert all(backend.contains(key, pin=True) for key in keys)
+        for key in keys:
+            backend.unpin(key)
+        one.steering.delete(Selection(tenant=digest("a")))
+        backend.touch_cache()
+        assert backend.keys_in_request == []
+        assert one.replica.load(prompt(SEEDS[B]), str(B))[:2] == (TOKENS, TOKENS)
+
+
+def test_a_prefetch_keeps_nothing_without_a_local_tier(
+    remote: Remote, server: Store, tmp_path: Path
+) -> None:
+    with steered(remote, server, tmp_path / "cache", local_cpu=False) as one:
+        one.replica.store(prompt(SEEDS[A]), pages(SEEDS[A]), str(A))
+        for tag in (A, A):
+            told = one.steering.prefetch(prompt(SEEDS[tag]).tolist(), str(tag))
+            assert told == {LOCAL: {"chunks": 0, "of": CHUNKS}}
+        assert one.steering._local.chunks() == []
+
+
 def test_a_pin_ends_by_itself(full: Steered) -> None:
     tokens = prompt(SEEDS[A]).tolist()
     full.steering.pin(tokens, str(A), 0.5)
@@ -425,6 +473,29 @@ def test_a_tenant_fills_no_more_of_the_local_tier_than_its_quota(
         assert all(map(local.has, one.replica.keys(prompt(119), str(A))))
         assert not any(map(local.has, one.replica.keys(prompt(100), str(A_SALTED))))
         assert in_memory(one, B) == in_memory(one, Tag()) == CHUNKS
+
+
+def test_a_tenant_whose_chunks_are_pinned_is_counted_once_a_second(
+    remote: Remote, server: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    quota = CHUNKS * (-(-CHUNK_BYTES // 4096) * 4096)  # LMCache allocates whole pages
+    with steered(remote, server, tmp_path / "cache", {LOCAL: quota}) as one:
+        one.replica.store(prompt(SEEDS[A]), pages(SEEDS[A]), str(A))
+        one.steering.pin(prompt(SEEDS[A]).tolist(), str(A), 30)
+        counts, local = [], one.steering._local
+        chunks = local.chunks
+
+        def counted_chunks() -> Any:
+            counts.append(time.monotonic())
+            return chunks()
+
+        monkeypatch.setattr(local, "chunks", counted_chunks)
+        began = time.monotonic()
+        for number in range(100, 110):
+            one.replica.store(prompt(number), pages(1), str(A))
+        assert 1 <= len(counts) <= 1 + time.monotonic() - began
+        assert in_memory(one, A) == CHUNKS
+        assert tenants_bytes(one, LOCAL, A) == quota
 
 
 def test_a_tenant_fills_no_more_of_redis_than_its_quota(

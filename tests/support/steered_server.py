@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
@@ -30,10 +31,14 @@ class Worker:
         self.asked: list[Any] = []
         self.tags = [(Tag(digest("s"), digest("a"), ""), 3), (Tag(), 2)]
         self.error = ""
+        self.reason = ""
+        self.may_answer = threading.Event()
+        self.may_answer.set()
         self.pinned: Mapping[str, Any] = {"chunks": 2, "bytes": 20, "of": 2}
 
     def usage(self, selection: Selection) -> Any:
         self.asked.append(selection)
+        self.may_answer.wait(10)
         rows = [
             [tag.salt, tag.tenant, tag.adapter, chunks, 10 * chunks, 1.5]
             for tag, chunks in self.tags
@@ -57,9 +62,15 @@ class Worker:
         self.asked.append(("prefetch", tokens, tag))
         return {"local_cpu": {"chunks": 2, "of": 2}}
 
-    def pin(self, tokens: Sequence[int], tag: str, seconds: float) -> Any:
+    def pin(self, tokens: Sequence[int], tag: str, seconds: float, reason: str) -> Any:
         self.asked.append(("pin", tokens, tag, seconds))
+        self.reason = reason
         return {"local_cpu": self.pinned, "remote": {"chunks": 2}}
+
+    def unpin(self, tokens: Sequence[int], tag: str, reason: str) -> Any:
+        assert reason == self.reason
+        self.asked.append(("unpin", tokens, tag))
+        return {"local_cpu": {}}
 
     def _deleted(self) -> Any:
         remote = {"error": self.error} if self.error else {"chunks": 4}

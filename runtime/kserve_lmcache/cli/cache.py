@@ -119,8 +119,6 @@ def _body(args: argparse.Namespace) -> dict[str, Any]:
             raise UsageError(f"{args.request_file} is not JSON: {error}") from None
         if not isinstance(body, dict):
             raise UsageError(f"{args.request_file} has no JSON object")
-        known = ("prompt", "messages", "tools", "chat_template_kwargs", "model", "cache_salt")
-        body = {name: body[name] for name in known if name in body}
     if args.prompt_file:
         body["prompt"] = _text(args.prompt_file)
     body |= {name: value for name in _SELECTS if (value := getattr(args, name)) is not None}

@@ -39,7 +39,8 @@ class CacheClient:
 
     def __init__(self, url: str, headers: Mapping[str, str], ca_file: str | None = None) -> None:
         self.url = url.rstrip("/")
-        self._headers = {**headers, "Content-Type": "application/json"}
+        given = {**headers, "Content-Type": "application/json"}
+        self._headers = {name: value.encode("utf-8") for name, value in given.items()}
         parts = urlsplit(self.url)
         if parts.scheme not in ("http", "https") or not parts.hostname:
             raise UsageError(f"{redact_urls(url)!r} is not http://HOST:PORT")

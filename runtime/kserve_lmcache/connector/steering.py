@@ -40,7 +40,7 @@ class Steering(Protocol):
         ``chunks`` of the local tier is the number of those that it has then, ``of`` that of all.
         """
 
-    def pin(self, tokens: Sequence[int], tag: str, seconds: float) -> Answer:
+    def pin(self, tokens: Sequence[int], tag: str, seconds: float, reason: str = "") -> Answer:
         """Keep the whole chunks of a prompt in each tier that has them.
 
         ``chunks`` and ``bytes`` are what is kept, ``of`` the number of all chunks. ``is_full`` says
@@ -50,4 +50,14 @@ class Steering(Protocol):
             tokens: of the prompt.
             tag: of the request.
             seconds: from now on. With 0 they are kept no longer.
+            reason: a name of this pin, by which :meth:`unpin` takes it back.
+        """
+
+    def unpin(self, tokens: Sequence[int], tag: str, reason: str) -> Answer:
+        """Take back a pin. What was pinned before stays so.
+
+        Args:
+            tokens: of the prompt.
+            tag: of the request.
+            reason: as it was given to :meth:`pin`.
         """

@@ -17,8 +17,8 @@ from kserve_lmcache.engine.errors import RefusedError
 from kserve_lmcache.identity.tag import Selection, Tag
 from kserve_lmcache.tiers.guard.listing import Usage
 
-# Longer than a worker's own deadlines for its tiers, one after another.
-_SECONDS = 180.0
+# Longer than a worker's own deadlines for its tiers, one after another: 30 seconds for each call.
+_SECONDS = 300.0
 _MAX_ANSWER = 256 * 2**20  # bytes
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from http import HTTPStatus
 from typing import Any
@@ -21,8 +21,17 @@ from kserve_lmcache.identity.tag import Tag, digest
 
 # What a request about the cache says of generation, if anything, is not taken over.
 _DROPPED = ("stream", "stream_options", "n", "best_of", "max_tokens", "max_completion_tokens")
+# Change the tokens of a prompt, in versions of vLLM whose route /tokenize does not know them.
+_CHANGE_PROMPTS = (
+    "documents",
+    "media_io_kwargs",
+    "mm_processor_kwargs",
+    "reasoning_effort",
+    "truncate_prompt_tokens",
+)
 _LAST = 2**31 - 1  # of vLLM's priorities: all other requests come first
 _PRIORITY = "priority"
+_TEXTS = ("text", "input_text", "output_text", "refusal", "thinking")
 
 
 @dataclass(frozen=True)
@@ -136,6 +145,7 @@ class Prompts:
         kind = vllm.TokenizeCompletionRequest if body.get("messages") is None else None
         kind = kind or vllm.TokenizeChatRequest
         known = kind.model_fields
+        self._refuse_other_prompts(body, known)
         request = _made(kind, {name: value for name, value in body.items() if name in known})
         state = self._model.vllm_app.state
         answer = await state.serving_tokenization.create_tokenize(request, raw_request)
@@ -144,6 +154,31 @@ class Prompts:
             raise RefusedError(int(error.code), error.message, error.type, error.param or None)
         tokens: list[int] = answer.tokens
         return tokens
+
+    def _refuse_other_prompts(self, body: Mapping[str, Any], known: Collection[str]) -> None:
+        """Refuse a prompt whose keys are made of other tokens than those of ``/tokenize``.
+
+        Raises:
+            RefusedError: it is one.
+        """
+        message = ""
+        changes = [n for n in _CHANGE_PROMPTS if body.get(n) is not None and n not in known]
+        if changes:
+            message = f"the routes of the cache do not know {', '.join(changes)}"
+        elif any(_has_other_than_text(each) for each in body.get("messages") or ()):
+            message = "the routes of the cache take prompts of text alone"
+        elif body.get("messages") and getattr(self._model.openai_serving_chat, "use_harmony", 0):
+            message = "the routes of the cache do not know how this model writes a chat"
+        if message:
+            fix = "Delete by tenant, cache_salt or adapter"
+            raise RefusedError(HTTPStatus.BAD_REQUEST, f"{message}. {fix}")
+
+
+def _has_other_than_text(message: Any) -> bool:
+    content = message.get("content") if isinstance(message, dict) else None
+    return isinstance(content, list) and any(
+        isinstance(part, dict) and part.get("type", "text") not in _TEXTS for part in content
+    )
 
 
 def _made(kind: Any, fields: Mapping[str, Any]) -> Any:

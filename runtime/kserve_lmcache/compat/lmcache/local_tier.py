@@ -23,7 +23,9 @@ _SLACK = 1000  # times of chunks that are gone, before they are forgotten
 class LocalTier:
     """The chunks in a worker's memory. Safe to use from several threads.
 
-    Every chunk comes in by LMCache's ``submit_put_task``, which this class replaces.
+    Every chunk comes in by LMCache's ``submit_put_task``, which this class replaces, as it does
+    ``touch_cache``: LMCache's raises for a chunk that went between a lookup's search and its end,
+    and again at the end of every later lookup.
 
     Args:
         engine: LMCache's engine of the worker.
@@ -42,6 +44,7 @@ class LocalTier:
         if self._backend is not None:
             self._put = self._backend.submit_put_task
             self._backend.submit_put_task = self._submit
+            self._backend.touch_cache = self._touch
 
     @property
     def worker(self) -> str:
@@ -122,11 +125,21 @@ class LocalTier:
         return self._backend.get_blocking(key) if self._backend is not None else None
 
     def put(self, key: CacheEngineKey, memory: MemoryObj) -> None:
-        """Store a chunk, and give back the caller's reference."""
+        """Store a chunk, where the tier keeps any, and give back the caller's reference."""
         try:
-            self._submit(key, memory)
+            if self._backend.use_hot:
+                self._submit(key, memory)
         finally:
             memory.ref_count_down()
+
+    def _touch(self) -> None:
+        """Note the use of the chunks that the last lookup found."""
+        backend = self._backend
+        with backend.cpu_lock:
+            found, backend.keys_in_request = backend.keys_in_request, []
+            for key in reversed(found):
+                if key in backend.hot_cache:
+                    backend.cache_policy.update_on_hit(key, backend.hot_cache)
 
     def _submit(self, key: CacheEngineKey, memory_obj: MemoryObj, *others: Any, **more: Any) -> Any:
         if not self._admits(key, memory_obj.get_physical_size()):

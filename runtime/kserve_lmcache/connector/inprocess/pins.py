@@ -25,6 +25,7 @@ class FullError(Exception):
 class _Pin:
     memory: MemoryObj
     until: float  # by time.monotonic()
+    reason: str
 
 
 class Pins:
@@ -44,8 +45,15 @@ class Pins:
         self._pins: dict[CacheEngineKey, _Pin] = {}
         self._thread: threading.Thread | None = None
 
-    def pin(self, keys: Sequence[CacheEngineKey], seconds: float) -> tuple[int, int]:
+    def pin(
+        self, keys: Sequence[CacheEngineKey], seconds: float, reason: str = ""
+    ) -> tuple[int, int]:
         """Pin the chunks that the tier has. Returns their number and their bytes.
+
+        Args:
+            keys: of the chunks.
+            seconds: from now on. A pin that lasts longer keeps its end.
+            reason: of the pins that are new.
 
         Raises:
             FullError: they are too many; none of them is pinned anew.
@@ -59,7 +67,7 @@ class Pins:
             fits = size <= self._max_bytes
             if fits:
                 for key, memory in new.items():
-                    self._pins[key] = _Pin(memory, until)
+                    self._pins[key] = _Pin(memory, until, reason)
                 for key in taken:
                     self._pins[key].until = max(self._pins[key].until, until)
                 self._watch()
@@ -70,10 +78,14 @@ class Pins:
             raise FullError
         return len(taken), sum(memory.get_physical_size() for memory in taken.values())
 
-    def unpin(self, keys: Iterable[CacheEngineKey]) -> None:
-        """Keep these chunks no longer."""
+    def unpin(self, keys: Iterable[CacheEngineKey], reason: str = "") -> None:
+        """Keep these chunks no longer; with a reason, those that were pinned for it alone."""
         with self._lock:
-            ended = [self._pins.pop(key) for key in keys if key in self._pins]
+            ended = [
+                self._pins.pop(key)
+                for key in keys
+                if key in self._pins and reason in ("", self._pins[key].reason)
+            ]
         _release(ended)
 
     def unpin_if(self, takes: Callable[[CacheEngineKey], bool]) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+import time
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
@@ -15,6 +16,7 @@ if TYPE_CHECKING:
     from kserve_lmcache.compat.lmcache.local_tier import LocalTier
 
 _LEFT = 0.9  # of the quota, after room was made for a new chunk
+_PAUSE = 1.0  # seconds until a tenant's chunks, all in use, are counted again
 
 
 class LocalQuota:
@@ -33,6 +35,8 @@ class LocalQuota:
         self._lock = threading.Lock()
         # At least what the tier has of each tenant. Chunks that LMCache evicts stay counted.
         self._bytes: dict[str, int] = {}
+        # Tenants for whom no room could be made, and until when: a step of the engine waits here.
+        self._full: dict[str, float] = {}
         self._evicted = metric("quota_evicted_total", tier="local_cpu")
         self._refused = metric("quota_refused_total", tier="local_cpu")
 
@@ -42,7 +46,7 @@ class LocalQuota:
         if not tenant or not size or self._local().has(key):
             return True
         with self._lock:
-            if self._bytes.get(tenant, 0) + size > self._max_bytes:
+            if self._bytes.get(tenant, 0) + size > self._max_bytes and self._may_look(tenant):
                 self._make_room(tenant, size)
             fits = self._bytes.get(tenant, 0) + size <= self._max_bytes
             if fits:
@@ -51,11 +55,15 @@ class LocalQuota:
             self._refused.inc(1)
         return fits
 
+    def _may_look(self, tenant: str) -> bool:
+        return self._full.get(tenant, 0.0) <= time.monotonic()
+
     def _make_room(self, tenant: str, size: int) -> None:
         """Count anew, and evict chunks of the tenant, in LMCache's order, if need be."""
         local = self._local()
         own: list[tuple[CacheEngineKey, int]] = []
         self._bytes.clear()
+        self._full = {each: until for each, until in self._full.items() if not self._may_look(each)}
         for key, bytes_, _ in local.chunks():
             if of := _tenant_of(key):
                 self._bytes[of] = self._bytes.get(of, 0) + bytes_
@@ -70,6 +78,8 @@ class LocalQuota:
             if local.evict(key):
                 self._bytes[tenant] -= bytes_
                 self._evicted.inc(1)
+        if self._bytes[tenant] + size > self._max_bytes:
+            self._full[tenant] = time.monotonic() + _PAUSE
 
 
 def _tenant_of(key: CacheEngineKey) -> str:

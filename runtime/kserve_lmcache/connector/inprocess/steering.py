@@ -111,13 +111,15 @@ class InProcessSteering:
         there = sum(map(self._local.has, keys))
         return {LOCAL: {"chunks": there, "of": len(keys)}}
 
-    def pin(self, tokens: Sequence[int], tag: str, seconds: float) -> Answer:
+    def pin(self, tokens: Sequence[int], tag: str, seconds: float, reason: str = "") -> Answer:
         """Keep the whole chunks of a prompt in each tier that has them."""
         keys = self._whole_chunks(tokens, tag)
         names = [key.to_string() for key in keys]
         if seconds > 0:
+            barred = {key for key in keys if key.to_string() in self._bars}
             try:
-                chunks, size = self._pins.pin(keys, seconds)
+                kept = [key for key in keys if key not in barred]
+                chunks, size = self._pins.pin(kept, seconds, reason)
                 local = {"chunks": chunks, "bytes": size, "of": len(keys)}
             except FullError:
                 return {LOCAL: {"chunks": 0, "bytes": 0, "of": len(keys), "is_full": True}}
@@ -129,6 +131,11 @@ class InProcessSteering:
             return {"chunks": tier.steering.hold(names, seconds)}
 
         return {LOCAL: local, **self._below(below)}
+
+    def unpin(self, tokens: Sequence[int], tag: str, reason: str) -> Answer:
+        """Take back a pin of the local tier. A file and a value may last longer."""
+        self._pins.unpin(self._whole_chunks(tokens, tag), reason)
+        return {LOCAL: {}}
 
     def _whole_chunks(self, tokens: Sequence[int], tag: str) -> list[CacheEngineKey]:
         whole = len(tokens) // self._chunk_tokens * self._chunk_tokens
@@ -152,9 +159,10 @@ class InProcessSteering:
     ) -> Answer:
         """Delete chunks, which are barred meanwhile."""
         with self._bars.up(selected, self._late_seconds):
-            self._pins.unpin_if(lambda key: selected(key.to_string()))
             # The queues of writes hold chunks of the local tier, so the other tiers come first.
             answer = self._below(below)
+            # By now, a pin that began before the bar was up is there.
+            self._pins.unpin_if(lambda key: selected(key.to_string()))
             removed, held = self._local.erase(local(), _HELD_SECONDS)
         of_local: dict[str, Any] = {"chunks": removed}
         if held:

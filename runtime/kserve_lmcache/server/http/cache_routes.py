@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import math
+import secrets
 import time
+from collections import Counter
 from collections.abc import AsyncIterator, Mapping, Sequence
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from http import HTTPStatus
 from typing import Any
 
@@ -26,7 +28,8 @@ from kserve_lmcache.tiers.guard.listing import Usage
 
 PATH = "/v1/cache"
 _LOCAL = "local_cpu"
-_MAX_PREFETCHES = 4  # at a time; they compete with requests that somebody waits for
+# At a time. Prefetches compete with requests that somebody waits for; the others search the store.
+_MOST = {"prefetches": 4, "deletions": 4, "overviews": 2}
 _MAX_PIN_SECONDS = 24 * 60 * 60
 _SELECTS = ("tenant", "tenant_digest", "cache_salt", "adapter", "adapter_digest")
 _OF_PROMPTS = ("prompt", "messages")
@@ -57,13 +60,14 @@ class CacheRoutes:
         self._model = model
         self._key_file = key_file
         self._prompts = Prompts(model)
-        self._prefetches = 0
+        self._running: Counter[str] = Counter()
 
     async def show(self, request: Request) -> Response:
         """What is cached, by tenant and adapter: chunks, bytes and age in each tier."""
         caller = caller_of(request, self._key_file)
         selection = Selection() if caller.is_admin else Selection(tenant=digest(caller.tenant))
-        answers = await self._control.ask("usage", selection=selection)
+        async with self._place("overviews"):
+            answers = await self._control.ask("usage", selection=selection)
         found, failures = cache_control.usages(answers)
         names = await self._prompts.adapter_names()
         rows: dict[tuple[str, str], dict[str, Usage]] = {}
@@ -98,10 +102,12 @@ class CacheRoutes:
         caller, body = caller_of(request, self._key_file), await _body(request)
         if any(name in body for name in _OF_PROMPTS):
             prompt = await self._prompt(caller, body, request)
-            answers = await self._control.ask("delete_prompt", tokens=prompt.tokens, tag=prompt.tag)
+            selected: dict[str, Any] = {"tokens": prompt.tokens, "tag": prompt.tag}
         else:
-            selection = await self._selection(caller, body)
-            answers = await self._control.ask("delete", selection=selection)
+            selected = {"selection": await self._selection(caller, body)}
+        async with self._place("deletions"):
+            name = "delete" if "selection" in selected else "delete_prompt"
+            answers = await self._control.ask(name, **selected)
         deleted = cache_control.counts(answers)
         if failures := cache_control.failures(answers):
             what = "; ".join(f"{tier}: {reason}" for tier, reason in sorted(failures.items()))
@@ -121,14 +127,21 @@ class CacheRoutes:
         caller, body = caller_of(request, self._key_file), await _body(request)
         seconds = _ttl(body)
         prompt = await self._prompt(caller, body, request)
-        answers = await self._pinned(prompt, seconds)
-        if seconds and not _is_whole(answers):
-            await self._prefetched(prompt, body, request)
-            answers = await self._pinned(prompt, seconds)
-        if seconds and any(told.get("is_full") for each in answers for told in each.values()):
-            await self._pinned(prompt, 0)
-            message = "no more may be pinned: half of a tier is the most. Pin less, or wait"
-            raise RefusedError(HTTPStatus.INSUFFICIENT_STORAGE, message)
+        reason = secrets.token_hex(8)
+        try:
+            answers = await self._pinned(prompt, seconds, reason)
+            if seconds and not _is_whole(answers):
+                await self._prefetched(prompt, body, request)
+                answers = await self._pinned(prompt, seconds, reason)
+            if seconds and any(told.get("is_full") for each in answers for told in each.values()):
+                message = "no more may be pinned: half of a tier is the most. Pin less, or wait"
+                raise RefusedError(HTTPStatus.INSUFFICIENT_STORAGE, message)
+        except Exception:
+            with suppress(RefusedError):  # the first error is the one to tell
+                await self._control.ask(
+                    "unpin", tokens=prompt.tokens, tag=prompt.tag, reason=reason
+                )
+            raise
         return _answer(
             {
                 "until": time.time() + seconds if seconds else None,
@@ -145,8 +158,10 @@ class CacheRoutes:
             raise RefusedError(HTTPStatus.NOT_IMPLEMENTED, "the KV cache is not offloaded")
         return control
 
-    async def _pinned(self, prompt: Prompt, seconds: float) -> list[Answer]:
-        return await self._control.ask("pin", tokens=prompt.tokens, tag=prompt.tag, seconds=seconds)
+    async def _pinned(self, prompt: Prompt, seconds: float, reason: str) -> list[Answer]:
+        return await self._control.ask(
+            "pin", tokens=prompt.tokens, tag=prompt.tag, seconds=seconds, reason=reason
+        )
 
     async def _prefetched(
         self, prompt: Prompt, body: Mapping[str, Any], request: Request
@@ -154,22 +169,22 @@ class CacheRoutes:
         """The tokens by where they came from, and what the local tiers have then."""
         control = self._control
         fields = {name: value for name, value in body.items() if name not in ("tenant", "ttl")}
-        async with self._place():
+        async with self._place("prefetches"):
             tokens = await self._prompts.compute(fields, request)
         # The engine loads nothing that its own prefix cache has, and another tier may hold it.
         answers = await control.ask("prefetch", tokens=prompt.tokens, tag=prompt.tag)
         return tokens, answers
 
     @asynccontextmanager
-    async def _place(self) -> AsyncIterator[None]:
-        if self._prefetches >= _MAX_PREFETCHES:
-            message = f"{_MAX_PREFETCHES} prefetches run, and no more may at a time"
+    async def _place(self, what: str) -> AsyncIterator[None]:
+        if self._running[what] >= _MOST[what]:
+            message = f"{_MOST[what]} {what} run, and no more may at a time"
             raise RefusedError(HTTPStatus.TOO_MANY_REQUESTS, message)
-        self._prefetches += 1
+        self._running[what] += 1
         try:
             yield
         finally:
-            self._prefetches -= 1
+            self._running[what] -= 1
 
     async def _prompt(
         self, caller: Caller, body: Mapping[str, Any], request: Request, needs_owner: bool = True
@@ -189,8 +204,15 @@ class CacheRoutes:
         """
         if unknown := set(body) - {*_SELECTS, "all"}:
             raise RefusedError(HTTPStatus.BAD_REQUEST, f"unknown fields: {', '.join(unknown)}")
-        given = {name: text for name in _SELECTS if (text := _text(body, name))}
-        if body.get("all") is True:
+        given = {name: text for name in _SELECTS if (text := _text(body, name)) is not None}
+        for name, text in given.items():
+            if not text:
+                message = f"{name} is empty: leave it out, or name one"
+                raise RefusedError(HTTPStatus.BAD_REQUEST, message, param=name)
+        if "all" in body:
+            if body["all"] is not True:
+                message = "all must be true: leave it out, or name what to delete"
+                raise RefusedError(HTTPStatus.BAD_REQUEST, message, param="all")
             caller.require_admin()
             if given:
                 message = "all stands alone: leave it out, or the other fields"

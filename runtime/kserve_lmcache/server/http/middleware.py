@@ -271,7 +271,9 @@ class Tenants:
             response = error_responses.error(scope["path"], HTTPStatus.BAD_REQUEST, reason)
             await refuse(scope, receive, send, response)
             return
-        TENANT.set(given[0] if given else "")
+        # Starlette reads bytes; a name of a tenant is text, as in a body or a router.
+        tenant = given[0].encode("latin-1").decode("utf-8", "surrogateescape") if given else ""
+        TENANT.set(tenant)
         await self.app(scope, receive, send)
 
     def _refusal(self, given: Sequence[str], infers: bool) -> str:

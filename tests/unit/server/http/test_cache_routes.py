@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import pytest
@@ -13,6 +14,7 @@ from kserve_lmcache.engine.model import LMCacheModel
 from kserve_lmcache.identity.tag import Selection, Tag, digest
 from tests.support.http import serving
 from tests.support.steered_server import ADMIN, CACHE, KEY, TOKENS, Served, steered_server
+from tests.support.waiting import until
 
 
 @pytest.fixture(scope="module")
@@ -83,6 +85,12 @@ def test_what_is_deleted(
         ("", KEY, {}, 400),
         ("", KEY, {"all": True, "tenant": "b"}, 400),
         ("", KEY, {"all": "yes"}, 400),
+        ("a", "", {"all": False}, 400),
+        ("a", "", {"cache_salt": ""}, 400),
+        ("a", "", {"adapter": ""}, 400),
+        ("a", KEY, {"adapter_digest": ""}, 400),
+        ("a", KEY, {"tenant_digest": ""}, 400),
+        ("a", KEY, {"tenant": ""}, 400),
         ("", KEY, {"tenant_digest": "*"}, 400),
         ("", KEY, {"adapter_digest": "../.."}, 400),
         ("", KEY, {"tenannt": "b"}, 400),
@@ -191,7 +199,54 @@ def test_a_full_tier_pins_no_more(served: Served) -> None:
     served.workers[0].pinned = {"chunks": 0, "bytes": 0, "of": 2, "is_full": True}
     response = served.ask("POST", "/pin", of="a", prompt="p", ttl=60)
     assert response.status_code == 507
-    assert [asked[3] for asked in served.asked()] == [60.0, 0.0]
+    assert [asked[0] for asked in served.asked()] == ["pin", "unpin"]
+
+
+def test_a_pin_whose_prompt_cannot_be_computed_is_taken_back(served: Served) -> None:
+    for worker in served.workers:
+        worker.pinned = {"chunks": 1, "bytes": 10, "of": 2}
+    response = served.ask("POST", "/pin", of="a", prompt="p", ttl=60, temperature="hot")
+    assert response.status_code == 400
+    assert [asked[0] for asked in served.asked()] == ["pin", "unpin"]
+
+
+PICTURE = [{"role": "user", "content": [{"type": "image_url", "image_url": {"url": "data:"}}]}]
+TEXT = [{"role": "user", "content": [{"type": "text", "text": "p"}]}]
+
+
+@pytest.mark.parametrize(
+    ("body", "reason"),
+    [
+        ({"messages": PICTURE}, "prompts of text alone"),
+        ({"messages": TEXT, "documents": [{}]}, "do not know documents"),
+        ({"messages": TEXT, "reasoning_effort": "low"}, "do not know reasoning_effort"),
+        ({"prompt": "p", "truncate_prompt_tokens": 1}, "do not know truncate_prompt_tokens"),
+    ],
+)
+@pytest.mark.parametrize(("method", "path"), [("DELETE", ""), ("POST", "/pin")])
+def test_a_prompt_of_other_tokens_is_refused(
+    served: Served, body: dict[str, Any], reason: str, method: str, path: str
+) -> None:
+    response = served.ask(method, path, of="a", **body, **({"ttl": 60} if path else {}))
+    assert response.status_code == 400
+    assert reason in response.json()["error"]["message"]
+    assert served.asked() == []
+    assert served.ask("DELETE", of="a", messages=TEXT).status_code == 200
+
+
+def test_few_overviews_are_made_at_a_time(served: Served) -> None:
+    for worker in served.workers:
+        worker.may_answer.clear()
+    with ThreadPoolExecutor(2) as pool:
+        slow = [pool.submit(served.ask, "GET", of="a") for _ in range(2)]
+        until(lambda: all(len(worker.asked) == 2 for worker in served.workers))
+        assert served.ask("GET", of="a").status_code == 429
+        # A deletion need not wait for them here.
+        assert served.ask("DELETE", of="a").status_code == 200
+        for worker in served.workers:
+            worker.may_answer.set()
+        assert [each.result().status_code for each in slow] == [200, 200]
+    assert served.ask("GET", of="a").status_code == 200
 
 
 @pytest.mark.parametrize("ttl", [None, -1, 86401, "60", True, [1]])

@@ -47,6 +47,13 @@ def test_without_the_setting_the_header_may_be_absent(optional: HTTPServer) -> N
     assert named.json() == {"tenant": "a"}
 
 
+@pytest.mark.parametrize("name", ["café", "店", "tenant/1", "\xff"])
+def test_a_tenants_name_is_text(optional: HTTPServer, name: str) -> None:
+    headers = {HEADER.encode(): name.encode("utf-8")}
+    answer = optional.client.post(CHAT, json=optional.chat(), headers=headers)
+    assert answer.json() == {"tenant": name}
+
+
 @pytest.mark.parametrize("path", [CHAT, TOKENIZE, f"{PREFIX}/v1/responses"])
 @pytest.mark.parametrize("headers", [{}, {HEADER: ""}])
 def test_a_request_without_a_tenant_is_refused_where_one_is_required(
