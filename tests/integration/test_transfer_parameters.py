@@ -13,6 +13,7 @@ from typing import Any
 from unittest.mock import MagicMock
 
 import pytest
+import torch
 from vllm.config import KVTransferConfig, set_current_vllm_config
 from vllm.distributed.kv_transfer.kv_connector.v1.multi_connector import MultiConnector
 from vllm.v1.core.sched.scheduler import Scheduler
@@ -80,17 +81,57 @@ def test_our_cache_would_keep_what_a_peer_sent(
         assert "from our cache" in engine.worker.wrong
 
 
-@pytest.fixture
-def nixl(tmp_path: Path) -> Iterator[Scheduler]:
-    """vLLM's scheduler with NIXL's connector. The library is the worker's, and is not needed."""
-    config = engine_config(tmp_path, {})
+def test_vllms_own_cache_would_bring_it_into_ours_by_the_next_request(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    extra = {STATS_ARE_RECEIVED: False}
+    with simulated(tmp_path, peer=LyingPeer, extra_config=extra) as engine:
+        ours = engine.scheduler.connector._connectors[1]
+        ours.scheduler._hide("from the peer")  # our cache takes no part in this request
+        monkeypatch.setattr(LyingPeer, "tokens", 4 * BLOCK)
+        engine.ask("from the peer", PROMPT)
+        monkeypatch.setattr(LyingPeer, "tokens", 0)
+        engine.ask("from vLLM's cache", PROMPT)
+        engine.forget_local()
+        before = engine.hits
+        answer = engine.ask("from our cache", PROMPT)
+        assert engine.hits > before
+        assert answer != continuation(PROMPT, 4)
+
+
+@contextmanager
+def scheduler_with(connector: str, directory: Path, **extra_config: Any) -> Iterator[Scheduler]:
+    """vLLM's scheduler with a connector of vLLM's."""
+    config = engine_config(directory, {})
     config.kv_transfer_config = KVTransferConfig(
-        kv_connector="NixlConnector", kv_role="kv_both", kv_load_failure_policy="recompute"
+        kv_connector=connector, kv_role="kv_both", kv_connector_extra_config=extra_config
     )
     with set_current_vllm_config(config):
         found = scheduler(config, kv_cache_config(64))
         yield found
         found.shutdown()
+
+
+@pytest.fixture
+def nixl(tmp_path: Path) -> Iterator[Scheduler]:
+    """NIXL's connector. The library NIXL is the worker's, and is not needed."""
+    with scheduler_with("NixlConnector", tmp_path) as found:
+        yield found
+
+
+def test_vllms_example_connector_does_not_keep_tenants_apart(tmp_path: Path) -> None:
+    storage = tmp_path / "storage"
+    with scheduler_with("ExampleConnector", tmp_path, shared_storage_path=str(storage)) as found:
+        example = found.connector
+        ones, others = (request(name, PROMPT, cache_salt=name) for name in ("one", "other"))
+        assert ones.block_hashes != others.block_hashes
+        assert example.get_num_new_matched_tokens(others, 0) == (0, False)
+        tokens = len(PROMPT) // BLOCK * BLOCK
+        # What a worker does when it stores the first tenant's prompt.
+        example._generate_foldername_debug(
+            torch.tensor(ones.prompt_token_ids[:tokens]), [], create_folder=True
+        )
+        assert example.get_num_new_matched_tokens(others, 0) == (tokens, False)
 
 
 def asking(**parameters: Any) -> Any:
@@ -110,7 +151,7 @@ def test_a_value_of_another_type_ends_an_engine_with_nixl(nixl: Scheduler) -> No
     assert "nixl" in str(error.traceback[-1].path)
 
 
-def test_a_request_holds_blocks_for_ever_with_nixl(nixl: Scheduler) -> None:
+def test_a_request_holds_blocks_and_is_never_computed_with_nixl(nixl: Scheduler) -> None:
     asked = asking(do_remote_prefill=True, remote_block_ids=[[7]])
     nixl.add_request(asked)
     for _ in range(10):
