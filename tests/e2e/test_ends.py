@@ -26,6 +26,16 @@ ENDS: dict[str, tuple[list[str], dict[str, str], int, str]] = {
     "prefix": ([], {"KSERVE_OPENAI_ROUTE_PREFIX": "/openai/"}, 2, "write /openai"),
     "metrics": ([], {"PROMETHEUS_MULTIPROC_DIR": "/proc/none"}, 1, "needed for metrics"),
     "former connector": ([CONNECTOR.format("LMCacheConnector")], {}, 2, "vLLM has no longer"),
+    "connector beside others": (
+        [
+            '--kv-transfer-config={"kv_connector":"MultiConnector","kv_role":"kv_both",'
+            '"kv_connector_extra_config":{"connectors":[{"kv_connector":"NixlConnector"},'
+            '{"kv_connector":"LMCacheConnectorV1"}]}}'
+        ],
+        {},
+        2,
+        "LMCacheConnectorV1 among its connectors",
+    ),
     "broken connector": (
         [CONNECTOR.format("LMCacheMPConnector")],
         {},

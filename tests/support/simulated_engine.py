@@ -22,7 +22,8 @@ from lmcache.v1.cache_engine import LMCacheEngineBuilder
 from vllm.config import KVTransferConfig, VllmConfig, set_current_vllm_config
 from vllm.distributed import parallel_state
 from vllm.distributed.kv_transfer import kv_transfer_state
-from vllm.distributed.kv_transfer.kv_connector.v1 import KVConnectorRole
+from vllm.distributed.kv_transfer.kv_connector.factory import KVConnectorFactory
+from vllm.distributed.kv_transfer.kv_connector.v1 import KVConnectorBase_V1, KVConnectorRole
 from vllm.engine.arg_utils import EngineArgs
 from vllm.forward_context import set_forward_context
 from vllm.sampling_params import SamplingParams
@@ -39,10 +40,9 @@ from vllm.v1.worker.kv_connector_model_runner_mixin import KVConnectorModelRunne
 
 from kserve_lmcache.config.engine_file import MODE, STATS_ARE_RECEIVED
 from kserve_lmcache.config.settings import IN_PROCESS, MULTIPROCESS
-from kserve_lmcache.connector import KServeLMCacheConnector
 from kserve_lmcache.connector.scheduler import SchedulerPart
 from kserve_lmcache.connector.worker import WorkerPart
-from kserve_lmcache.engine.plan import CONNECTOR, CONNECTOR_MODULE
+from kserve_lmcache.engine.connectors import CONNECTOR, CONNECTOR_MODULE
 from kserve_lmcache.identity.namespace import NAMESPACE
 from kserve_lmcache.metrics.snapshots import Snapshots, merge
 from tests.support.cache_server import CacheServer
@@ -98,6 +98,7 @@ def simulated(
     lmcache: Mapping[str, str] | None = None,
     server: CacheServer | None = None,
     extra_config: Mapping[str, Any] | None = None,
+    peer: type[KVConnectorBase_V1] | None = None,
     **arguments: Any,
 ) -> Iterator[SimulatedEngine]:
     """An engine with an LMCache of its own.
@@ -108,6 +109,8 @@ def simulated(
         lmcache: more of LMCache's variables, without their prefix.
         server: in place of the LMCache in the engine's process.
         extra_config: more of the connector's.
+        peer: a connector before ours, both below vLLM's ``MultiConnector``, which this server
+            refuses.
         **arguments: vLLM's.
     """
     with pytest.MonkeyPatch.context() as patch:
@@ -120,7 +123,9 @@ def simulated(
         if server is not None:
             mode = MULTIPROCESS
             patch.setenv("LMCACHE_CONFIG_FILE", str(server.file))
-        config = _engine_config(directory, {MODE: mode, **(extra_config or {})}, **arguments)
+        config = engine_config(directory, {MODE: mode, **(extra_config or {})}, **arguments)
+        if peer is not None:
+            config.kv_transfer_config = _beside(config.kv_transfer_config, peer)
         with set_current_vllm_config(config):
             parallel_state.init_distributed_environment(
                 1, 0, f"tcp://127.0.0.1:{free_port()}", 0, backend="gloo"
@@ -139,9 +144,14 @@ def simulated(
             parallel_state.destroy_distributed_environment()
 
 
-def _engine_config(
-    directory: Path, extra_config: Mapping[str, Any], **arguments: Any
-) -> VllmConfig:
+def engine_config(directory: Path, extra_config: Mapping[str, Any], **arguments: Any) -> VllmConfig:
+    """vLLM's configuration with the product's connector.
+
+    Args:
+        directory: gets the model's configuration.
+        extra_config: more of the connector's.
+        **arguments: vLLM's.
+    """
     (directory / "config.json").write_text(json.dumps(CONFIG))
     defaults: dict[str, Any] = {
         "max_model_len": 1024,
@@ -175,6 +185,25 @@ def _engine_config(
     return config
 
 
+def _beside(ours: KVTransferConfig, peer: type[KVConnectorBase_V1]) -> KVTransferConfig:
+    children = [
+        {"kv_connector": peer.__name__, "kv_connector_module_path": peer.__module__},
+        {
+            "kv_connector": ours.kv_connector,
+            "kv_connector_module_path": ours.kv_connector_module_path,
+            "kv_connector_extra_config": ours.kv_connector_extra_config,
+        },
+    ]
+    return KVTransferConfig(
+        kv_connector="MultiConnector",
+        kv_role="kv_both",
+        kv_load_failure_policy="recompute",
+        kv_connector_extra_config={
+            "connectors": [{**child, "kv_role": "kv_both"} for child in children]
+        },
+    )
+
+
 class Worker(KVConnectorModelRunnerMixin):  # type: ignore[misc]
     """A model runner that calls the connector as vLLM's does, around the formula.
 
@@ -182,7 +211,7 @@ class Worker(KVConnectorModelRunnerMixin):  # type: ignore[misc]
         wrong: requests of which something wrong was read from the cache.
     """
 
-    def __init__(self, config: VllmConfig, blocks: int, connector: KServeLMCacheConnector) -> None:
+    def __init__(self, config: VllmConfig, blocks: int, connector: KVConnectorBase_V1) -> None:
         self.config = config
         shape = (blocks, HEADS, BLOCK, 2 * HEAD_SIZE)
         self.cache = {name: torch.full(shape, _WRONG) for name in LAYER_NAMES}
@@ -268,6 +297,37 @@ class Worker(KVConnectorModelRunnerMixin):  # type: ignore[misc]
         return int(values[-1]) % VOCABULARY
 
 
+def kv_cache_config(blocks: int) -> KVCacheConfig:
+    """vLLM's cache of the formula."""
+    spec = FullAttentionSpec(
+        block_size=BLOCK, num_kv_heads=HEADS, head_size=HEAD_SIZE, dtype=torch.float32
+    )
+    return KVCacheConfig(blocks, [], [KVCacheGroupSpec(LAYER_NAMES, spec)])
+
+
+def scheduler(config: VllmConfig, kv_cache: KVCacheConfig) -> Scheduler:
+    """vLLM's scheduler, with its part of the connector that the configuration names."""
+    config.cache_config.num_gpu_blocks = kv_cache.num_blocks
+    init_none_hash(sha256_cbor)
+    kind = AsyncScheduler if config.scheduler_config.async_scheduling else Scheduler
+    return kind(config, kv_cache, StructuredOutputManager(config), BLOCK, log_stats=True)
+
+
+def request(
+    name: str,
+    prompt: list[int],
+    count: int = 4,
+    extra_args: dict[str, Any] | None = None,
+    **options: Any,
+) -> Request:
+    """A request that nobody knows of, with the fields of vLLM's own as ``extra_args``."""
+    parameters = SamplingParams(
+        max_tokens=count, temperature=0, ignore_eos=True, extra_args=extra_args
+    )
+    hasher = get_request_block_hasher(BLOCK, sha256_cbor)
+    return Request(name, prompt, parameters, None, block_hasher=hasher, **options)
+
+
 class SimulatedEngine:
     """A scheduler and a worker in one process, one step at a time.
 
@@ -283,21 +343,13 @@ class SimulatedEngine:
     """
 
     def __init__(self, config: VllmConfig, blocks: int = 64) -> None:
-        config.cache_config.num_gpu_blocks = blocks
-        spec = FullAttentionSpec(
-            block_size=BLOCK, num_kv_heads=HEADS, head_size=HEAD_SIZE, dtype=torch.float32
-        )
-        kv_cache = KVCacheConfig(blocks, [], [KVCacheGroupSpec(LAYER_NAMES, spec)])
-        init_none_hash(sha256_cbor)
-        self._hasher = get_request_block_hasher(BLOCK, sha256_cbor)
+        kv_cache = kv_cache_config(blocks)
         self._depth = config.max_concurrent_batches
-        scheduler = AsyncScheduler if config.scheduler_config.async_scheduling else Scheduler
         with set_current_vllm_config(config):
-            connector = KServeLMCacheConnector(config, KVConnectorRole.WORKER, kv_cache)
+            connector_class = KVConnectorFactory.get_connector_class(config.kv_transfer_config)
+            connector = connector_class(config, KVConnectorRole.WORKER, kv_cache)
             self.worker = Worker(config, blocks, connector)
-            self.scheduler = scheduler(
-                config, kv_cache, StructuredOutputManager(config), BLOCK, log_stats=True
-            )
+            self.scheduler = scheduler(config, kv_cache)
         report = connector.get_handshake_metadata()
         self.scheduler.connector.set_xfer_handshake_metadata_pp_aware({(0, 0): report})
         self.said: dict[str, list[int]] = {}
@@ -313,8 +365,7 @@ class SimulatedEngine:
 
     def request(self, name: str, prompt: list[int], count: int = 4, **options: Any) -> Request:
         """A request that nobody knows of."""
-        parameters = SamplingParams(max_tokens=count, temperature=0, ignore_eos=True)
-        return Request(name, prompt, parameters, None, block_hasher=self._hasher, **options)
+        return request(name, prompt, count, **options)
 
     def abort(self, name: str) -> None:
         self.scheduler.finish_requests(name, RequestStatus.FINISHED_ABORTED)

@@ -34,6 +34,12 @@ from kserve_lmcache.config.settings import (
 )
 from kserve_lmcache.config.stores import Remote
 from kserve_lmcache.engine.arguments import create_engine_config, device, resolve_engine_arguments
+from kserve_lmcache.engine.connectors import (
+    CONNECTOR,
+    CONNECTOR_MODULE,
+    REMOVED_CONNECTOR,
+    STOCK_CONNECTORS,
+)
 from kserve_lmcache.engine.memory import (
     log_memory,
     needs_of,
@@ -41,8 +47,8 @@ from kserve_lmcache.engine.memory import (
     size_kv_cache,
 )
 from kserve_lmcache.engine.resolution import (
+    BESIDE_OTHERS,
     GRPC,
-    REMOVED_CONNECTOR,
     has_model,
     resolve_arguments,
 )
@@ -66,14 +72,15 @@ from kserve_lmcache.identity.namespace import NAMESPACE, hashing_of
 
 logger = logging.getLogger(__name__)
 
-CONNECTOR = "KServeLMCacheConnector"
-CONNECTOR_MODULE = "kserve_lmcache.connector"
-# LMCache's connectors in a worker. The first is in KServe's guide, and both are in manifests.
-_STOCK_CONNECTORS = ("LMCacheConnectorV1", "LMCacheConnectorV1Dynamic")
+_REACHES_PEERS = (
+    "Requests pass kv_transfer_params to %s, and can name engines, and what is read from them: let "
+    "nobody but a router that sets kv_transfer_params itself reach this server"
+)
 # The start of the sources of settings that have nothing to do with LMCache.
 _OF_THE_SERVER = (
     VARIABLE_PREFIX,
     GRPC,
+    BESIDE_OTHERS,
     *(
         setting.flag
         for setting in SETTINGS
@@ -146,7 +153,7 @@ def plan_offload(
     _raise_problems_of_the_server(configuration)
     refuse_what_cannot_fit(_needs(args, configuration, environ))
     wanted = args.kv_transfer_config
-    is_ours = wanted is None or wanted.kv_connector in (*_STOCK_CONNECTORS, REMOVED_CONNECTOR)
+    is_ours = wanted is None or wanted.kv_connector in (*STOCK_CONNECTORS, REMOVED_CONNECTOR)
     if wanted is not None and wanted.kv_connector == kserve_offloading.CONNECTOR:
         is_ours = bool(configuration.get("offload"))
     if is_ours and not configuration.get("offload"):
@@ -163,6 +170,7 @@ def plan_offload(
         # The user asks for another connector (NIXL, multi-process LMCache, …).
         reason = f"--kv-transfer-config asks for {wanted.kv_connector}"
         logger.warning("KV-cache offloading is not managed by this server: %s", reason)
+        logger.warning(_REACHES_PEERS, wanted.kv_connector)
         return OffloadPlan(configuration, reason), create_engine_config(args)
     try:
         engine_config = _engine_config(args, configuration)

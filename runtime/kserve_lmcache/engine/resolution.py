@@ -11,11 +11,16 @@ from kserve_lmcache.config.configuration import Configuration
 from kserve_lmcache.config.flags import flags_of
 from kserve_lmcache.config.resolve import resolve
 from kserve_lmcache.config.settings import MULTIPROCESS, route_groups
+from kserve_lmcache.engine.connectors import (
+    MULTI_CONNECTOR,
+    REMOVED_CONNECTOR,
+    children_of_lmcache,
+)
 from kserve_lmcache.errors import Problem
 
 GRPC = "--enable_grpc"
-# LMCache's connector of former versions, which vLLM has no longer.
-REMOVED_CONNECTOR = "LMCacheConnector"
+# The source of the problem that LMCache's connector is not alone.
+BESIDE_OTHERS = f"--kv-transfer-config {MULTI_CONNECTOR}"
 
 
 def resolve_arguments(args: Namespace, environ: Mapping[str, str], device: str) -> Configuration:
@@ -31,6 +36,7 @@ def resolve_arguments(args: Namespace, environ: Mapping[str, str], device: str) 
     """
     configuration = resolve(flags_of(args), environ, device)
     configuration.problems += _open_doors(args, configuration, environ)
+    configuration.problems += _beside_others(args)
     if configuration.get("offload"):
         configuration.problems += _contradictions(args)
         configuration.problems += _events(args, configuration)
@@ -53,6 +59,24 @@ def _open_doors(
             f"opens a port that asks for no {asked}, by which anybody could unload the model",
             GRPC,
             "Leave --enable_grpc out, or the group repository of --enable-routes.",
+        )
+
+
+def _beside_others(args: Namespace) -> Iterator[Problem]:
+    """LMCache's connector below vLLM's ``MultiConnector``, with offloading and without.
+
+    ``docs/design/transfer-parameters.md`` has the reasons.
+    """
+    wanted = args.kv_transfer_config
+    if wanted is None:
+        return
+    for name in children_of_lmcache(wanted.kv_connector, wanted.kv_connector_extra_config):
+        yield Problem(
+            f"has {name} among its connectors, which would store and share what the others read "
+            "from peers or fail to load",
+            BESIDE_OTHERS,
+            f"Leave the flag out to offload by LMCache, or leave {name} out of it: vLLM runs the "
+            "other connectors without LMCache.",
         )
 
 

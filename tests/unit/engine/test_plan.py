@@ -89,6 +89,38 @@ def test_another_connector_is_left_alone(more: tuple[str, ...]) -> None:
     assert environ["LMCACHE_CHUNK_SIZE"] == "64"
 
 
+def test_a_connector_of_peers_is_told_apart_in_the_log(caplog: pytest.LogCaptureFixture) -> None:
+    planned('--kv-transfer-config={"kv_connector":"NixlConnector","kv_role":"kv_both"}')
+    assert "Requests pass kv_transfer_params to NixlConnector" in caplog.text
+
+
+def several(*names: str) -> str:
+    """vLLM's connector of several connectors."""
+    connectors = [{"kv_connector": name, "kv_role": "kv_both"} for name in names]
+    wanted = {
+        "kv_connector": "MultiConnector",
+        "kv_role": "kv_both",
+        "kv_connector_extra_config": {"connectors": connectors},
+    }
+    return f"--kv-transfer-config={json.dumps(wanted)}"
+
+
+@pytest.mark.parametrize("more", [(), ("--offload=off",), ("--offload-required=false",)])
+def test_lmcache_beside_another_connector_is_refused(more: tuple[str, ...]) -> None:
+    with pytest.raises(ConfigurationError) as error:
+        planned(several("NixlConnector", "LMCacheConnectorV1"), *more)
+    (problem,) = error.value.problems
+    assert problem.source == "--kv-transfer-config MultiConnector"
+    assert problem.message.startswith("has LMCacheConnectorV1 among its connectors, which would")
+    assert "leave LMCacheConnectorV1 out of it" in problem.fix
+
+
+def test_several_connectors_without_lmcache_are_left_alone() -> None:
+    args, offload, _ = planned(several("ExampleConnector", "OffloadingConnector"))
+    assert args.kv_transfer_config.kv_connector == "MultiConnector"
+    assert offload.reason == "--kv-transfer-config asks for MultiConnector"
+
+
 # What the plan puts into the connector's extra configuration.
 OURS = {
     NAMESPACE,

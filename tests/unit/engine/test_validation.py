@@ -134,6 +134,14 @@ INPUTS: list[tuple[list[str], dict[str, str], str]] = [
         {},
         "which vLLM has no longer",
     ),
+    (
+        [
+            '--kv-transfer-config={"kv_connector":"MultiConnector","kv_role":"kv_both",'
+            '"kv_connector_extra_config":{"connectors":[{"kv_connector":"LMCacheConnectorV1"}]}}'
+        ],
+        {},
+        "has LMCacheConnectorV1 among its connectors",
+    ),
     (["--chat-template=/nonexistent.jinja"], {}, "vLLM refuses the arguments"),
     (["--load-format=dummy"], {}, "is loaded by --load-format=dummy"),
     ([], {"VLLM_PORT": "tcp://10.0.0.1:8000"}, "vLLM cannot read VLLM_PORT"),

@@ -1,8 +1,9 @@
 """Refuses what chooses cache keys in requests, on every route, and bodies that would hide it.
 
-``kv_transfer_params`` chooses keys and peers, and some values end the engine. The connector ignores
-them as well. A ``uuid`` of a picture stands for its content in vLLM's keys and ours, and nobody
-compares it with the content; so do the hashes of pictures in a request by tokens.
+``kv_transfer_params`` chooses keys and peers, and some values end the engine. Nothing tells a
+router's from a client's. The connector ignores them as well. A ``uuid`` of a picture stands for its
+content in vLLM's keys and ours, and nobody compares it with the content; so do the hashes of
+pictures in a request by tokens.
 """
 
 from __future__ import annotations
@@ -55,7 +56,10 @@ def refusal(body: bytes) -> str:
     except (ValueError, RecursionError):
         return ""
     if any(_has_parameters(request, place) for place in _PLACES):
-        return f"{_PARAMETERS} is not accepted: this server chooses its cache keys itself"
+        return (
+            f"{_PARAMETERS} is not accepted: a client could choose cache keys, and engines to read "
+            "KV from. Disaggregated prefill needs servers that do not offload by LMCache"
+        )
     if _names_content(request):
         return (
             "uuid and mm_hashes of pictures, audio and video are not accepted: this server hashes "
