@@ -23,8 +23,13 @@ from kserve_lmcache.tiers.redis.store import (
 from tests.packaging.documents import DOCS
 from tests.support.doctor import find, look_at, redis_remote
 from tests.support.server import MODEL
-from tests.support.stores import Store, redis_process, redis_server, valkey_server
-from tests.support.stores.cluster import redis_cluster
+from tests.support.stores import (
+    Store,
+    redis_cluster,
+    redis_process,
+    redis_server,
+    valkey_server,
+)
 
 PASSWORD = "test-password-7f1c"
 LISTED_BY = ("enable_routes=cache", "tenant_remote_quota_size")
