@@ -13,13 +13,9 @@ from pathlib import Path
 
 import pytest
 
-from kserve_lmcache.config.tier_limits import TierLimits
 from kserve_lmcache.doctor import report
 from kserve_lmcache.doctor.check import Finding, Status
 from kserve_lmcache.doctor.redis_server import kind
-from kserve_lmcache.identity.tag import EVERYTHING
-from kserve_lmcache.tiers.guard.store import Entry
-from kserve_lmcache.tiers.redis.store import COMMANDS, STEERING_COMMANDS, RedisStore
 from tests.support.doctor import (
     STORE_CHECKS,
     find,
@@ -135,71 +131,6 @@ def test_a_password_where_none_is_wanted(plain: Store) -> None:
     assert login.status is Status.FAILURE
     assert "has no password, and one is given" in login.evidence
     assert "Leave the password out" in login.fix
-
-
-def test_users_of_an_acl(healthy: Store) -> None:
-    with healthy.client() as client:
-        rights = "+ping +getrange +set +strlen +expire +unlink"
-        client.execute_command(f"ACL SETUSER cache on >cache-password-9e ~* {rights}")
-        client.execute_command("ACL SETUSER other on >cache-password-9e ~other:* +@all")
-    remote = redis_remote(healthy, username="cache", password="cache-password-9e")
-    findings = look_at(remote)
-    assert find(findings, "remote login").evidence == "by password, as user 'cache'"
-    server = find(findings, "remote server")
-    assert server.status is Status.WARNING
-    assert "may not run INFO" in server.evidence
-    assert "+info" in server.fix
-    for name in ("remote topology", "remote memory", "remote persistence"):
-        assert find(findings, name).status is Status.SKIPPED
-        assert find(findings, name).evidence == "needs INFO, which is refused"
-    assert find(findings, "remote clock").evidence == "user 'cache' may not run TIME"
-    assert find(findings, "remote round trip").status is Status.OK
-    remote = redis_remote(healthy, username="other", password="cache-password-9e")
-    last = find(look_at(remote), "remote round trip")
-    assert last.status is Status.FAILURE
-    assert "ACL SETUSER … ~*" in last.fix
-
-
-@pytest.mark.parametrize("missing", COMMANDS)
-def test_a_user_without_one_of_the_tiers_commands(healthy: Store, missing: str) -> None:
-    """The advice is enough for the doctor and for the tier, and every part of it is needed."""
-    with healthy.client() as client:
-        rights = " ".join(f"+{command}" for command in COMMANDS if command != missing)
-        client.execute_command(f"ACL SETUSER less reset on >cache-password-9e ~* {rights}")
-    remote = redis_remote(healthy, username="less", password="cache-password-9e")
-    found = find(look_at(remote), "remote round trip")
-    if missing == "unlink":
-        assert found.status is Status.WARNING
-        assert found.fix == "Allow this user to delete: ACL SETUSER … +unlink."
-        return
-    assert found.status is Status.FAILURE
-    assert missing.upper() in found.evidence
-    advice = found.fix.partition("…")[2].rstrip(".")
-    with healthy.client() as client:
-        client.execute_command(f"ACL SETUSER less reset on >cache-password-9e {advice}")
-    assert find(look_at(remote), "remote round trip").status is Status.OK
-
-
-def test_the_tier_sends_no_command_that_is_not_in_the_list(plain: Store) -> None:
-    store = RedisStore(redis_remote(plain), TierLimits(), "write", lambda: 100)
-    with closing(store), plain.client() as client, client.monitor() as monitor:
-        entry = Entry("key", b"header", b"payload")
-        store.ping()
-        store.write([entry])
-        assert store.sizes(["key"]) == [13]
-        assert len(list(store.read(["key"]))) == 1
-        store.keep(["key"])
-        store.delete(["key"])
-        store.hold(["key"], 60)
-        assert [*store.find("key", EVERYTHING, True)] == []
-        assert store.remove(["key"]) == 0
-        store.write([Entry("last", b"", b"")])
-        sent = set()
-        for command in monitor.listen():
-            sent.add(command["command"].split()[0].lower())
-            if "last" in command["command"]:
-                break
-    assert sent - {"client", "hello", "select"} == {*COMMANDS, *STEERING_COMMANDS}
 
 
 def test_no_limit_on_memory(plain: Store) -> None:

@@ -23,6 +23,7 @@ ROOT = Path(__file__).resolve().parents[2]
 RUNTIMES = ROOT / "servingruntime"
 GUIDE = RUNTIMES / "examples" / "guide"
 NODE_CACHE = RUNTIMES / "examples" / "node-cache"
+INFERENCE_POOL = RUNTIMES / "examples" / "inference-pool"
 COMPONENTS = RUNTIMES / "components"
 LLM = RUNTIMES / "llm"
 MONITORING = COMPONENTS / "monitoring"
@@ -109,6 +110,7 @@ def _sets() -> dict[str, Callable[[], str]]:
         "namespaced": partial(render, RUNTIMES / "namespaced"),
         "guide": lambda: render(RUNTIMES) + "---\n" + render(GUIDE),
         "node cache": lambda: render(RUNTIMES) + "---\n" + render(NODE_CACHE),
+        "inference pool": lambda: render(RUNTIMES) + "---\n" + render(INFERENCE_POOL),
     }
     for folder in sorted((RUNTIMES / "overlays").iterdir()):
         found[f"overlay {folder.name}"] = partial(render, folder)

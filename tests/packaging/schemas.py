@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,9 +14,6 @@ import yaml
 
 from tests.packaging.pods import Document
 
-# KServe's CRDs are too large to keep here: config/crd/full of its repository, laid beside us.
-CRDS = Path(__file__).resolve().parents[3] / "shared" / "crds"
-
 # The oldest that KServe 0.15.1's documentation and tests name, what 0.21's tests run on, and the
 # newest that there is a schema of.
 KUBERNETES = ("1.30", "1.34", "1.37")
@@ -23,12 +21,12 @@ KUBERNETES = ("1.30", "1.34", "1.37")
 CORE = ("v1", "apps/", "networking.k8s.io/", "policy/", "autoscaling/", "rbac.")
 KSERVE = "serving.kserve.io/"
 # Of the operators that some components are for; no schema of them comes in a package.
-OPERATORS = ("cert-manager.io/", "monitoring.coreos.com/")
-
-
-def has_crd(document: Document) -> bool:
-    """Whether the CRD of a document lies beside this checkout."""
-    return _crd(document["kind"], document["apiVersion"]).is_file()
+OPERATORS = (
+    "cert-manager.io/",
+    "monitoring.coreos.com/",
+    "inference.networking.k8s.io/",
+    "gateway.networking.k8s.io/",
+)
 
 
 def core_errors(document: Document, version: str) -> list[str]:
@@ -48,15 +46,36 @@ def _core_errors(text: str, version: str) -> list[str]:
     return []
 
 
-def kserve_errors(document: Document) -> list[str]:
-    """What KServe's CRD refuses, unknown fields included, each with its path."""
-    return _kserve_errors(json.dumps(document, sort_keys=True))
+class Crds:
+    """The CRDs in some directories. They are too large to keep here.
+
+    Args:
+        directories: with files ``GROUP_PLURAL.yaml``, as in config/crd/full of KServe's repository.
+    """
+
+    def __init__(self, directories: Sequence[Path]) -> None:
+        self._directories = directories
+
+    def has(self, document: Document) -> bool:
+        """Whether the CRD of a document is there."""
+        return self._file(document) is not None
+
+    def errors(self, document: Document) -> list[str]:
+        """What its CRD refuses in a document, unknown fields included, each with its path."""
+        path = self._file(document)
+        assert path is not None, f"no directory of {self._directories} has the CRD"
+        return _crd_errors(path, json.dumps(document, sort_keys=True))
+
+    def _file(self, document: Document) -> Path | None:
+        group = document["apiVersion"].partition("/")[0]
+        name = f"{group}_{document['kind'].lower()}s.yaml"
+        return next((path for each in self._directories if (path := each / name).is_file()), None)
 
 
 @functools.cache
-def _kserve_errors(text: str) -> list[str]:
+def _crd_errors(path: Path, text: str) -> list[str]:
     document = json.loads(text)
-    validator = _validator(document["kind"], document["apiVersion"])
+    validator = _validator(path, document["apiVersion"].partition("/")[2])
     return [f"{error.json_path}: {error.message}" for error in validator.iter_errors(document)]
 
 
@@ -74,14 +93,8 @@ def close(schema: Any) -> Any:
     return closed
 
 
-def _crd(kind: str, api_version: str) -> Path:
-    return CRDS / f"{api_version.partition('/')[0]}_{kind.lower()}s.yaml"
-
-
 @functools.cache
-def _validator(kind: str, api_version: str) -> jsonschema.Draft7Validator:
-    version = api_version.partition("/")[2]
-    path = _crd(kind, api_version)
+def _validator(path: Path, version: str) -> jsonschema.Draft7Validator:
     # The C loader: the largest CRD takes half a minute without it.
     loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
     crd = yaml.load(path.read_text(), Loader=loader)  # noqa: S506

@@ -186,7 +186,7 @@ def test_every_overlay_component_and_example_is_in_the_index() -> None:
     present |= {f"components/{each}" for each in ("image", "remote-store")}
     present |= {f"examples/{path.stem}" for path in examples()}
     present |= {f"llm/examples/{path.stem}" for path in llm_examples()}
-    present |= {"examples/guide", "examples/node-cache"}
+    present |= {f"examples/{each}" for each in ("guide", "node-cache", "inference-pool")}
     assert linked == present
 
 
@@ -243,7 +243,7 @@ def test_every_configuration_has_no_mistake(tmp_path: Path) -> None:
         assert [str(each) for each in configuration.problems] == [], (page, block)
 
 
-def test_every_service_is_one_that_kserve_takes() -> None:
+def test_every_service_is_one_that_kserve_takes(crds: schemas.Crds) -> None:
     services = [
         document
         for page in pages()
@@ -255,8 +255,8 @@ def test_every_service_is_one_that_kserve_takes() -> None:
     for service in services:
         assert {"name"} <= set(service["metadata"])
         # There is no schema of what KServe's administrator changes.
-        if service["kind"] != "ClusterStorageContainer" and schemas.has_crd(service):
-            assert schemas.kserve_errors(service) == []
+        if service["kind"] != "ClusterStorageContainer" and crds.has(service):
+            assert crds.errors(service) == []
 
 
 def test_every_resource_in_an_example_is_one_that_a_pod_may_have() -> None:

@@ -29,7 +29,6 @@ from tests.packaging.manifests import (
     render,
 )
 from tests.packaging.pods import (
-    LLM_CONFIG,
     LLM_SERVICE,
     RUNTIME_KINDS,
     Document,
@@ -38,17 +37,12 @@ from tests.packaging.pods import (
     pods,
 )
 from tests.packaging.rules import check
+from tests.packaging.schemas import Crds
 from tests.support.cluster.controller import objects
 
 DEADLINE = "serving.knative.dev/progress-deadline"
 
 each_set = pytest.mark.parametrize("name", list(SETS))
-
-
-def has_llm_crds() -> bool:
-    api_version = f"{schemas.KSERVE}v1alpha2"
-    kinds = (LLM_CONFIG, LLM_SERVICE)
-    return all(schemas.has_crd({"kind": kind, "apiVersion": api_version}) for kind in kinds)
 
 
 @each_set
@@ -80,22 +74,29 @@ def test_kubernetes_refuses_planted_faults() -> None:
         assert "redis" in str(schemas.core_errors(service, version))
 
 
-if schemas.CRDS.is_dir():  # KServe's CRDs are data beside some checkouts, never part of this one
-    # The CRDs of LLMInferenceService are files of their own, which may be missing.
-    LAID = [name for name in SETS if not name.startswith("llm") or has_llm_crds()]
+def test_crds_accept_every_document(crds: Crds) -> None:
+    """CRDs are data beside some checkouts, never part of this one; each of them may be missing."""
+    found = {
+        f"{name}: {label(document)}": crds.errors(document)
+        for name in SETS
+        for document in documents(name)
+        if crds.has(document)
+    }
+    assert found == {name: [] for name in found}
 
-    @pytest.mark.parametrize("name", LAID)
-    def test_crds_accept_kserve_documents(name: str) -> None:
-        served = [d for d in documents(name) if d["apiVersion"].startswith(schemas.KSERVE)]
-        assert served
-        assert {label(d): schemas.kserve_errors(d) for d in served} == {
-            label(d): [] for d in served
-        }
 
-    def test_crds_refuse_volumes_beside_the_predictor() -> None:
-        service = _one(load(render(GUIDE)), "InferenceService")
+def test_crds_refuse_a_field_that_a_kind_does_not_have(crds: Crds) -> None:
+    documents_by_kind = {d["kind"]: d for name in SETS for d in documents(name) if crds.has(d)}
+    for kind, document in documents_by_kind.items():
+        document["spec"]["workloads"] = {}
+        assert any("workloads" in error for error in crds.errors(document)), kind
+
+
+def test_crds_refuse_volumes_beside_the_predictor(crds: Crds) -> None:
+    service = _one(load(render(GUIDE)), "InferenceService")
+    if crds.has(service):
         service["spec"]["volumes"] = []
-        assert any("volumes" in error for error in schemas.kserve_errors(service))
+        assert any("volumes" in error for error in crds.errors(service))
 
 
 def test_closed_schema_refuses_what_it_does_not_list() -> None:

@@ -28,6 +28,9 @@ class Option:
     choices: tuple[str, ...] = ()
 
 
+# Where CRDs lie beside some checkouts.
+CRDS = "../shared/crds"
+
 OPTIONS = (
     Option("--fuzz-inputs", 10_000, "Inputs that the configuration's fuzzers try."),
     Option("--simulated-runs", 5, "Runs of random requests over the simulated engine."),
@@ -46,6 +49,7 @@ OPTIONS = (
         (IN_PROCESS, MULTIPROCESS),
     ),
     Option("--load-delay", 0.0, "Seconds by which servers' loads are delayed at random, at most."),
+    Option("--crds", CRDS, "Directories with CRDs for the manifests, with `:` between them."),
     Option("--api-examples", 4, "Requests that schemathesis makes for each operation."),
     Option("--fault-rounds", 3, "Rounds of random errors inside LMCache."),
     Option("--fault-requests", 40, "Requests during each fault of a store; 100 have a p99."),

@@ -10,7 +10,7 @@ from typing import Any
 from kserve_lmcache.config.configuration import Configuration
 from kserve_lmcache.config.disk_tier import disk_of
 from kserve_lmcache.config.engine_shape import EngineShape
-from kserve_lmcache.config.settings import IN_PROCESS
+from kserve_lmcache.config.settings import IN_PROCESS, parse_route_groups
 from kserve_lmcache.config.stores import Disk, Remote
 from kserve_lmcache.doctor.check import one_line
 from kserve_lmcache.redaction import hide
@@ -31,6 +31,7 @@ class Context:
     environ: Mapping[str, str] = field(default_factory=dict, repr=False)  # may hold passwords
     remote: Remote | None = None
     remote_is_refused: bool = False  # remote_url is set, and cannot be used
+    remote_listed_by: tuple[str, ...] = ()  # the settings whose features list the store's keys
     local_cpu_bytes: float = 0.0  # of the local CPU tier, all workers together
     disk: Disk | None = None
     compile_cache: Path | None = None  # that keeps compiled code
@@ -69,6 +70,7 @@ def context_of(
     is_refused = bool(configuration.get("remote_url")) and fields.get("remote") is None
     return Context(
         remote_is_refused=is_refused,
+        remote_listed_by=_listed_by(configuration),
         local_cpu_bytes=configuration.get("max_local_cpu_size") * 2**30 * workers,
         disk=disk_of(configuration),
         compile_cache=Path(kept) if (kept := configuration.get("compile_cache_dir")) else None,
@@ -78,3 +80,13 @@ def context_of(
         model_fingerprint=configuration.get("model_fingerprint"),
         **fields,
     )
+
+
+def _listed_by(configuration: Configuration) -> tuple[str, ...]:
+    if configuration.get("remote_connector") == "lmcache":  # which cannot list
+        return ()
+    features = {
+        "enable_routes=cache": "cache" in parse_route_groups(configuration.get("enable_routes")),
+        "tenant_remote_quota_size": configuration.get("tenant_remote_quota_size") is not None,
+    }
+    return tuple(name for name, is_on in features.items() if is_on)

@@ -1,17 +1,17 @@
-"""A Redis or Valkey server: login, version, clock, memory, persistence, and one stored value."""
+"""A Redis or Valkey server: login, version, clock, memory, persistence, a stored value, rights."""
 
 from __future__ import annotations
 
 import os
 import time
 import uuid
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import closing
 from dataclasses import replace
 from typing import Any
 
 import redis
-from redis.exceptions import NoPermissionError
+from redis.exceptions import MovedError, NoPermissionError
 
 from kserve_lmcache.config.tier_limits import TierLimits
 from kserve_lmcache.doctor import tls
@@ -19,7 +19,13 @@ from kserve_lmcache.doctor.check import Finding, Status, failure, ok, size, skip
 from kserve_lmcache.doctor.connection import CheckedStore
 from kserve_lmcache.tiers.guard.codec import CorruptValueError, Layout, decode_value, encode_header
 from kserve_lmcache.tiers.guard.store import Entry, StoreError, StoreFullError
-from kserve_lmcache.tiers.redis.store import CLUSTER_COMMANDS, COMMANDS, RedisStore
+from kserve_lmcache.tiers.redis.client import KEY_PREFIX
+from kserve_lmcache.tiers.redis.store import (
+    CLUSTER_COMMANDS,
+    COMMANDS,
+    STEERING_COMMANDS,
+    RedisStore,
+)
 
 NEEDS_INFO = skipped("needs INFO, which is refused")
 
@@ -228,13 +234,56 @@ def round_trip(store: CheckedStore) -> Finding:
     return ok(evidence)
 
 
+def listing(store: CheckedStore) -> Iterator[Finding]:
+    """Sends what the cache routes and the quotas of tenants send, where the server has one of them.
+
+    One step of SCAN is enough to know the right: a whole SCAN may take seconds.
+    """
+    features = " and ".join(store.context.remote_listed_by)
+    if not features:
+        return
+    key = f"{KEY_PREFIX}doctor:{uuid.uuid4().hex}"
+    calls: dict[str, Callable[[], Any]] = {
+        "scan": lambda: store.client.scan(count=1),
+        "ttl": lambda: store.client.ttl(key),
+    }
+    refused: dict[str, NoPermissionError] = {}
+    for command in STEERING_COMMANDS:
+        try:
+            calls[command]()
+        except NoPermissionError as error:
+            refused[command] = error
+        except MovedError:
+            pass  # another node of the cluster has the key; the right was looked at before
+        except redis.RedisError as error:
+            yield warning(f"{command.upper()} failed: {store.quote(error)}", _FIX_LOG)
+            return
+    if refused:
+        fix = f"Allow this user to list the cache: ACL SETUSER … {_rights(STEERING_COMMANDS)}."
+        yield warning(f"{features} cannot list the store: {_refusals(store, refused)}", fix)
+    else:
+        yield ok(f"{features} can list the store")
+
+
 def _not_allowed(store: CheckedStore, refused: Mapping[str, NoPermissionError]) -> Finding:
-    """The user lacks a right. The fix has every right that the tier needs."""
-    names = [*COMMANDS, *(CLUSTER_COMMANDS if store.remote.scheme == "redis-cluster" else ())]
-    rights = " ".join(f"+{name}" for name in names)
+    """The user lacks a right. The fix has every right that this configuration needs."""
+    names = [
+        *COMMANDS,
+        *(STEERING_COMMANDS if store.context.remote_listed_by else ()),
+        *(CLUSTER_COMMANDS if store.remote.scheme == "redis-cluster" else ()),
+    ]
+    fix = f"Allow this user to keep a cache: ACL SETUSER … ~* {_rights(names)}."
+    return failure(_refusals(store, refused), fix)
+
+
+def _rights(commands: Iterable[str]) -> str:
+    """The commands as the rules of an ACL."""
+    return " ".join(f"+{name}" for name in commands)
+
+
+def _refusals(store: CheckedStore, refused: Mapping[str, NoPermissionError]) -> str:
     reasons = "; ".join(dict.fromkeys(store.quote(error) for error in refused.values()))
-    fix = f"Allow this user to keep a cache: ACL SETUSER … ~* {rights}."
-    return failure(f"refused: {', '.join(refused).upper()} ({reasons})", fix)
+    return f"refused: {', '.join(refused).upper()} ({reasons})"
 
 
 def _not_stored(store: CheckedStore, error: StoreError, amount: str, timeout: float) -> Finding:

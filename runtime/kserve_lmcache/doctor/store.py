@@ -47,6 +47,7 @@ CHECKS: tuple[tuple[Collection[str], Check[CheckedStore]], ...] = (
         REDIS_SCHEMES,
         Check("remote round trip", redis_server.round_trip, (*_USABLE, "remote memory")),
     ),
+    (REDIS_SCHEMES, Check("remote listing", redis_server.listing, _USABLE)),
     (REDIS_SCHEMES, Check("replicas", replicas.replicas, _USABLE)),
 )
 

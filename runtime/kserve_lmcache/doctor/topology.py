@@ -14,6 +14,7 @@ from kserve_lmcache.doctor.check import Finding, failure, ok, reason_of, warning
 from kserve_lmcache.doctor.connection import CheckedStore, show
 from kserve_lmcache.doctor.redis_server import NEEDS_INFO
 from kserve_lmcache.tiers.redis import client as redis_client
+from kserve_lmcache.tiers.redis.store import CLUSTER_COMMANDS
 
 _SLOTS = 16384
 
@@ -114,6 +115,10 @@ def _cluster(store: CheckedStore) -> Finding:
         with redis_client.cluster_client(store.remote, store.timeout) as client:
             nodes: Any = client.get_primaries()
             store.information = {node.name: client.info(target_nodes=node) for node in nodes}
+    except NoPermissionError as error:
+        rights = " ".join(f"+{name}" for name in CLUSTER_COMMANDS)
+        fix = f"Allow this user to see the cluster: ACL SETUSER … {rights}."
+        return failure(f"the layout of the cluster is refused: {store.quote(error)}", fix)
     except redis.RedisError as error:
         return failure(
             f"not every primary can be reached from here: {store.quote(error)}",

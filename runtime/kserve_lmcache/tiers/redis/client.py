@@ -9,7 +9,7 @@ import redis
 from redis.backoff import NoBackoff
 from redis.cluster import ClusterNode
 from redis.credentials import CredentialProvider
-from redis.exceptions import RedisClusterException
+from redis.exceptions import NoPermissionError, RedisClusterException
 from redis.retry import Retry
 from redis.sentinel import Sentinel
 
@@ -31,7 +31,7 @@ def connect(remote: Remote, timeout: float, **options: Any) -> redis.Redis | red
     Raises:
         ValueError: the URL is invalid.
         redis.RedisError: the nodes of a cluster do not report its layout. Other clients connect
-            at their first command.
+            at their first command. An ACL's refusal is a ``NoPermissionError``.
     """
     location = remote.redis_location()
     if remote.scheme == "redis-cluster":
@@ -58,7 +58,16 @@ def cluster_client(remote: Remote, timeout: float, **options: Any) -> redis.Redi
     try:
         return redis.RedisCluster(startup_nodes=nodes, **options)
     except RedisClusterException as error:  # which is not a RedisError
+        if refused := _refusal(error):
+            raise refused from error
         raise redis.ConnectionError(str(error)) from error
+
+
+def _refusal(error: BaseException | None) -> NoPermissionError | None:
+    """The refusal of an ACL that redis-py took for a server that is part of no cluster."""
+    while error is not None and not isinstance(error, NoPermissionError):
+        error = error.__cause__ or error.__context__
+    return error
 
 
 def node_client(
