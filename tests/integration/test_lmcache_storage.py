@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import mmap
 import os
 import subprocess
 import sys
@@ -13,12 +14,20 @@ from pathlib import Path
 import pytest
 
 from kserve_lmcache.cache_server.messages import Row
+from kserve_lmcache.cache_server.objects import name_of, payload_begin, seal
+from kserve_lmcache.cache_server.tier_adapter import CHUNK_TOKENS, TIERS, DiskAdapter
 from kserve_lmcache.compat.lmcache.storage import (
     SHARED_MEMORY,
+    Plugin,
     Storage,
+    _keys,
     owned_segment,
     remove_left_over_segments,
 )
+from kserve_lmcache.config.stores import Disk
+from kserve_lmcache.config.tier_limits import TierLimits
+from kserve_lmcache.config.tier_plugins import DISK_PLUGIN
+from tests.support.waiting import until
 
 KIB = 2**10
 ROW = Row("model", (0, 1), 64 * KIB)
@@ -130,6 +139,38 @@ def test_what_is_discarded_is_gone(storage: Storage) -> None:
     filled(storage, DIGESTS)
     storage.discard(ROW, DIGESTS[1:2])
     assert storage.find([ROW], DIGESTS) == 1
+
+
+def test_a_fetch_that_nobody_waits_for_locks_nothing_and_keeps_its_result(tmp_path: Path) -> None:
+    parameters = DISK_PLUGIN.encode(Disk((str(tmp_path),), 2**24), TierLimits(load=5, lookup=5))
+    tier = Plugin(DiskAdapter.__module__, DiskAdapter.__name__, {**parameters, CHUNK_TOKENS: 256})
+    payload, digests = 8 * KIB, DIGESTS[:3]
+    row = Row("model", (0, 1), payload_begin(payload) + payload)
+    with closing(Storage(f"below-{os.getpid()}", 2**20, [tier])) as storage:
+        controller = storage._manager._prefetch_controller
+
+        def results() -> int:
+            return int(controller.report_status()["completed_results_count"])
+
+        offsets, _ = storage.reserve(row, digests)
+        with (SHARED_MEMORY / storage.segment).open("r+b") as file:
+            memory = mmap.mmap(file.fileno(), storage.size)
+        for digest, offset in zip(digests, offsets, strict=True):
+            seal(name_of(row, digest), memoryview(memory)[offset : offset + row.size], payload)
+        storage.complete(row, digests)
+        until(lambda: TIERS["disk"].tier.report()["chunks_written"] == 3)
+        for loaded in (False, True):  # from the memory, and from the tier
+            handle = storage.fetch([row], digests)
+            until(lambda: results() == 1)
+            assert storage.find([row], digests) == 3
+            # Locked objects would stay.
+            storage._manager.delete_l1_keys(_keys(row, digests))
+            assert storage.find([row], digests) == 0
+            assert results() == 1
+            assert storage.fetched(handle, 0) == 3
+            assert results() == 0
+            assert storage.fetched(handle, 0) is None
+            assert TIERS["disk"].tier.report()["chunks_read"] == 3 * loaded
 
 
 def test_pages_are_taken_at_the_start(storage: Storage) -> None:

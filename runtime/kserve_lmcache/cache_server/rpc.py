@@ -20,8 +20,10 @@ _OPTIONS = (
     # Every channel has a connection of its own, which dies with the server.
     ("grpc.use_local_subchannel_pool", 1),
 )
-# Some calls wait for tiers. All others need microseconds.
-_THREADS = 64
+# The calls that wait for tiers below have threads of their own. All others need microseconds, and
+# find a thread however many wait.
+_WAITING = frozenset({"wait"})
+_THREADS = 64  # of either kind
 
 
 class CacheServerError(Exception):
@@ -65,6 +67,10 @@ class Call:
     def cancel(self) -> None:
         """Wait for the answer no longer."""
         self._future.cancel()
+
+    def cancelled(self) -> bool:
+        """Whether :meth:`cancel` ended the call."""
+        return bool(self._future.cancelled())
 
     def then(self, callback: Callable[[Call], None]) -> None:
         """Call ``callback`` when the call has ended, in a thread of gRPC's."""
@@ -122,10 +128,14 @@ def serve(socket: Path, handlers: Mapping[str, Callable[[Any], Any]]) -> grpc.Se
     server = grpc.server(
         ThreadPoolExecutor(_THREADS, thread_name_prefix="cache-server"), options=_OPTIONS
     )
-    methods = {
-        name: grpc.unary_unary_rpc_method_handler(_handler(handler, CALLS[name][0]))
-        for name, handler in handlers.items()
-    }
+    waiting = ThreadPoolExecutor(_THREADS, thread_name_prefix="cache-server-wait")
+    methods = {}
+    for name, handler in handlers.items():
+        handle = _handler(handler, CALLS[name][0])
+        if name in _WAITING:
+            # As gRPC's own health service gives its watchers threads.
+            handle.experimental_thread_pool = waiting  # type: ignore[attr-defined]
+        methods[name] = grpc.unary_unary_rpc_method_handler(handle)
     server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler(_SERVICE, methods),))
     server.add_insecure_port(f"unix:{socket}")
     server.start()

@@ -25,6 +25,10 @@ from kserve_lmcache.compat.lmcache.storage import Storage
 
 # A fetch that nobody waits for any longer is forgotten after this time.
 _FORGOTTEN_SECONDS = 60.0
+# So many calls wait as long as they ask for. More are answered soon, to be asked again, so that
+# none waits for a thread until its deadline.
+_LONG_WAITS = 32
+_SHORT_WAIT = 0.05  # seconds
 
 
 @dataclass(frozen=True)
@@ -33,6 +37,10 @@ class _Fetch:
     local: int
     handle: Any
     began: float = field(default_factory=time.monotonic)
+
+    @property
+    def is_forgotten(self) -> bool:
+        return time.monotonic() - self.began > _FORGOTTEN_SECONDS
 
 
 class Service:
@@ -63,6 +71,7 @@ class Service:
         self._lock = threading.Lock()
         self._tickets = itertools.count(1)
         self._fetches: dict[int, _Fetch] = {}
+        self._long_waits = threading.Semaphore(_LONG_WAITS)
         # Reservations that were not completed, oldest first.
         self._reserved: dict[tuple[Row, bytes], float] = {}
 
@@ -105,9 +114,9 @@ class Service:
         """Wait for the tiers below. A ticket that is not known any more has found nothing."""
         with self._lock:
             fetch = self._fetches.get(wait.ticket)
-        if fetch is None:
+        if fetch is None or fetch.is_forgotten:
             return Found(0, 0, {})
-        found = self._storage.fetched(fetch.handle, wait.seconds)
+        found = self._wait_for(fetch, wait.seconds)
         local, first = fetch.local, fetch.lookup.needed_from
         if found is None:
             return Found(local, max(0, local - first), {}, wait.ticket)
@@ -116,6 +125,14 @@ class Service:
         begin = max(local, first)
         sources = self._fetched(fetch.lookup.digests[begin : begin + found])
         return Found(local, begin + found - first, sources)
+
+    def _wait_for(self, fetch: _Fetch, seconds: float) -> int | None:
+        if not self._long_waits.acquire(blocking=False):
+            return self._storage.fetched(fetch.handle, min(seconds, _SHORT_WAIT))
+        try:
+            return self._storage.fetched(fetch.handle, seconds)
+        finally:
+            self._long_waits.release()
 
     def reserve(self, objects: Objects) -> Slots:
         """Reserve objects to be written."""
@@ -165,8 +182,11 @@ class Service:
                 ended.append((row, digest))
             for each in ended:
                 del self._reserved[each]
-            for ticket, fetch in list(self._fetches.items()):
-                if now - fetch.began > _FORGOTTEN_SECONDS:
-                    del self._fetches[ticket]
+            forgotten = [each for each in self._fetches.items() if each[1].is_forgotten]
         for row, digest in ended:
             self._storage.give_up(row, digest)
+        for ticket, fetch in forgotten:
+            # LMCache keeps a result until somebody takes it.
+            if self._storage.fetched(fetch.handle, 0) is not None:
+                with self._lock:
+                    self._fetches.pop(ticket, None)

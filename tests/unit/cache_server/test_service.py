@@ -38,6 +38,7 @@ class MockStorage:
         self.fetches: list[Sequence[bytes]] = []
         self.given_up: list[bytes] = []
         self.is_fetched = False
+        self.taken: list[int] = []
 
     def find(self, rows: Any, digests: Sequence[bytes]) -> int:
         return min(self.local, len(digests))
@@ -48,7 +49,10 @@ class MockStorage:
 
     def fetched(self, handle: int, seconds: float) -> int | None:
         assert self.below is not None
-        return min(self.below, len(self.fetches[handle - 1])) if self.is_fetched else None
+        if not self.is_fetched or handle in self.taken:
+            return None
+        self.taken.append(handle)
+        return min(self.below, len(self.fetches[handle - 1]))
 
     def reserve(self, row: Row, digests: Sequence[bytes]) -> tuple[list[int], int]:
         return [4096 * number for number in range(len(digests))], 0
@@ -141,3 +145,38 @@ def test_a_fetch_that_nobody_waits_for_is_forgotten(monkeypatch: pytest.MonkeyPa
     asked.hello(Hello())
     storage.is_fetched = True
     assert asked.wait(Wait(ticket, 0.0)) == Found(0, 0, {})
+
+
+def test_the_result_of_a_forgotten_fetch_is_taken(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The storage keeps a result until somebody takes it."""
+    storage = MockStorage(0, below=5)
+    asked = service(storage)
+    asked.lookup(Lookup([ROW], DIGESTS))
+    storage.is_fetched = True
+    asked.hello(Hello())
+    assert storage.taken == []
+    now = time.monotonic()
+    monkeypatch.setattr(module.time, "monotonic", lambda: now + 61)
+    storage.is_fetched = False
+    asked.hello(Hello())  # too early: the fetch still runs
+    storage.is_fetched = True
+    asked.hello(Hello())
+    assert storage.taken == [1]
+    assert asked._fetches == {}
+
+
+def test_only_so_many_calls_wait_long(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "_LONG_WAITS", 1)
+    storage = MockStorage(0, below=5)
+    asked, waited = service(storage), []
+    tickets = [asked.lookup(Lookup([ROW], DIGESTS)).ticket for _ in range(2)]
+
+    def fetched(handle: int, seconds: float) -> None:
+        waited.append(seconds)
+        if len(waited) == 1:  # another call, while this one waits
+            assert asked.wait(Wait(tickets[1], 2.0)).ticket == tickets[1]
+
+    monkeypatch.setattr(storage, "fetched", fetched)
+    for _ in range(2):
+        asked.wait(Wait(tickets[0], 2.0))
+    assert waited == [2.0, module._SHORT_WAIT, 2.0]

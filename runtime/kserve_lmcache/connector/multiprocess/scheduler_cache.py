@@ -32,6 +32,8 @@ _LOOKUP_SECONDS = 0.05
 # A step that computes nothing waits so long for an answer.
 _IDLE_WAIT = 0.005
 _GRACE_SECONDS = 0.1  # beyond what the server waits for its tiers
+# Calls of either kind at a time. The server would answer more of them after their deadlines.
+_CALLS = 32
 
 
 @dataclass
@@ -42,15 +44,22 @@ class _Lookup:
         connection: that it was sent by.
         digests: that were asked for.
         first: how many of them vLLM has.
-        call: to the server.
+        message: the next call to the server.
+        call: the call; ``None`` until it begins.
         found: the answer, once it is final.
     """
 
     connection: Connection
     digests: Sequence[bytes]
     first: int
-    call: Call
+    message: Lookup | Wait
+    call: Call | None = None
     found: Found | None = None
+
+    def cancel(self) -> None:
+        """Wait for the answer no longer."""
+        if self.call is not None:
+            self.call.cancel()
 
 
 @dataclass
@@ -90,6 +99,7 @@ class MultiprocessSchedulerCache:
         self._requests: dict[str, _Tracked] = {}
         self._answered = threading.Event()
         self._is_waiting = False  # for an answer, in this step
+        self._free_calls = {kind: threading.Semaphore(_CALLS) for kind in (Lookup, Wait)}
         self._session = Session(self._settings.directory, maps=False)
 
     def look_up(self, request: Request, computed_tokens: int) -> int | None:
@@ -98,7 +108,7 @@ class MultiprocessSchedulerCache:
         first = computed_tokens // size
         lookup = tracked.lookup
         if lookup is None or (lookup.found is not None and lookup.first > first):
-            lookup = tracked.lookup = self._begin(tracked, first)
+            lookup = tracked.lookup = self._lookup(tracked, first)
             if lookup is None:
                 return 0
         found = self._result(lookup)
@@ -168,7 +178,7 @@ class MultiprocessSchedulerCache:
         """Remove a request that has ended."""
         tracked = self._requests.pop(request_id, None)
         if tracked is not None and tracked.lookup is not None:
-            tracked.lookup.call.cancel()
+            tracked.lookup.cancel()
         return False
 
     def set_workers(self, states: Sequence[Mapping[str, Any]]) -> None:
@@ -196,8 +206,8 @@ class MultiprocessSchedulerCache:
             tracked = self._requests[request.request_id] = _Tracked(request, salt, digests)
         return tracked
 
-    def _begin(self, tracked: _Tracked, first: int) -> _Lookup | None:
-        """Begin a lookup; ``None`` where there is nothing to ask, or nobody."""
+    def _lookup(self, tracked: _Tracked, first: int) -> _Lookup | None:
+        """A lookup to begin; ``None`` where there is nothing to ask, or nobody."""
         request = tracked.request
         count = request.num_tokens // self._settings.chunk_tokens
         connection = self._session.connection
@@ -205,41 +215,52 @@ class MultiprocessSchedulerCache:
             return None
         digests = tracked.digests.first(count, tokens_in_keys(request))
         rows = [msgspec.structs.replace(row, salt=tracked.salt) for row in self._rows]
-        message = Lookup(rows, digests, first)
-        call = self._call(connection, "lookup", message, _LOOKUP_SECONDS)
-        return _Lookup(connection, digests, first, call)
+        return _Lookup(connection, digests, first, Lookup(rows, digests, first))
 
-    def _call(
-        self, connection: Connection, name: str, request: msgspec.Struct, seconds: float
-    ) -> Call:
-        call = self._session.begin(connection, name, request, seconds)
-        call.then(lambda _: self._answered.set())
-        return call
+    def _begin(self, lookup: _Lookup) -> None:
+        """Begin the next call of a lookup, unless as many run as may."""
+        message = lookup.message
+        free = self._free_calls[type(message)]
+        if not free.acquire(blocking=False):
+            return
+        if isinstance(message, Lookup):
+            name, seconds = "lookup", _LOOKUP_SECONDS
+        else:
+            name, seconds = "wait", message.seconds + _GRACE_SECONDS
+
+        def ended(_: Call) -> None:
+            free.release()
+            self._answered.set()
+
+        try:
+            lookup.call = self._session.begin(lookup.connection, name, message, seconds)
+        except BaseException:
+            free.release()
+            raise
+        lookup.call.then(ended)
 
     def _result(self, lookup: _Lookup) -> Found | None:
         """The final answer; ``None`` while there is none. A lookup that fails has found nothing."""
         if lookup.found is not None:
             return lookup.found
-        if not lookup.call.done():
+        if lookup.call is not None and lookup.call.done():
+            try:
+                found: Found = lookup.call.result()
+            except CacheServerError:
+                found = Found(0, 0, {})
+            if not found.ticket:
+                lookup.found = found
+                count_lookup(len(lookup.digests), found.local)
+                return found
+            lookup.message = Wait(found.ticket, lookup.connection.welcome.fetch_seconds)
+            lookup.call = None
+        if self._session.connection is not lookup.connection:
             # The breaker is open: nobody waits for this server any more.
-            if self._session.connection is lookup.connection:
-                return None
-            lookup.call.cancel()
+            lookup.cancel()
             lookup.found = Found(0, 0, {})
-            return lookup.found
-        try:
-            found: Found = lookup.call.result()
-        except CacheServerError:
-            found = Found(0, 0, {})
-        if found.ticket:
-            seconds = lookup.connection.welcome.fetch_seconds
-            lookup.call = self._call(
-                lookup.connection, "wait", Wait(found.ticket, seconds), seconds + _GRACE_SECONDS
-            )
-            return None
-        lookup.found = found
-        count_lookup(len(lookup.digests), found.local)
-        return found
+        elif lookup.call is None:
+            self._begin(lookup)
+        return lookup.found
 
     def _with_blocks(self, output: SchedulerOutput) -> Iterator[tuple[str, int]]:
         """The known requests of a step and how many tokens vLLM has of them; keeps their blocks."""

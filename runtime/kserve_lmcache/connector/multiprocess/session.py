@@ -106,8 +106,8 @@ class Session:
     def _record(
         self, connection: Connection, name: str, call: Call, began: float, seconds: float
     ) -> None:
-        if connection is not self._connection:
-            return  # of a server that is gone
+        if connection is not self._connection or call.cancelled():
+            return  # a server that is gone, or a call that says nothing about the server
         try:
             call.result()
         except CacheServerError as error:
