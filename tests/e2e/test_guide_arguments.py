@@ -61,7 +61,7 @@ def test_sigterm_lets_a_streamed_answer_finish(server: Server) -> None:
         model=server.name,
         messages=[{"role": "user", "content": "Tell me a very long story about the sea."}],
         temperature=0,
-        max_tokens=200,
+        max_tokens=60,
         stream=True,
         extra_body={"ignore_eos": True},
     )
@@ -70,7 +70,7 @@ def test_sigterm_lets_a_streamed_answer_finish(server: Server) -> None:
     chunks.extend(stream)
     assert chunks[-1].choices[0].finish_reason == "length"
     tokens = sum(1 for chunk in chunks if chunk.choices and chunk.choices[0].delta.content)
-    assert tokens > 100
+    assert tokens > 30
     assert server.process.wait(seconds=30) == 0
     assert wait_for_end(family, seconds=10) == []
     # The worker flushed its tiers and ended by itself.

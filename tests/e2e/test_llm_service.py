@@ -309,7 +309,7 @@ def test_sigterm_lets_an_answer_end_and_the_defaults_hold_without_the_field(
         values = {each["key"]: each["source"] for each in service.offload()["configuration"]}
         assert values["max_local_cpu_size"].startswith("default")
         assert "local_disk" not in values
-        answer = Answer(service, tokens=400)
+        answer = Answer(service, tokens=100)
         until(lambda: active(service) > 0, seconds=30, pause=0.05)
         service.process.signal(signal.SIGTERM)
         exit_code = service.process.wait(40 + 20)
