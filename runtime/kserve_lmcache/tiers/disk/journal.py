@@ -24,11 +24,13 @@ logger = logging.getLogger(__name__)
 
 _NAME = re.compile(r"chunks-[0-9a-f]+\.sqlite")
 _ROLLBACK = "-journal"  # SQLite's file of a transaction that runs, or did not end
-_WAIT_SECONDS = 1.0  # for another process that writes
+_WAIT_SECONDS = 5.0  # for another process that writes, or writes the whole file anew
 _ABANDONED = 86_400.0  # seconds without a write, after which a journal of another server is removed
 _BATCH = 1_000  # names that one transaction removes, so that no other process waits for long
 _TABLE = """CREATE TABLE IF NOT EXISTS chunks
     (name TEXT, variant TEXT, content BLOB, PRIMARY KEY (name, variant)) WITHOUT ROWID"""
+# Whether pages may have what was removed, or a copy of what was moved to another page.
+_WRITTEN, _CLEAN = "PRAGMA user_version = 1", "PRAGMA user_version = 0"
 
 
 def journal_path(directory: Path, digest: str) -> Path:
@@ -66,8 +68,7 @@ class Journal:
 
     def put(self, rows: Sequence[tuple[str, str, bytes]]) -> None:
         """Add rows: name, variant and content."""
-        query = "INSERT OR REPLACE INTO chunks VALUES (?, ?, ?)"
-        self._try(lambda file: file.executemany(query, rows).fetchall())
+        self._try(functools.partial(_put, rows=rows))
 
     def delete(self, names: Iterable[str]) -> None:
         """Remove all variants of names."""
@@ -109,7 +110,8 @@ class Journal:
 def forget(directory: Path, selected: Callable[[str], bool]) -> None:
     """Remove names from all journals of a directory, those of other servers included.
 
-    SQLite overwrites what is removed. A damaged journal, which nobody can read, is removed.
+    The files have nothing of what was removed, then or earlier. A damaged journal, which nobody can
+    read, is removed.
 
     Args:
         directory: of the disk tier.
@@ -124,6 +126,7 @@ def forget(directory: Path, selected: Callable[[str], bool]) -> None:
                 for batch in _batches(filter(selected, _names(file))):
                     with file:
                         _remove(file, batch)
+                _rewrite(file)
         except sqlite3.Error as error:
             if not _is_damaged(error):
                 raise OSError(f"the journal {path.name} fails: {error}") from error
@@ -174,10 +177,13 @@ def _connect(path: Path) -> sqlite3.Connection:
     os.close(os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o600))
     connection = sqlite3.connect(path, timeout=_WAIT_SECONDS)
     try:
+        # A new file's: rows of a kilobyte or two fit without pages of their own.
+        connection.execute("PRAGMA page_size = 16384")
         # Losing it in a power failure costs little, and a sync takes long.
         connection.execute("PRAGMA synchronous = OFF")
-        # What is removed are prompts, which must not stay in the file.
+        # What is removed are prompts: SQLite overwrites them, and writes no copy of them elsewhere.
         connection.execute("PRAGMA secure_delete = ON")
+        connection.execute("PRAGMA temp_store = MEMORY")
         connection.execute(_TABLE)
     except BaseException:
         connection.close()
@@ -189,9 +195,30 @@ def _names(file: sqlite3.Connection) -> list[str]:
     return [name for (name,) in file.execute("SELECT DISTINCT name FROM chunks")]
 
 
+def _put(file: sqlite3.Connection, rows: Sequence[tuple[str, str, bytes]]) -> list[Any]:
+    file.executemany("INSERT OR REPLACE INTO chunks VALUES (?, ?, ?)", rows)
+    return file.execute(_WRITTEN).fetchall()
+
+
 def _remove(file: sqlite3.Connection, names: Iterable[str]) -> list[Any]:
-    rows = [(name,) for name in names]
-    return file.executemany("DELETE FROM chunks WHERE name = ?", rows).fetchall()
+    file.executemany("DELETE FROM chunks WHERE name = ?", [(name,) for name in names])
+    return file.execute(_WRITTEN).fetchall()
+
+
+def _rewrite(file: sqlite3.Connection) -> None:
+    """Write the whole file anew, unless another worker just did.
+
+    Rows that were moved between pages have left copies, which a removal does not find.
+    """
+    (written,) = file.execute("PRAGMA user_version").fetchone()
+    if written:
+        file.execute(_CLEAN)  # first: who writes meanwhile sets it again
+        try:
+            file.execute("VACUUM")
+        except sqlite3.Error:
+            with contextlib.suppress(sqlite3.Error):
+                file.execute(_WRITTEN)
+            raise
 
 
 def _batches(names: Iterable[str]) -> Iterator[list[str]]:
