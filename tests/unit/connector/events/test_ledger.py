@@ -64,20 +64,23 @@ def test_the_index_is_what_all_workers_hold(trace: list[object]) -> None:
         }
 
 
-@given(TRACES, TRACES, st.integers(0, RANKS - 1))
+@given(TRACES, st.integers(0, RANKS - 1))
 def test_a_worker_that_tells_all_anew_makes_the_ledger_right(
-    before: list[object], lost: list[object], rank: int
+    trace: list[object], rank: int
 ) -> None:
+    """Of the trace, what the worker told was lost."""
     ledger, announcements = Ledger(RANKS), Announcements()
-    held: set[tuple[int, str, str]] = set()
+    held = {(who, tier, name) for who in range(RANKS) for tier in TIERS for name in NAMES}
     index: set[tuple[str, int]] = set()
     for name in NAMES:
         list(ledger.learn(name, CHUNKS[name]))
-    for number, each in enumerate([*before, *lost]):
+    for who, tier, name in held:
+        follow(index, list(announcements.of(ledger.note(who, tier, name, True))))
+    for each in trace:
         if isinstance(each, tuple):
             who, tier, name, present = each
             (held.add if present else held.discard)((who, tier, name))
-            if number < len(before) or who != rank:
+            if who != rank:
                 follow(index, list(announcements.of(ledger.note(who, tier, name, present))))
     ledger.begin(rank)
     for who, tier, name in held:
