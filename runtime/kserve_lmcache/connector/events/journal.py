@@ -52,7 +52,7 @@ def remove_old_journals(lmcache_config: LMCacheEngineConfig, own: Journal | None
     """
     if DISK_PLUGIN.name in (lmcache_config.remote_storage_plugins or ()):
         disk, _ = DISK_PLUGIN.decode(lmcache_config.extra_config)
-        remove_abandoned(map(Path, disk.directories), own and own.path)
+        remove_abandoned(map(Path, disk.directories), None if own is None else own.path)
 
 
 def chunks_in(journal: Journal) -> Iterator[tuple[str, Chunk]]:

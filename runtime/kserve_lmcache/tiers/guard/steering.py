@@ -131,7 +131,12 @@ class Steering:
 
     def _forget(self, selected: Takes) -> None:
         """Delete what a store keeps of chunks beside their values, which are gone."""
-        self._call(lambda store: isinstance(store, ListingStore) and store.forget(selected))
+
+        def forget(store: Store) -> None:
+            if isinstance(store, ListingStore):
+                store.forget(selected)
+
+        self._call(forget)
 
     def _until_gone(self, once: Callable[[Store], int]) -> int:
         """Delete, and look again until nothing is found."""
