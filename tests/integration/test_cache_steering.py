@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import sqlite3
 import threading
 import time
 from collections.abc import Iterator, Mapping
@@ -18,6 +19,8 @@ from kserve_lmcache.config.tier_limits import TierLimits
 from kserve_lmcache.connector.inprocess.steering import LOCAL, InProcessSteering
 from kserve_lmcache.identity.tag import EVERYTHING, NAME, Selection, Tag, digest
 from kserve_lmcache.metrics.table import metric
+from kserve_lmcache.tiers.changes import chunk_of
+from kserve_lmcache.tiers.disk.journal import Journal, journal_path
 from kserve_lmcache.tiers.guard.store import StoreError
 from kserve_lmcache.tiers.redis.client import KEY_PREFIX
 from kserve_lmcache.tiers.redis.store import COMMANDS
@@ -160,6 +163,47 @@ def test_what_was_stored_by_an_earlier_process_is_found(
     answer = full.steering.delete(Selection(tenant=digest("a")))
     assert counted(answer) == {LOCAL: 0, "disk": 3 * CHUNKS, "remote": 3 * CHUNKS}
     assert len([*full.directory.iterdir()]) == before - 3 * CHUNKS
+
+
+def journals(full: Steered) -> list[Journal]:
+    """A journal of this model and one of another, which have the chunks of all tags."""
+    made = [Journal(journal_path(full.directory, digest)) for digest in ("aa", "bb")]
+    for tag in TAGS:
+        names = [
+            chunk_of(key.to_string()) for key in full.replica.keys(prompt(SEEDS[tag]), str(tag))
+        ]
+        for journal in made:
+            journal.put([(name, "1", f"tokens of {tag}".encode()) for name in names])
+    return made
+
+
+def test_what_is_deleted_is_gone_from_all_journals_of_the_directory(full: Steered) -> None:
+    made = journals(full)
+    full.steering.delete(Selection(tenant=digest("a")))
+    left = {str(Tag()), str(B), str(B_ADAPTED)}
+    for journal in made:
+        assert len(journal.names()) == 3 * CHUNKS
+        assert {content.decode() for _, content in journal.rows()} == {
+            f"tokens of {tag}" for tag in left
+        }
+    full.steering.delete_prompt(prompt(SEEDS[B]).tolist(), str(B))
+    assert [len(journal.names()) for journal in made] == 2 * [2 * CHUNKS]
+    full.steering.delete(EVERYTHING)
+    assert [journal.names() for journal in made] == [[], []]
+    for journal in made:
+        journal.close()
+
+
+def test_a_journal_that_cannot_be_written_is_told(full: Steered) -> None:
+    made, _ = journals(full)
+    other = sqlite3.connect(made.path)
+    other.execute("BEGIN EXCLUSIVE")
+    answer = full.steering.delete(Selection(tenant=digest("a")))
+    assert "journal" in answer["disk"]["error"]
+    assert counted(answer)[LOCAL] == 3 * CHUNKS
+    other.close()
+    assert counted(full.steering.delete(Selection(tenant=digest("a"))))["disk"] == 0
+    assert len(made.names()) == 3 * CHUNKS
 
 
 def test_what_others_keep_in_the_store_stays(full: Steered) -> None:

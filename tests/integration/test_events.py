@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import os
 import random
 import time
 from collections.abc import Iterator
@@ -355,6 +356,11 @@ def test_after_a_restart_the_disk_is_announced_again(tmp_path: Path) -> None:
     assert journal.stat().st_mode & 0o77 == 0
     gone = next(folder.glob("*.kv"))
     gone.unlink()
+    # Of a server that has been away for days, and of another one.
+    foreign = folder / "chunks-00.sqlite"
+    foreign.write_bytes(b"prompts")
+    for path in (journal, foreign):
+        os.utime(path, (0, 0))
     with replica(tmp_path / "two", disk=disk) as two:
         # Nobody asks for the prompts. What follows a missing chunk cannot be loaded.
         two.reader.catch_up()
@@ -365,6 +371,7 @@ def test_after_a_restart_the_disk_is_announced_again(tmp_path: Path) -> None:
         two.ask(prompt(2), cache_salt="salt")
         two.settles("storage", lambda: two.disk(folder))
         assert two.reader.hashes("storage") == held
+        assert list(folder.glob("*.sqlite")) == [journal]
 
 
 @pytest.fixture

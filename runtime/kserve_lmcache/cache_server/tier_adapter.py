@@ -23,6 +23,7 @@ from kserve_lmcache.cache_server.objects import PROOF, fault_of, name_of
 from kserve_lmcache.compat.lmcache.storage import named
 from kserve_lmcache.config.tier_plugins import DISK_PLUGIN, REMOTE_PLUGIN
 from kserve_lmcache.tiers.disk.directory import DiskDirectory
+from kserve_lmcache.tiers.disk.journal import remove_abandoned
 from kserve_lmcache.tiers.disk.store import DiskStore
 from kserve_lmcache.tiers.guard.codec import Layout, header_size
 from kserve_lmcache.tiers.guard.daemon_threads import DaemonThreadPool
@@ -251,7 +252,9 @@ class DiskAdapter(TierAdapter):
 
     def _make_tier(self, parameters: Mapping[str, Any]) -> Tier:
         disk, limits = DISK_PLUGIN.decode(parameters)
-        self._directory = DiskDirectory(Path(disk.directory_of(0)), disk.max_bytes)
+        path = Path(disk.directory_of(0))
+        remove_abandoned([path], own=None)
+        self._directory = DiskDirectory(path, disk.max_bytes)
         return Tier(
             str(self._directory.path),
             functools.partial(DiskStore, self._directory, self._max_value_bytes),

@@ -30,6 +30,7 @@ name                                   what differs between versions
 ``attention_choice``                   the same in 0.24, 0.28 and 0.32
 ``attention_backends``                 the same in 0.24, 0.28 and 0.32
 ``least_shared_memory``                since 0.28 vLLM refuses a queue that has no room
+``engine_number``                      the same in 0.24, 0.28 and 0.32
 =====================================  ===========================================================
 """
 
@@ -281,6 +282,14 @@ def release() -> str:
     import vllm
 
     return str(vllm.__version__)
+
+
+def engine_number(config: VllmConfig) -> int:
+    """The number of the engine among the data-parallel engines of a server, from 0 on.
+
+    ``data_parallel_rank`` is 0 in every engine of a model that is no mixture of experts.
+    """
+    return int(config.parallel_config.data_parallel_index)
 
 
 def attention_choice(config: VllmConfig) -> tuple[str, str]:

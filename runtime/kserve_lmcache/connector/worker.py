@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from vllm.logger import init_logger
 
+from kserve_lmcache.compat.vllm import engine_number
 from kserve_lmcache.config.engine_file import QUOTAS, STEERED
 from kserve_lmcache.connector.control import Control, socket_path
 from kserve_lmcache.connector.copy.transfer import fence
@@ -66,7 +67,7 @@ class WorkerPart:
         self._device = vllm_config.device_config.device_type
         self._block_size = vllm_config.cache_config.block_size
         parallel = vllm_config.parallel_config
-        self._rank = parallel.data_parallel_rank * parallel.world_size + parallel.rank
+        self._rank = engine_number(vllm_config) * parallel.world_size + parallel.rank
         extra_config = vllm_config.kv_transfer_config.kv_connector_extra_config
         self._is_steered = bool(extra_config.get(STEERED))
         self._quotas: Mapping[str, int] = extra_config.get(QUOTAS) or {}

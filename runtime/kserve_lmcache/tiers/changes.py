@@ -58,6 +58,17 @@ class TierChanges:
             self._changed[entry] = present
         self.arrived.set()
 
+    def repeat(self) -> None:
+        """Let :meth:`take` tell all that the tiers have, as if nothing had been told."""
+        with self._lock:
+            there = dict.fromkeys(self._told, True)
+            for entry, present in self._changed.items():
+                there.pop(entry, None)
+                if present:
+                    there[entry] = True
+            self._told, self._changed = set(), there
+        self.arrived.set()
+
     def take(self) -> Mapping[tuple[str, str], bool]:
         """The changes since the last call, in their order: by tier and chunk, whether it is there.
 

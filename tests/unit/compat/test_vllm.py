@@ -15,7 +15,10 @@ from typing import Any
 import pytest
 import torch
 from packaging.version import Version
+from vllm.config import ParallelConfig
 from vllm.utils.ompmultiprocessing import OMPProcessManager
+from vllm.v1.core.sched.scheduler import Scheduler
+from vllm.v1.engine.core import EngineCoreProc
 
 from kserve_lmcache.compat import vllm
 from tests.support.server import MODEL
@@ -45,6 +48,21 @@ def test_exceptions_are_those_that_there_are() -> None:
     (found,) = vllm.exceptions("VLLMValidationError", "NoSuchError")
     assert issubclass(found, Exception)
     assert found.__name__ == "VLLMValidationError"
+
+
+def test_engines_of_a_server_are_numbered() -> None:
+    """VLLM sets the rank to 0 in each engine of a model that is no mixture of experts."""
+    config: Any = SimpleNamespace(parallel_config=ParallelConfig())
+    assert vllm.engine_number(config) == 0
+    config.parallel_config.data_parallel_index = 3
+    assert config.parallel_config.data_parallel_rank == 0
+    assert vllm.engine_number(config) == 3
+    source = inspect.getsource(EngineCoreProc.run_engine_core)
+    assert "parallel_config.data_parallel_index = dp_rank" in source
+    # VLLM's own publisher has the same number.
+    source = inspect.getsource(Scheduler.__init__)
+    made = source.index("EventPublisherFactory.create(")
+    assert "self.parallel_config.data_parallel_index" in source[made : made + 150]
 
 
 LOGGING = """

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -14,11 +16,22 @@ def test_a_chunk_has_one_name_in_all_workers() -> None:
     assert chunk_of("no key") == ""
 
 
-@given(st.lists(st.one_of(st.tuples(st.sampled_from("abc"), st.booleans()), st.none())))
-def test_what_is_told_adds_up_and_has_nothing_twice(trace: list[tuple[str, bool] | None]) -> None:
+@given(
+    st.lists(
+        st.one_of(
+            st.tuples(st.sampled_from("abc"), st.booleans()),
+            st.sampled_from([None, "repeat"]),
+        )
+    )
+)
+def test_what_is_told_adds_up_and_has_nothing_twice(trace: list[Any]) -> None:
     changes, there, told = TierChanges(), set(), set()
     tell = changes.of("local")
     for each in [*trace, None]:
+        if each == "repeat":  # whom it was told forgets it
+            changes.repeat()
+            told = set()
+            continue
         if each is not None:
             name, present = each
             (there.add if present else there.discard)(name)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 from array import array
@@ -14,7 +15,7 @@ import msgspec
 from kserve_lmcache.config.tier_plugins import DISK_PLUGIN
 from kserve_lmcache.connector.events.chunks import Chunk
 from kserve_lmcache.identity.namespace import NAMESPACE
-from kserve_lmcache.tiers.disk.journal import Journal
+from kserve_lmcache.tiers.disk.journal import Journal, journal_path, remove_abandoned
 
 if TYPE_CHECKING:
     from lmcache.v1.config import LMCacheEngineConfig
@@ -39,7 +40,19 @@ def journal_of(vllm_config: VllmConfig, lmcache_config: LMCacheEngineConfig) -> 
         cache.prefix_caching_hash_algo,
     ]
     digest = hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:16]
-    return Journal(Path(disk.directory_of(0)) / f"chunks-{digest}.sqlite")
+    return Journal(journal_path(Path(disk.directory_of(0)), digest))
+
+
+def remove_old_journals(lmcache_config: LMCacheEngineConfig, own: Journal | None) -> None:
+    """Begin to remove journals that are used no longer, but for one's own.
+
+    Args:
+        lmcache_config: of the engine.
+        own: the journal of this engine; ``None`` where the engine writes none.
+    """
+    if DISK_PLUGIN.name in (lmcache_config.remote_storage_plugins or ()):
+        disk, _ = DISK_PLUGIN.decode(lmcache_config.extra_config)
+        remove_abandoned(map(Path, disk.directories), None if own is None else own.path)
 
 
 def chunks_in(journal: Journal) -> Iterator[tuple[str, Chunk]]:
@@ -56,11 +69,12 @@ def record(journal: Journal, changes: Sequence[Change]) -> None:
     gone = {change.name for change in changes if not change.present}
     if gone:
         journal.delete(gone)
-    rows = [
-        (change.name, str(change.chunk.name), _encode(change.chunk))
-        for change in changes
-        if change.present
-    ]
+    rows = []
+    for change in changes:
+        if change.present:
+            # What cannot be written is not announced after a restart.
+            with contextlib.suppress(TypeError, ValueError, OverflowError):
+                rows.append((change.name, str(change.chunk.name), _encode(change.chunk)))
     if rows:
         journal.put(rows)
 

@@ -39,6 +39,8 @@ class Ledger:
         self._chunks: dict[str, dict[BlockHash, Chunk]] = {}
         self._loose: OrderedDict[str, None] = OrderedDict()
         self._ranks: dict[str, dict[str, set[int]]] = {}  # by chunk and tier
+        # Of workers that tell all anew: tiers and chunks that they have not told again.
+        self._doubtful: dict[int, set[tuple[str, str]]] = {}
         self.most_loose = _LOOSE
 
     def knows(self, name: str, last: BlockHash) -> bool:
@@ -63,6 +65,7 @@ class Ledger:
 
     def note(self, rank: int, tier: str, name: str, present: bool) -> Iterator[Change]:
         """Take a change in a worker. The result must be consumed."""
+        self._doubtful.get(rank, set()).discard((tier, name))
         held = tier in self._tiers_of(name)
         if present:
             self._ranks.setdefault(name, {}).setdefault(tier, set()).add(rank)
@@ -72,6 +75,27 @@ class Ledger:
         if (now := tier in self._tiers_of(name)) != held:
             for chunk in self._chunks.get(name, {}).values():
                 yield Change(tier, name, chunk, now)
+
+    def begin(self, rank: int) -> None:
+        """A worker tells all that its tiers have, until :meth:`end`."""
+        self._doubtful[rank] = {
+            (tier, name)
+            for name, tiers in self._ranks.items()
+            for tier, ranks in tiers.items()
+            if rank in ranks
+        }
+
+    def end(self, rank: int) -> Iterator[Change]:
+        """A worker has told all: the rest is gone. The result must be consumed."""
+        for tier, name in self._doubtful.pop(rank, ()):
+            yield from self.note(rank, tier, name, present=False)
+
+    def all(self) -> Iterator[Change]:
+        """All that the tiers hold."""
+        for name in self._ranks:
+            for tier in self._tiers_of(name):
+                for chunk in self._chunks.get(name, {}).values():
+                    yield Change(tier, name, chunk, present=True)
 
     def held(self, tier: str) -> set[str]:
         """The names of the chunks that a tier holds."""

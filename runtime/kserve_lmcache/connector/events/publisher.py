@@ -31,6 +31,10 @@ _ENGINE = (None, "GPU")  # media of the engine's own blocks
 _Place = tuple[str | None, str | None, int | None]  # medium, locality and group
 
 
+class TiersCleared:
+    """An event of our own that no reader gets: the tiers' blocks follow anew."""
+
+
 class Mirror:
     """What the engine and the tiers hold, by the events so far."""
 
@@ -57,10 +61,13 @@ class Mirror:
         """Whether the blocks of an event are held where the event says."""
         return _place(event) in self._blocks.get(event.block_hashes[-1], ())
 
-    def clear_engine(self) -> None:
-        """Forget the engine's own blocks."""
+    def clear(self, clearing: AllBlocksCleared | TiersCleared) -> None:
+        """Forget the engine's own blocks, or those of the tiers."""
+        of_tiers = isinstance(clearing, TiersCleared)
         for name, places in list(self._blocks.items()):
-            left = {place: block for place, block in places.items() if place[0] not in _ENGINE}
+            left = {
+                place: block for place, block in places.items() if (place[0] in _ENGINE) == of_tiers
+            }
             if left:
                 self._blocks[name] = left
             else:
@@ -113,7 +120,7 @@ class TruePublisher(Publisher):
         events = list(batch.events)
         while (end := _first_clearing(events)) < len(events):
             self._send(events[:end])
-            self._mirror.clear_engine()
+            self._mirror.clear(events[end])
             self._tell_all()
             events = events[end + 1 :]
         self._send(events)
@@ -193,8 +200,9 @@ def events_of(
 
 
 def _first_clearing(events: Sequence[Any]) -> int:
-    """The place of the first ``AllBlocksCleared``; the number of events where there is none."""
-    places = (place for place, each in enumerate(events) if isinstance(each, AllBlocksCleared))
+    """The place of the first event that clears; the number of events where there is none."""
+    kinds = (AllBlocksCleared, TiersCleared)
+    places = (place for place, each in enumerate(events) if isinstance(each, kinds))
     return next(places, len(events))
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import threading
 import time
 from collections import deque
@@ -12,10 +13,12 @@ from typing import TYPE_CHECKING, Any
 from vllm.logger import init_logger
 
 from kserve_lmcache.compat import vllm_events
+from kserve_lmcache.compat.lmcache.pictures import tokens_in_keys
+from kserve_lmcache.compat.vllm import engine_number
 from kserve_lmcache.connector.events.chunks import Prompt
 from kserve_lmcache.connector.events.journal import chunks_in, record
 from kserve_lmcache.connector.events.ledger import Announcements, Change, Ledger
-from kserve_lmcache.connector.events.publisher import TruePublisher, events_of
+from kserve_lmcache.connector.events.publisher import TiersCleared, TruePublisher, events_of
 from kserve_lmcache.connector.events.socket import Changes, Receiver, address
 from kserve_lmcache.connector.isolation import tag_of, tag_suffix
 from kserve_lmcache.connector.reporter import configuration_file
@@ -75,10 +78,12 @@ class SchedulerEvents:
         self._ledger = Ledger(workers)
         self._announcements = Announcements()
         self._listed: set[int] = set()
-        self._prompts: deque[tuple[Prompt, list[str] | None]] = deque()
+        # Prompts, and what gives LMCache's hashes of their chunks.
+        self._prompts: deque[tuple[Prompt, Callable[[], list[str]]]] = deque()
         self._where = where
         self._ending = threading.Event()
         self._is_logged = False
+        self._has_begun = False
         self._thread = start_supervised("kv-events", self._run, self._log)
 
     def make_publisher(self, *arguments: Any, **options: Any) -> TruePublisher:
@@ -94,8 +99,14 @@ class SchedulerEvents:
             hashes: LMCache's hashes of its chunks; ``None``: the thread computes them.
         """
         try:
-            if (prompt := self._prompt(request, hashes is None)) is not None:
-                self._prompts.append((prompt, None if hashes is None else list(hashes)))
+            if request.prompt_embeds is not None:
+                return  # what is hashed is more than the tokens
+            prompt = self._prompt(request)
+            if hashes is None:
+                tokens = list(tokens_in_keys(request)[: len(prompt.tokens)])
+                self._prompts.append((prompt, functools.partial(self._hash_tokens, tokens)))
+            else:
+                self._prompts.append((prompt, functools.partial(list, hashes)))
         except Exception as error:
             self._log(error)
 
@@ -104,9 +115,7 @@ class SchedulerEvents:
         self._ending.set()
         self._thread.join(2 * _POLL_SECONDS)
 
-    def _prompt(self, request: Request, is_hashed_here: bool) -> Prompt | None:
-        if request.prompt_embeds is not None or (is_hashed_here and request.mm_features):
-            return None  # what is hashed is more than the tokens
+    def _prompt(self, request: Request) -> Prompt:
         block_hashes, adapter = list(request.block_hashes), request.lora_request
         return Prompt(
             tag_suffix(tag_of(request)),
@@ -120,10 +129,14 @@ class SchedulerEvents:
     def _run(self) -> None:
         receiver = Receiver(self._where)
         try:
+            if self._has_begun:
+                self._tell_anew()
+            self._has_begun = True
             if self._journal is not None:
                 for name, chunk in chunks_in(self._journal):
-                    self._ledger.most_loose += 1  # the disk's are known before the workers tell
-                    self._publish(self._ledger.learn(name, chunk))
+                    if not self._ledger.knows(name, chunk.name):
+                        self._ledger.most_loose += 1  # known before the workers tell
+                        self._publish(self._ledger.learn(name, chunk))
             while not self._ending.is_set():
                 changes = receiver.receive(_POLL_SECONDS)
                 self._learn()
@@ -132,37 +145,57 @@ class SchedulerEvents:
         finally:
             receiver.close()
 
+    def _tell_anew(self) -> None:
+        """Let readers drop what the tiers hold, and tell what is known. The loop has failed.
+
+        The workers tell theirs anew as well: they see that the socket is another.
+        """
+        self._announcements = Announcements()
+        self._listed.clear()
+        self._send([TiersCleared()])
+        self._publish(self._ledger.all())
+
     def _learn(self) -> None:
         size = self._block_size
         while self._prompts:
             prompt, hashes = self._prompts.popleft()
-            if hashes is None:
-                hashes = self._hash_tokens(list(prompt.tokens))
-            external = vllm_events.external_hashes(prompt.block_hashes)
-            prompt = dataclasses.replace(prompt, block_hashes=external)
-            for name, chunk in prompt.chunks(hashes, self._chunk_tokens, size, self._ledger.knows):
+            try:
+                external = vllm_events.external_hashes(prompt.block_hashes)
+                prompt = dataclasses.replace(prompt, block_hashes=external)
+                known = self._ledger.knows
+                chunks = list(prompt.chunks(hashes(), self._chunk_tokens, size, known))
+            except Exception as error:  # the prompt's own; its chunks are not announced
+                self._log(error)
+                continue
+            for name, chunk in chunks:
                 self._publish(self._ledger.learn(name, chunk))
 
     def _take(self, message: Changes) -> None:
         changes: list[Change] = []
+        if message.begins:
+            self._listed.discard(message.rank)
+            self._ledger.begin(message.rank)
         for tier, name, present in message.entries:
             changes += self._ledger.note(message.rank, tier, name, present)
-        self._publish(changes)
-        if message.listed and self._journal is not None:
+        if message.listed:
+            changes += self._ledger.end(message.rank)
             self._listed.add(message.rank)
-            if len(self._listed) == self._workers:
-                self._journal.keep(self._ledger.held("disk"))
+        self._publish(changes)
+        if message.listed and self._journal is not None and len(self._listed) == self._workers:
+            self._journal.keep(self._ledger.held("disk"))
 
     def _publish(self, found: Iterable[Change]) -> None:
         if not (changes := list(found)):
             return
         if self._journal is not None:
             record(self._journal, [change for change in changes if change.tier == "disk"])
+        self._send(events_of(self._announcements.of(changes), self._block_size, self._spec))
+
+    def _send(self, events: Sequence[Any]) -> None:
         while self.publisher is None and not self._ending.is_set():
             self._ending.wait(0.01)  # vLLM makes it right after its connector
-        events = events_of(self._announcements.of(changes), self._block_size, self._spec)
         if events and self.publisher is not None and self.publisher.is_open:
-            self.publisher.publish(vllm_events.KVEventBatch(ts=time.time(), events=events))
+            self.publisher.publish(vllm_events.KVEventBatch(ts=time.time(), events=list(events)))
 
     def _log(self, error: Exception) -> None:
         level = logger.debug if self._is_logged else logger.error
@@ -194,10 +227,9 @@ def scheduler_events(
     """
     if not vllm_events.are_wanted(vllm_config) or (folder := directory()) is None:
         return None
-    parallel = vllm_config.parallel_config
     events = SchedulerEvents(
-        address(folder, parallel.data_parallel_rank),
-        parallel.world_size,
+        address(folder, engine_number(vllm_config)),
+        vllm_config.parallel_config.world_size,
         chunk_tokens,
         vllm_config.cache_config.block_size,
         vllm_events.spec_of(kv_cache_config),

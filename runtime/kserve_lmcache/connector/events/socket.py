@@ -22,17 +22,19 @@ class Changes(msgspec.Struct, array_like=True):
     Attributes:
         rank: of the worker in its engine.
         entries: tier, chunk, and whether the tier has the chunk now.
-        listed: whether all that the disk had at the start has been told.
+        listed: whether all that the tiers have has been told since ``begins``.
+        begins: whether the worker tells all that its tiers have from here on.
     """
 
     rank: int
     entries: list[tuple[str, str, bool]]
     listed: bool = False
+    begins: bool = False
 
 
-def address(directory: Path, data_parallel_rank: int) -> str:
-    """The address of an engine's socket."""
-    return f"ipc://{directory / f'events-{data_parallel_rank}'}"
+def address(directory: Path, engine: int) -> str:
+    """The address of an engine's socket, by the engine's number."""
+    return f"ipc://{directory / f'events-{engine}'}"
 
 
 class Sender:
@@ -45,7 +47,19 @@ class Sender:
     def __init__(self, where: str) -> None:
         self._context: Any = zmq.Context()
         self._socket = _socket(self._context, zmq.PUSH)
+        self._monitor = self._socket.get_monitor_socket(zmq.EVENT_HANDSHAKE_SUCCEEDED)
         self._socket.connect(where)
+
+    def is_connected_anew(self, seconds: float) -> bool:
+        """Whether there is another receiver than at the last call; may wait for the first one.
+
+        What was sent to the last one may be lost.
+        """
+        found = False
+        while self._monitor.poll(0 if found else int(1000 * seconds)):
+            self._monitor.recv_multipart()
+            found = True
+        return found
 
     def send(self, changes: Changes, seconds: float) -> bool:
         """Send a message, or return False where that takes too long."""

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 from vllm.logger import init_logger
 
 from kserve_lmcache.compat import vllm_events
+from kserve_lmcache.compat.vllm import engine_number
 from kserve_lmcache.connector.events.socket import Changes, Sender, address
 from kserve_lmcache.connector.reporter import configuration_file
 from kserve_lmcache.tiers.changes import TierChanges
@@ -61,13 +62,18 @@ class WorkerEvents:
 
     def _run(self) -> None:
         sender = Sender(self._where)
-        listed = False
+        is_begun = listed = False
         try:
             self._prepare()
             while not self._ending.is_set():
-                # A disk is listed soon, and then nothing but a change wakes the thread.
-                self.changes.arrived.wait(None if listed else _SEND_SECONDS)
+                self.changes.arrived.wait(_SEND_SECONDS)
                 self._ending.wait(_GATHER_SECONDS)
+                if sender.is_connected_anew(0 if is_begun else _SEND_SECONDS):
+                    self.changes.repeat()
+                    self._send(sender, Changes(self._rank, [], begins=True))
+                    is_begun, listed = True, False
+                if not is_begun:
+                    continue
                 is_listed = self._is_listed()
                 entries = [(*entry, present) for entry, present in self.changes.take().items()]
                 for begin in range(0, len(entries), _MOST_ENTRIES):
@@ -87,11 +93,10 @@ def worker_events(config: VllmConfig) -> WorkerEvents | None:
     """The events of this worker; ``None`` where nobody wants them, or the road is too long."""
     if not vllm_events.are_wanted(config) or (file := configuration_file()) is None:
         return None
-    parallel = config.parallel_config
     if not file.parent.is_dir():
         logger.warning("The tiers of this worker are not in the KV-cache events: no shared folder")
         return None
-    return WorkerEvents(parallel.rank, address(file.parent, parallel.data_parallel_rank))
+    return WorkerEvents(config.parallel_config.rank, address(file.parent, engine_number(config)))
 
 
 def _log(error: Exception) -> None:

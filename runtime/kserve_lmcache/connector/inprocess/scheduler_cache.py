@@ -12,7 +12,7 @@ from kserve_lmcache.compat.lmcache import engine as lmcache_engine
 from kserve_lmcache.compat.lmcache.local_index import hash_maker, text_of
 from kserve_lmcache.compat.lmcache.lookups import LookupPending, SchedulerLookups
 from kserve_lmcache.compat.lmcache.pictures import tokens_in_keys
-from kserve_lmcache.connector.events.journal import journal_of
+from kserve_lmcache.connector.events.journal import journal_of, remove_old_journals
 from kserve_lmcache.connector.events.scheduler import scheduler_events
 from kserve_lmcache.connector.inprocess.stock import StockConnector
 
@@ -54,13 +54,15 @@ class InProcessSchedulerCache:
         config = lmcache_engine.effective_config(self._adapter)
         self.tags_reach_keys = not config["use_layerwise"]
         self._announces_answers = bool(config["save_decode_cache"])
+        journal = journal_of(vllm_config, self._adapter.config)
         self._events = scheduler_events(
             vllm_config,
             kv_cache_config,
             int(config["chunk_size"]),
             hash_maker(self._adapter),
-            journal_of(vllm_config, self._adapter.config),
+            journal,
         )
+        remove_old_journals(self._adapter.config, None if self._events is None else journal)
 
     def look_up(self, request: Request, computed_tokens: int) -> int | None:
         """The number of tokens to load beyond those that vLLM has; ``None``: not known yet."""

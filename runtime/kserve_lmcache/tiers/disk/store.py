@@ -10,6 +10,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 
 from kserve_lmcache.identity.tag import EVERYTHING, Selection, Tag
+from kserve_lmcache.tiers.disk import journal
 from kserve_lmcache.tiers.disk.directory import TEMPORARY, DiskDirectory, file_name, tag_of_file
 from kserve_lmcache.tiers.disk.index import File
 from kserve_lmcache.tiers.guard.codec import Buffer
@@ -142,6 +143,11 @@ class DiskStore:
                 removed += 1
             self._directory.index.discard(name)
         return removed
+
+    @_store_errors()
+    def forget(self, selected: Callable[[str], bool]) -> None:
+        """Deletes chunks from all journals of the directory, those of other models included."""
+        journal.forget(self._directory.path, selected)
 
     @_store_errors()
     def hold(self, keys: Sequence[str], seconds: float) -> int:

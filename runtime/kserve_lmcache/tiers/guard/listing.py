@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Protocol, runtime_checkable
 
@@ -70,6 +70,17 @@ class ListingStore(Protocol):
 
         Raises:
             StoreError: a value cannot be deleted.
+        """
+
+    def forget(self, selected: Callable[[str], bool]) -> None:
+        """Deletes what is kept of chunks beside their values.
+
+        Args:
+            selected: takes the name of a chunk (:func:`kserve_lmcache.tiers.changes.chunk_of`),
+                and returns whether the chunk has been deleted.
+
+        Raises:
+            StoreError: something cannot be deleted.
         """
 
     def hold(self, keys: Sequence[str], seconds: float) -> int:

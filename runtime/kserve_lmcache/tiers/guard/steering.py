@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 from typing import TypeVar
 
 from kserve_lmcache.identity.tag import Selection, Tag, takes
+from kserve_lmcache.tiers.changes import chunk_of
 from kserve_lmcache.tiers.guard.bars import Takes
 from kserve_lmcache.tiers.guard.deadline_executor import DeadlineExecutor
 from kserve_lmcache.tiers.guard.listing import ListingStore, Usage
@@ -68,7 +69,9 @@ class Steering:
             pages = _listing(store).find(worker, selection, False)
             return sum(self._remove(store, [value.name for value in page]) for page in pages)
 
-        return self._until_gone(once)
+        deleted = self._until_gone(once)
+        self._forget(functools.partial(takes, selection))
+        return deleted
 
     def delete_keys(self, keys: Sequence[str]) -> int:
         """Delete chunks; they must be barred meanwhile. Returns their number.
@@ -84,7 +87,9 @@ class Steering:
             self._writer.on_presence(there, False)
             return len(there)
 
-        return self._until_gone(once)
+        deleted = self._until_gone(once)
+        self._forget(frozenset(map(chunk_of, keys)).__contains__)
+        return deleted
 
     def trim(self, worker: str, selection: Selection, max_bytes: int) -> tuple[int, int]:
         """Delete the oldest of a worker's chunks, until the rest has few enough bytes.
@@ -123,6 +128,15 @@ class Steering:
         removed = _listing(store).remove(names)
         self._writer.on_presence(names, False)
         return removed
+
+    def _forget(self, selected: Takes) -> None:
+        """Delete what a store keeps of chunks beside their values, which are gone."""
+
+        def forget(store: Store) -> None:
+            if isinstance(store, ListingStore):
+                store.forget(selected)
+
+        self._call(forget)
 
     def _until_gone(self, once: Callable[[Store], int]) -> int:
         """Delete, and look again until nothing is found."""

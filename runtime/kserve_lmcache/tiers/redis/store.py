@@ -141,6 +141,9 @@ class RedisStore:
             self._pipelined(lambda pipe, key: pipe.expire(key, math.ceil(seconds)), ending)
         return len(there)
 
+    def forget(self, selected: Callable[[str], bool]) -> None:
+        """Does nothing: the store has values alone."""
+
     def _measured(self, keys: Sequence[str]) -> list[Stored]:
         """The values that are there, with their sizes and ages."""
         sizes = self._pipelined(lambda pipe, key: pipe.strlen(key), keys)

@@ -64,6 +64,38 @@ def test_the_index_is_what_all_workers_hold(trace: list[object]) -> None:
         }
 
 
+@given(TRACES, st.integers(0, RANKS - 1))
+def test_a_worker_that_tells_all_anew_makes_the_ledger_right(
+    trace: list[object], rank: int
+) -> None:
+    """Of the trace, what the worker told was lost."""
+    ledger, announcements = Ledger(RANKS), Announcements()
+    held = {(who, tier, name) for who in range(RANKS) for tier in TIERS for name in NAMES}
+    index: set[tuple[str, int]] = set()
+    for name in NAMES:
+        list(ledger.learn(name, CHUNKS[name]))
+    for who, tier, name in held:
+        follow(index, list(announcements.of(ledger.note(who, tier, name, True))))
+    for each in trace:
+        if isinstance(each, tuple):
+            who, tier, name, present = each
+            (held.add if present else held.discard)((who, tier, name))
+            if who != rank:
+                follow(index, list(announcements.of(ledger.note(who, tier, name, present))))
+    ledger.begin(rank)
+    for who, tier, name in held:
+        if who == rank:
+            follow(index, list(announcements.of(ledger.note(who, tier, name, True))))
+    follow(index, list(announcements.of(ledger.end(rank))))
+    assert {(change.tier, change.name) for change in ledger.all()} == {
+        (tier, name)
+        for tier in TIERS
+        for name in NAMES
+        if all((who, tier, name) in held for who in range(RANKS))
+    }
+    assert index == {(change.tier, change.chunk.name) for change in ledger.all()}
+
+
 def test_two_chunks_with_the_same_hashes_are_one_for_readers() -> None:
     ledger, announcements = Ledger(1), Announcements()
     for name in ("a", "b"):

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from kserve_lmcache.compat.vllm_events import AllBlocksCleared, KVEventBatch, removed, stored
 from kserve_lmcache.connector.events.chunks import Chunk
 from kserve_lmcache.connector.events.ledger import Change
-from kserve_lmcache.connector.events.publisher import TruePublisher, events_of
+from kserve_lmcache.connector.events.publisher import TiersCleared, TruePublisher, events_of
 from tests.support.event_readers import DynamoIndex, LlmdIndex, decode, reading
 from tests.support.ports import free_port
 
@@ -77,6 +77,7 @@ ACTIONS = st.lists(
     st.one_of(
         st.tuples(st.sampled_from(("GPU", "CPU", "STORAGE")), st.sampled_from(NAMES)),
         st.just("reset"),
+        st.just("reset of the tiers"),
     ),
     max_size=120,
 )
@@ -94,6 +95,10 @@ def test_a_replay_from_0_is_what_is_held_and_can_be_loaded(
         if action == "reset":
             held = {place for place in held if place[0] != "GPU"}
             publisher.forward(KVEventBatch(ts=0.0, events=[AllBlocksCleared()]))
+            continue
+        if action == "reset of the tiers":
+            held = {place for place in held if place[0] == "GPU"}
+            publisher.forward(KVEventBatch(ts=0.0, events=[TiersCleared()]))
             continue
         medium, name = action  # type: ignore[misc]
         if (medium, name) in held:
