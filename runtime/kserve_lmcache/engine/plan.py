@@ -15,12 +15,7 @@ from typing import Any
 from vllm.config import KVTransferConfig, VllmConfig
 
 from kserve_lmcache import redaction
-from kserve_lmcache.config import (
-    engine_file,
-    kserve_offloading,
-    memory_budget,
-    tenant_quotas,
-)
+from kserve_lmcache.config import engine_file, kserve_offloading, memory_budget, tenant_quotas
 from kserve_lmcache.config.completion import complete, size_local_tier
 from kserve_lmcache.config.configuration import Configuration, show
 from kserve_lmcache.config.engine_shape import EngineShape
@@ -46,12 +41,7 @@ from kserve_lmcache.engine.memory import (
     refuse_what_cannot_fit,
     size_kv_cache,
 )
-from kserve_lmcache.engine.resolution import (
-    BESIDE_OTHERS,
-    GRPC,
-    has_model,
-    resolve_arguments,
-)
+from kserve_lmcache.engine.resolution import BESIDE_OTHERS, GRPC, has_model, resolve_arguments
 from kserve_lmcache.engine.shape import shape_of
 from kserve_lmcache.engine.shared_cache_server import shared_cache_server
 from kserve_lmcache.engine.supported_models import check_supported
