@@ -196,9 +196,12 @@ class MultiprocessWorkerCache:
                 memory = self._object(connection, offset)
                 seal(name_of(row, digest), memory, self._payload_bytes)
             objects = Objects(row, [digest for digest, _ in places])
-            self._session.begin(connection, "complete", objects, _BACKGROUND_SECONDS)
+            # Awaited, so that an engine that ends leaves nothing behind that is not complete.
+            self._session.begin(connection, "complete", objects, _BACKGROUND_SECONDS).result()
             metric("chunks_written_total", tier=TIER).inc(len(places))
             metric("written_bytes_total", tier=TIER).inc(len(places) * self._row.size)
+        except CacheServerError:
+            metric("dropped_failed_total", tier=TIER).inc(len(places))
         except Exception as error:
             self._on_error("save", error)
 
