@@ -166,7 +166,7 @@ def test_events_of_an_idle_server_and_after_a_restart(
         one.ask(prompt)
         one.ask(salted, cache_salt="tenant a")
         # No further request: nothing but the events' own threads tells what was stored.
-        until(lambda: len(reader.hashes("cpu")) == 2 * PREFIX // BLOCK, 2)
+        until(lambda: len(reader.hashes("cpu")) == 2 * PREFIX // BLOCK, 10)
         assert reader.hashes("cpu") <= reader.hashes("gpu")
         until(lambda: reader.hashes("storage") == reader.hashes("cpu"), 10)
         assert reader.tokens(salted, BLOCK, "tenant a") == PREFIX

@@ -43,7 +43,7 @@ def path(tmp_path_factory: pytest.TempPathFactory) -> str:
     return python_path(tmp_path_factory.mktemp("torchvision"))
 
 
-@pytest.fixture(scope="module", params=["llava", "qwen2-vl"])
+@pytest.fixture(scope="module", params=[pytest.param("llava", marks=pytest.mark.slow), "qwen2-vl"])
 def model(
     request: pytest.FixtureRequest, path: str, tmp_path_factory: pytest.TempPathFactory
 ) -> Path:
