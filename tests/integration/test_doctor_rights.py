@@ -187,7 +187,7 @@ def test_a_configuration_without_these_features_needs_no_further_right(plain: St
         ((), None),
         (("--enable-routes=cache",), "enable_routes=cache"),
         (("--tenant-header=X", "--tenant-remote-quota-size=1"), "tenant_remote_quota_size"),
-        (("--enable-routes=cache", "--remote-connector=lmcache"), None),
+        (("--remote-connector=lmcache",), None),
     ],
 )
 def test_the_command_looks_at_the_configuration(

@@ -402,7 +402,8 @@ def test_tokens_are_counted_by_where_they_came_from(engine: SimulatedEngine) -> 
         lose_chunks(patch, lambda _: 2)
         engine.ask("in part", prompt)
     now = prompt_tokens()
-    counted = {source: now[source] - count for source, count in before.items() if now[source]}
+    counted = {source: now[source] - before.get(source, 0) for source in now}
+    counted = {source: count for source, count in counted.items() if count}
     whole, rest = 6 * CHUNK, len(prompt) - 6 * CHUNK
     local = len(prompt) // BLOCK * BLOCK  # vLLM's own cache has whole blocks of it
     assert counted == {

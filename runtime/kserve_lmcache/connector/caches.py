@@ -74,15 +74,12 @@ class SchedulerCache(Protocol):
     ) -> tuple[bool, dict[str, Any] | None]:
         """Take note of the end of a request. Returns what vLLM's connectors do."""
 
-    def forget(self, request_id: str, hidden: bool) -> bool:
+    def forget(self, request_id: str, hidden: bool) -> None:
         """Remove a request that has ended.
 
         Args:
             request_id: the request.
             hidden: whether :meth:`finished` was not called.
-
-        Returns:
-            Whether workers may hold chunks for the request.
         """
 
     def set_workers(self, states: Sequence[Mapping[str, Any]]) -> None:

@@ -217,5 +217,6 @@ class SchedulerPart:
 
     @contained(lambda self, request_id, hidden: None)
     def _forget_in_cache(self, request_id: str, hidden: bool) -> None:
-        if self._cache.forget(request_id, hidden):
-            self._unpinned.add(request_id)
+        # Whatever a lookup has found for it. A worker that holds nothing does nothing.
+        self._unpinned.add(request_id)
+        self._cache.forget(request_id, hidden)

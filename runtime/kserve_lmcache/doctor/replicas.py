@@ -136,7 +136,7 @@ def judge(own: Replica, others: Sequence[Replica], now: float) -> Finding:
             same = " and ".join(filter(None, settings))
             fix = f"Give all of them the same {same}, unless they are meant to differ."
             return warning("; ".join(groups), fix)
-    known = " and ".join(INPUTS[name][0] for name in own.inputs)
+    known = " and ".join(_labels(name)[0] for name in own.inputs)
     alike_in = "" if own.namespace else f", here too in {known}"
     return ok(f"{count}, all alike{alike_in}: {_names(others, now)}")
 

@@ -51,6 +51,8 @@ INPUTS: Mapping[str, tuple[str, str]] = {
     "max_model_len": ("longest request", "--max-model-len"),
     "device": ("device", "kind of device"),
     "copy": ("copy of the KV", "--copy"),
+    "mode": ("mode", "--mode"),
+    "pictures": ("preparation of pictures", "--mm-processor-kwargs and image"),
     "block": ("layout of a block", "kind of processor, --block-size and attention backend"),
     "parallel": ("split into workers", "--tensor-parallel-size and --pipeline-parallel-size"),
     "draft": ("draft model", "--speculative-config"),

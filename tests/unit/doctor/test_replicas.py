@@ -136,6 +136,13 @@ def test_servers_that_differ_from_each_other_in_what_a_command_does_not_know() -
     assert "--dtype" in finding.fix
 
 
+def test_an_input_without_a_name_is_called_by_its_own() -> None:
+    own = replace(COMMAND, inputs={**COMMAND.inputs, "sparsity": 2})
+    finding = judge(own, [server("a:80", sparsity=2)], NOW)
+    assert finding.status is Status.OK
+    assert "sparsity" in finding.evidence
+
+
 def test_an_input_of_another_version_is_called_by_its_own_name() -> None:
     others = [server("a:80", sparsity=2), server("b:80", sparsity=3)]
     finding = judge(COMMAND, others, NOW)

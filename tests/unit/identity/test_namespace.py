@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 import torch
-from vllm.config import LoRAConfig
+from vllm.config import LoRAConfig, MultiModalConfig
 from vllm.config.quantization import resolve_quantization_config
 
 from kserve_lmcache.cli.arguments import parse_arguments
@@ -20,7 +20,14 @@ from kserve_lmcache.engine.plan import plan_offload, resolve_configuration
 from kserve_lmcache.engine.supported_models import unsupported
 from kserve_lmcache.errors import IdentityError, UnsupportedModelError
 from kserve_lmcache.identity.engine import EngineIdentity, model_path
-from kserve_lmcache.identity.namespace import NAMESPACE, namespace, numerics_of, summarize
+from kserve_lmcache.identity.namespace import (
+    NAMESPACE,
+    _pictures,
+    hashing_of,
+    namespace,
+    numerics_of,
+    summarize,
+)
 from kserve_lmcache.server.announcement import INPUTS
 from tests.support import models
 from tests.support.models import MISTRAL, altered
@@ -150,7 +157,9 @@ def test_the_hash_seed_changes_it(plain: str) -> None:
 def test_every_input_has_a_name_in_the_announcement() -> None:
     draft = '--speculative-config={"method": "ngram", "num_speculative_tokens": 2}'
     identity = identity_of(draft, PYTHONHASHSEED="7")
-    assert set(identity.inputs) == set(INPUTS) - {"namespace", "version"}
+    assert set(identity.inputs) == set(INPUTS) - {"namespace", "version", "mode", "pictures"}
+    assert hashing_of({"mode": "multiprocess"}.get, {}).keys() <= set(INPUTS)
+    assert _pictures(MultiModalConfig()).keys() <= set(INPUTS)
     assert identity.inputs["hash_seed"] == "7"
     assert identity.inputs["hash_algorithm"] == "sha256_cbor"
     assert identity.inputs["chunk_size"] == 256

@@ -115,11 +115,11 @@ class InProcessSchedulerCache:
         finished = self._stock.connector.request_finished(request, block_ids)
         return finished
 
-    def forget(self, request_id: str, hidden: bool) -> bool:
+    def forget(self, request_id: str, hidden: bool) -> None:
         """Remove a request that has ended."""
         if hidden:
             lmcache_engine.forget(self._adapter, request_id)
-        return self._lookups.forget(request_id)
+        self._lookups.forget(request_id)
 
     def set_workers(self, states: Sequence[Mapping[str, Any]]) -> None:
         """Do nothing: LMCache's workers make the keys."""

@@ -174,12 +174,11 @@ class MultiprocessSchedulerCache:
         """VLLM may use the blocks again: what is saved is copied by now."""
         return False, None
 
-    def forget(self, request_id: str, hidden: bool) -> bool:
+    def forget(self, request_id: str, hidden: bool) -> None:
         """Remove a request that has ended."""
         tracked = self._requests.pop(request_id, None)
         if tracked is not None and tracked.lookup is not None:
             tracked.lookup.cancel()
-        return False
 
     def set_workers(self, states: Sequence[Mapping[str, Any]]) -> None:
         """Take the forms of the workers' KV caches, which are parts of the keys."""
