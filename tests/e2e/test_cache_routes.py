@@ -174,6 +174,7 @@ def test_no_key_is_in_the_log(steered: Steered) -> None:
     assert KEY not in steered.server.process.output()
 
 
+@pytest.mark.slow
 def test_quotas_hold_on_a_server(logs: Path, redis_store: Store, cut_model: Path) -> None:
     quota = 0.02  # GB: some of the prompts
     environ = engine_environment(

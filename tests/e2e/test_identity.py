@@ -169,7 +169,7 @@ def setups(tmp_path_factory: pytest.TempPathFactory) -> list[Setup]:
         ),
     ]
     # What the others differ in is in the namespace, which both modes take from the same place.
-    return setups if MODE == IN_PROCESS else setups[:3]
+    return setups if MODE == IN_PROCESS else setups[:2]
 
 
 @pytest.fixture(scope="module")

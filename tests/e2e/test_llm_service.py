@@ -301,6 +301,7 @@ def active(service: Service) -> float:
     )
 
 
+@pytest.mark.slow
 def test_sigterm_lets_an_answer_end_and_the_defaults_hold_without_the_field(
     tmp_path: Path,
 ) -> None:
