@@ -130,12 +130,14 @@ def test_answers_are_right(
                 chance=lambda: chance.random() < rate,
                 late=lambda: chance.random() < 0.5,
             )
-        for number in range(RUNS):
+        for number in range(10 * RUNS):
             for rate in (0.0, 0.1, 0.4):
                 traffic = Traffic(engine, chance, f"{number} {rate}")
                 traffic.run(requests=20)
                 rate = 0.0
                 traffic.check()
-        assert set(CALLS) <= set(engine.errors())
-        assert cut
+            # Threads take their chances in any order, so that a run may have no fault of a kind.
+            if number >= RUNS - 1 and cut and set(CALLS) <= set(engine.errors()):
+                return
+        pytest.fail(f"only these failed: {engine.errors()}, loads that were cut: {len(cut)}")
         assert engine.hits > 100 * CHUNK * RUNS
