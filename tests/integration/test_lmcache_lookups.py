@@ -196,7 +196,7 @@ def test_the_scheduler_asks_until_all_workers_have_a_result() -> None:
     first, *others = scheduler.transport.asked
     assert len(first[0]) == 3
     assert others == [[[], [], "request", ""]] * 3
-    assert not scheduler.lookups.forget("request")
+    assert scheduler.lookups._results == {}
 
 
 def test_a_result_that_is_there_at_once_is_what_it_was() -> None:
@@ -217,7 +217,9 @@ def test_a_forgotten_request_is_looked_up_anew() -> None:
     scheduler = Scheduler()
     with pytest.raises(LookupPending):
         scheduler.ask(PENDING, 0)
-    assert scheduler.lookups.forget("request")
+    assert [*scheduler.lookups._results] == ["request"]
+    scheduler.lookups.forget("request")
+    assert scheduler.lookups._results == {}
     assert scheduler.ask(CHUNK, CHUNK) == CHUNK
     assert len(scheduler.transport.asked[-1][0]) == 3
     scheduler.client.close()

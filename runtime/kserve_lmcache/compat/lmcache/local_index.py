@@ -8,6 +8,8 @@ from __future__ import annotations
 from collections.abc import Callable, MutableMapping
 from typing import TYPE_CHECKING, Any
 
+from kserve_lmcache.compat.lmcache.lookups import lookup_client_of
+
 if TYPE_CHECKING:
     from lmcache.integration.vllm.vllm_v1_adapter import LMCacheConnectorV1Impl
 
@@ -82,9 +84,7 @@ def key_maker(engine: Any) -> Callable[[str], str]:
 
 def hash_maker(adapter: LMCacheConnectorV1Impl) -> Callable[[list[int]], list[str]]:
     """What computes the hashes of the chunks of a prompt, as keys have them. Takes milliseconds."""
-    client = adapter.lookup_client
-    while (inner := getattr(client, "actual_lookup_client", None)) is not None:
-        client = inner
+    client = lookup_client_of(adapter)
 
     def make(tokens: list[int]) -> list[str]:
         found = client.token_database.process_tokens(tokens, make_key=False)

@@ -131,6 +131,14 @@ class WorkerLookups:
         self._on_lookup(len(arguments["hashes"]), len(pinned.get(_LOCAL, ())))
 
 
+def lookup_client_of(adapter: LMCacheConnectorV1Impl) -> Any:
+    """LMCache's lookup client in the scheduler's process, without what is wrapped around it."""
+    client: Any = adapter.lookup_client
+    while (inner := getattr(client, "actual_lookup_client", None)) is not None:
+        client = inner
+    return client
+
+
 class SchedulerLookups:
     """Takes the place of ``lookup`` of LMCache's lookup client in the scheduler's process.
 
@@ -149,9 +157,7 @@ class SchedulerLookups:
     ) -> None:
         self._on_hashes = on_hashes
         self._results: dict[str, list[int]] = {}
-        client = adapter.lookup_client
-        while (inner := getattr(client, "actual_lookup_client", None)) is not None:
-            client = inner
+        client = lookup_client_of(adapter)
         if hasattr(client, "transport"):
             self._client, self._transport = client, client.transport
             self._lookup = client.lookup
@@ -200,6 +206,6 @@ class SchedulerLookups:
             raise LookupPending(lookup_id)
         return [each.to_bytes(4, "big") for each in results]
 
-    def forget(self, lookup_id: str) -> bool:
-        """Forget a request; returns whether its lookup is pending."""
-        return self._results.pop(lookup_id, None) is not None
+    def forget(self, lookup_id: str) -> None:
+        """Forget a request, whose lookup may be pending."""
+        self._results.pop(lookup_id, None)
