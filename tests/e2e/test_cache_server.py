@@ -12,7 +12,7 @@ import pytest
 from kserve_lmcache.cache_server.announcement import announced
 from tests.support.answers import answer_of
 from tests.support.metrics import samples
-from tests.support.processes import Process
+from tests.support.processes import Process, wait_for_end
 from tests.support.server import (
     Server,
     cached_tokens,
@@ -90,4 +90,4 @@ def test_without_one_a_server_starts_its_own_and_says_why(
             if "kserve_lmcache.cache_server" in each.cmdline()
         ]
         assert own
-    assert psutil.wait_procs(own, 10)[1] == []
+    assert wait_for_end(own, 10) == []

@@ -37,10 +37,13 @@ ENDS: dict[str, tuple[list[str], dict[str, str], int, str]] = {
         "LMCacheConnectorV1 among its connectors",
     ),
     "broken connector": (
-        [CONNECTOR.format("LMCacheMPConnector")],
+        [
+            '--kv-transfer-config={"kv_connector":"Theirs","kv_role":"kv_both",'
+            '"kv_connector_module_path":"not_installed.connector"}'
+        ],
         {},
         2,
-        "LMCacheMPConnector, which vLLM cannot load",
+        "Theirs, which vLLM cannot load",
     ),
     "no room": (["--kv-cache-memory-bytes=1M", "--offload=off"], {}, 1, "Lower --max-model-len"),
     "two mistakes": (

@@ -20,6 +20,7 @@ from kserve_lmcache.compat.lmcache.storage import SHARED_MEMORY
 from kserve_lmcache.config import engine_file
 from kserve_lmcache.metrics.snapshots import read_files
 from tests.support.cache_server import MIB, cache_server
+from tests.support.processes import wait_for_end
 from tests.support.waiting import until
 
 SIZE = 8 * MIB
@@ -55,14 +56,14 @@ def test_it_ends_by_a_signal_and_leaves_nothing(tmp_path: Path) -> None:
         server.process.signal(signal.SIGTERM)
         assert server.process.wait(10) == 0
         assert time.monotonic() - began < 6
-    assert psutil.wait_procs(family, 1)[1] == []
+    assert wait_for_end(family, 1) == []
 
 
 def test_the_one_that_serves_ends_with_the_other(tmp_path: Path) -> None:
     with cache_server(tmp_path, SIZE) as server:
         family = server.process.family()
         server.process.signal(signal.SIGKILL)
-        assert psutil.wait_procs(family, 5)[1] == []
+        assert wait_for_end(family, 5) == []
 
 
 def test_another_serves_soon_after_one_was_killed(tmp_path: Path) -> None:
@@ -122,7 +123,7 @@ def test_it_ends_with_the_server_that_started_it(tmp_path: Path) -> None:
         family = psutil.Process(process.pid).children(recursive=True)
         assert len(family) == PROCESSES
         process.kill()
-    assert psutil.wait_procs(family, 5)[1] == []
+    assert wait_for_end(family, 5) == []
 
 
 def test_a_supervisor_starts_it_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

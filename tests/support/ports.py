@@ -11,11 +11,12 @@ def free_port() -> int:
     """Of those that no outgoing connection is given.
 
     So it stays free while a server is down, and no client that tries it meanwhile is connected to
-    itself. The port that a node of a cluster uses beside it, 10,000 above, is such a one as well.
+    itself. The port that a node of a cluster uses beside it, 10,000 above, is such a one as well,
+    and never one that this function gives to another.
     """
     outgoing = int(Path("/proc/sys/net/ipv4/ip_local_port_range").read_text().split()[0])
     while True:
-        port = random.randrange(_LOWEST, max(outgoing - _LOWEST, _LOWEST + 1000))
+        port = random.randrange(_LOWEST, min(max(outgoing - _LOWEST, _LOWEST + 1000), 2 * _LOWEST))
         if may_listen("127.0.0.1", port):
             return port
 

@@ -66,6 +66,10 @@ _REACHES_PEERS = (
     "Requests pass kv_transfer_params to %s, and can name engines, and what is read from them: let "
     "nobody but a router that sets kv_transfer_params itself reach this server"
 )
+_OTHER_ROAD = (
+    "LMCacheMPConnector waits for an lmcache server of yours: for one that this server starts, "
+    "watches and checks, leave --kv-transfer-config out and set LMCACHE_MODE=multiprocess"
+)
 # The start of the sources of settings that have nothing to do with LMCache.
 _OF_THE_SERVER = (
     VARIABLE_PREFIX,
@@ -160,6 +164,8 @@ def plan_offload(
         # The user asks for another connector (NIXL, multi-process LMCache, …).
         reason = f"--kv-transfer-config asks for {wanted.kv_connector}"
         logger.warning("KV-cache offloading is not managed by this server: %s", reason)
+        if wanted.kv_connector == "LMCacheMPConnector":
+            logger.warning(_OTHER_ROAD)
         logger.warning(_REACHES_PEERS, wanted.kv_connector)
         return OffloadPlan(configuration, reason), create_engine_config(args)
     try:
