@@ -138,11 +138,12 @@ def _outcome(job: dict[str, Any]) -> Outcome:
     from vllm.distributed import cleanup_dist_env_and_memory
     from vllm.v1.engine.llm_engine import LLMEngine
 
+    from kserve_lmcache.cache_server.supervisor import Supervisor
     from kserve_lmcache.cli.arguments import parse_arguments
     from kserve_lmcache.engine.arguments import resolve_engine_arguments
     from kserve_lmcache.engine.plan import plan_offload, resolve_configuration
 
-    before, outcome, engine = dict(os.environ), Outcome(), None
+    before, outcome, engine, cache_server = dict(os.environ), Outcome(), None, None
     utils._config_instance = None  # LMCache reads its configuration once in a process
     os.environ.update(job["variables"])
     fixed = ("--skip-tokenizer-init", "--enforce-eager", "--dtype=float32")
@@ -153,6 +154,8 @@ def _outcome(job: dict[str, Any]) -> Outcome:
         outcome.architecture = config.model_config.architecture
         if offload.identity is not None:
             outcome.namespace = offload.identity.namespace
+        if offload.engine_file is not None and offload.cache_server_bytes:
+            cache_server = Supervisor(offload.engine_file, offload.cache_server_bytes)
         with _hidden("llvmlite.binding.ffi"):
             engine = LLMEngine.from_vllm_config(config)
         prompts: list[list[list[int]]] = []
@@ -168,6 +171,8 @@ def _outcome(job: dict[str, Any]) -> Outcome:
     finally:
         if engine is not None:
             engine.engine_core.shutdown()
+        if cache_server is not None:
+            cache_server.stop()
         cleanup_dist_env_and_memory()
         os.environ.clear()
         os.environ.update(before)
@@ -209,7 +214,7 @@ def _answers(
     import pytest
     from vllm import SamplingParams
 
-    from tests.support.lmcache_faults import lose_chunks
+    from tests.support.lmcache_faults import lose_chunks, lose_chunks_of_a_cache_server
 
     parameters = SamplingParams(
         temperature=0,

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import pytest
 import torch
 from lmcache.v1.cache_engine import LMCacheEngine
+
+from kserve_lmcache.connector.multiprocess.worker_cache import MultiprocessWorkerCache
 
 
 class Injected(Exception):
@@ -51,3 +54,15 @@ def lose_chunks(patch: pytest.MonkeyPatch, kept: Callable[[int], int]) -> None:
         return loaded
 
     patch.setattr(LMCacheEngine, "retrieve", retrieve)
+
+
+def lose_chunks_of_a_cache_server(patch: pytest.MonkeyPatch, kept: int) -> None:
+    """The cache server finds all chunks of a prompt, and the first ``kept`` are still there."""
+    real = MultiprocessWorkerCache.load
+
+    def load(self: Any, load: Any) -> Any:
+        source = load.source
+        digests = source.digests[: max(kept - source.first, 0)]
+        return real(self, replace(load, source=replace(source, digests=digests)))
+
+    patch.setattr(MultiprocessWorkerCache, "load", load)
