@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from contextlib import closing
 from pathlib import Path
 
+import psutil
 import pytest
 
 from kserve_lmcache.cache_server.messages import Row
@@ -45,6 +46,12 @@ def filled(storage: Storage, digests: list[bytes], row: Row = ROW) -> None:
     assert min(offsets) >= 0
     assert dropped == 0
     storage.complete(row, digests)
+
+
+def test_all_pages_are_mapped_before_the_first_write(storage: Storage) -> None:
+    maps = psutil.Process().memory_maps(grouped=False)
+    (segment,) = (each for each in maps if each.path.endswith(f"/{storage.segment}"))
+    assert segment.rss == storage.size == 2**20
 
 
 def test_what_is_reserved_is_not_there_before_it_is_complete(storage: Storage) -> None:

@@ -17,6 +17,7 @@ from typing import Any
 
 from tests.support.server import ROOT, engine_environment
 
+LOADED = "kserve-lmcache:loaded"  # tokens that came from the local tier
 SECONDS = 60.0  # of one engine on a busy machine, beside what importing vLLM takes
 
 
@@ -81,7 +82,7 @@ class Outcome:
         architecture: vLLM's class of the model.
         namespace: of the engine's keys.
         rounds: answers by round.
-        counters: by how much each of vLLM's grew, by round.
+        counters: by how much each of vLLM's grew, and :data:`LOADED`, by round.
         error: what ended the job instead; empty when nothing did.
     """
 
@@ -228,6 +229,7 @@ def _answers(
     with pytest.MonkeyPatch.context() as patch:
         if asked["lose_from"] is not None:
             lose_chunks(patch, lambda count: min(count, asked["lose_from"]))
+            lose_chunks_of_a_cache_server(patch, asked["lose_from"])
         for number, prompt in enumerate(prompts):
             engine.add_request(f"{name}-{number}", {"prompt_token_ids": prompt}, parameters.clone())
         while engine.has_unfinished_requests():
@@ -253,10 +255,12 @@ def _own(tokens: Sequence[int], logprobs: Sequence[Mapping[int, Any]]) -> list[f
 def _counters() -> dict[str, int]:
     from vllm.v1.metrics.reader import Counter, get_metrics_snapshot
 
-    totals: dict[str, int] = {}
-    for metric in get_metrics_snapshot():
-        if isinstance(metric, Counter):
-            totals[metric.name] = totals.get(metric.name, 0) + metric.value
+    from kserve_lmcache.metrics.table import metric
+
+    totals = {LOADED: round(metric("prompt_tokens_total", source="local_cpu").value())}
+    for each in get_metrics_snapshot():
+        if isinstance(each, Counter):
+            totals[each.name] = totals.get(each.name, 0) + each.value
     return totals
 
 
