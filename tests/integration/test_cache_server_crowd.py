@@ -48,7 +48,7 @@ class SlowStorage:
         assert self.answers.wait(30)
         return 0
 
-    def fetch(self, rows: Any, digests: Sequence[bytes]) -> int:
+    def fetch(self, rows: Any, digests: Sequence[bytes], first: int) -> int:
         with self._changed:
             began = max([time.monotonic(), *self._ends[-1:]])
             self._ends.append(began + self.seconds)

@@ -167,7 +167,7 @@ def test_a_fetch_that_nobody_waits_for_locks_nothing_and_keeps_its_result(tmp_pa
         storage.complete(row, digests)
         until(lambda: TIERS["disk"].tier.report()["chunks_written"] == 3)
         for loaded in (False, True):  # from the memory, and from the tier
-            handle = storage.fetch([row], digests)
+            handle = storage.fetch([row], digests, 0)
             until(lambda: results() == 1)
             assert storage.find([row], digests) == 3
             # Locked objects would stay.

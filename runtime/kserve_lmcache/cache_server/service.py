@@ -102,9 +102,12 @@ class Service:
         digests, first = lookup.digests, lookup.needed_from
         local = self._storage.find(lookup.rows, digests)
         begin = max(local, first)
-        if not self._storage.has_tiers or begin == len(digests):
+        handle = None
+        if self._storage.has_tiers and begin < len(digests):
+            handle = self._storage.fetch(lookup.rows, digests, begin)
+        if handle is None:
             return Found(local, max(0, local - first), {})
-        fetch = _Fetch(lookup, local, self._storage.fetch(lookup.rows, digests[begin:]))
+        fetch = _Fetch(lookup, local, handle)
         with self._lock:
             ticket = next(self._tickets)
             self._fetches[ticket] = fetch

@@ -43,8 +43,8 @@ class MockStorage:
     def find(self, rows: Any, digests: Sequence[bytes]) -> int:
         return min(self.local, len(digests))
 
-    def fetch(self, rows: Any, digests: Sequence[bytes]) -> int:
-        self.fetches.append(digests)
+    def fetch(self, rows: Any, digests: Sequence[bytes], first: int) -> int:
+        self.fetches.append(digests[first:])
         return len(self.fetches)
 
     def fetched(self, handle: int, seconds: float) -> int | None:

@@ -11,7 +11,8 @@ from __future__ import annotations
 import ctypes
 import fcntl
 import os
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+import threading
+from collections.abc import Container, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -42,8 +43,10 @@ SHARED_MEMORY = Path("/dev/shm")  # noqa: S108 (where Linux has it)
 _OURS = "lmcache_l1_pool_kserve-"
 
 _MADV_POPULATE_WRITE = 23  # madvise(2)
+_ALIGNMENT = 4096
 _READ_SECONDS = 60  # after which a read lock ends that nobody releases
-# Shares of the memory: above the first, the second is freed, oldest first, once a second.
+# Shares of the memory: above the first, the second is freed, oldest first, once a second. LMCache
+# frees nothing when it is needed; :meth:`Storage._make_room` does.
 _FULL, _FREED = 0.9, 0.1
 # Lookups in tiers below at a time. LMCache's default of 8 lets lookups wait for others.
 _FETCHES = 32
@@ -113,6 +116,7 @@ class Storage:
         self.segment, self.size = _OURS + segment, size
         self.has_tiers = bool(tiers)
         self.reservation_seconds = reservation_seconds
+        self._making_room = threading.Lock()
         eviction = EvictionConfig("LRU", trigger_watermark=_FULL, eviction_ratio=_FREED)
         # Not lazy: a lazy memory has no segment.
         memory = L1MemoryManagerConfig(size, use_lazy=False, shm_name=self.segment)
@@ -156,25 +160,45 @@ class Storage:
             somebody else writes, or for which there is no room; and the number of the latter.
         """
         keys = _keys(row, digests)
+        new = [key for key in keys if not self._is_resident(key)]
+        room = self._make_room(len(new) * _allocated(row.size))
         reserved = self._manager.reserve_write(keys, _layout(row))
         dropped = 0
-        if len(reserved) < len(keys) and not self._has_room(len(keys) * row.size):
-            # LMCache has reserved all that are new, or none.
-            for key in keys:
-                if key in reserved or self._is_resident(key):
-                    continue
-                if self._has_room(row.size):
-                    reserved.update(self._manager.reserve_write([key], _layout(row)))
-                else:
-                    dropped += 1
+        # Without room for all that are new, LMCache has reserved none.
+        for key in new if room < len(new) * _allocated(row.size) else ():
+            if self._free() >= _allocated(row.size):
+                reserved.update(self._manager.reserve_write([key], _layout(row)))
+            else:
+                dropped += 1
         return [reserved[key].shm_offset if key in reserved else -1 for key in keys], dropped
+
+    def _make_room(self, size: int, kept: Container[ObjectKey] = ()) -> int:
+        """Evict the oldest objects, but not those of ``kept``, until ``size`` bytes are free.
+
+        Returns:
+            The bytes that are free, which are fewer where objects are in use.
+        """
+        controller, manager = self._manager._eviction_controller, self._manager._l1_manager
+        size = min(size, self.size)
+
+        def may_go(key: ObjectKey) -> bool:
+            return key not in kept and manager.is_key_evictable(key)
+
+        with self._making_room:
+            while size > (free := self._free()):
+                share = (size - free) / self.used()  # of the objects; one at least
+                for action in controller._eviction_policy.get_eviction_actions(share, may_go):
+                    controller.execute_eviction_action(action)
+                if self._free() == free:
+                    break
+            return self._free()
 
     def _is_resident(self, key: ObjectKey) -> bool:
         return self._manager._l1_manager.get_object_state(key) is not None
 
-    def _has_room(self, size: int) -> bool:
+    def _free(self) -> int:
         used, total = self._manager.get_l1_usage()
-        return bool(total - used >= size)
+        return int(total - used)
 
     def complete(self, row: Row, digests: Sequence[bytes]) -> None:
         """Make reserved objects, which are written, visible; write them to the tiers below."""
@@ -193,11 +217,24 @@ class Storage:
         )
         return self._chunks(self._manager.query_prefetch_status(handle))
 
-    def fetch(self, rows: Sequence[Row], digests: Sequence[bytes]) -> PrefetchHandle:
-        """Begin to fetch chunks from the tiers below. The argument of :meth:`fetched`."""
-        return self._manager.submit_prefetch_task(
-            self._task(rows, digests, PrefetchLockMode.NO_LOCK)
-        )
+    def fetch(self, rows: Sequence[Row], digests: Sequence[bytes], first: int) -> Any:
+        """Begin to fetch chunks from the tiers below, as many as find room.
+
+        Args:
+            rows: a row for each worker.
+            digests: of a prompt's chunks.
+            first: the number of the first chunk to fetch. Those in front of it are not evicted.
+
+        Returns:
+            The argument of :meth:`fetched`; ``None`` where not one finds room.
+        """
+        size, kept = sum(_allocated(row.size) for row in rows), set()
+        for row in rows:
+            kept.update(_keys(row, digests))
+        count = self._make_room((len(digests) - first) * size, kept) // size
+        wanted = digests[first : first + count]
+        task = self._task(rows, wanted, PrefetchLockMode.NO_LOCK)
+        return self._manager.submit_prefetch_task(task) if wanted else None
 
     def fetched(self, handle: PrefetchHandle, seconds: float) -> int | None:
         """How many chunks, counted from the first, the memory has; ``None`` after ``seconds``."""
@@ -271,6 +308,11 @@ def named(key: ObjectKey) -> tuple[str, tuple[int, int], str]:
     """The model, the rank and the salt of an object's row."""
     world, rank = key.kv_rank >> 24 & 0xFF, key.kv_rank >> 16 & 0xFF
     return key.model_name, (rank, world), key.cache_salt
+
+
+def _allocated(size: int) -> int:
+    """The bytes that LMCache allocates for an object."""
+    return -(-size // _ALIGNMENT) * _ALIGNMENT
 
 
 def _keys(row: Row, digests: Iterable[bytes]) -> list[ObjectKey]:
