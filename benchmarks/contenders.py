@@ -98,7 +98,7 @@ def mp(started: Servers, name: str, store: str) -> str:
     adapter = {"type": "resp", "host": host, "port": int(store_port)}
     command = [str(Path(sys.executable).with_name("lmcache")), "server", f"--port={port}"]
     command += ["--host=127.0.0.1", "--http-host=127.0.0.1", f"--http-port={http_port}"]
-    command += ["--l1-size-gb=1", f"--prometheus-port={metrics_port}"]
+    command += ["--l1-size-gb=0.5", f"--prometheus-port={metrics_port}"]
     command += ["--no-l1-use-lazy", f"--shm-name={name}-{port}"]  # else chunks go as pickles
     command += ["--supported-transfer-mode=engine_driven"]  # the one that a CPU has
     command += ["--l2-adapter", json.dumps(adapter), "--eviction-policy=LRU"]
@@ -117,7 +117,8 @@ def mp(started: Servers, name: str, store: str) -> str:
 
 
 def _lmcache(store: str) -> dict[str, str]:
-    return {"LMCACHE_REMOTE_URL": store, "LMCACHE_MAX_LOCAL_CPU_SIZE": "1"}
+    # Six servers at a time leave no more of 24 GB: else code is read from the disk again.
+    return {"LMCACHE_REMOTE_URL": store, "LMCACHE_MAX_LOCAL_CPU_SIZE": "0.5"}
 
 
 def _transfer(connector: dict[str, object]) -> str:
