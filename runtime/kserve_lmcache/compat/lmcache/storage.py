@@ -217,7 +217,9 @@ class Storage:
         )
         return self._chunks(self._manager.query_prefetch_status(handle))
 
-    def fetch(self, rows: Sequence[Row], digests: Sequence[bytes], first: int) -> Any:
+    def fetch(
+        self, rows: Sequence[Row], digests: Sequence[bytes], first: int
+    ) -> PrefetchHandle | None:
         """Begin to fetch chunks from the tiers below, as many as find room.
 
         Args:

@@ -2,7 +2,8 @@
 
 glibc maps memory for each buffer of some megabytes, and unmaps it when the buffer is freed. To map
 a page takes as long as to fill it from a socket: 94 MB of chunks from a Redis on the same machine
-take 76 ms, and 59 ms where memory is kept.
+take 76 ms, and 59 ms where memory is kept. Another allocator that is loaded in front of glibc's, as
+in the image for CPUs, has limits of its own.
 """
 
 from __future__ import annotations
