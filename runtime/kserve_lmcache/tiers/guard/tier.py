@@ -19,7 +19,6 @@ from kserve_lmcache.tiers.guard.codec import Buffer, Layout
 from kserve_lmcache.tiers.guard.corrupt_keys import CorruptKeys
 from kserve_lmcache.tiers.guard.counters import Counters
 from kserve_lmcache.tiers.guard.deadline_executor import DeadlineExecutor
-from kserve_lmcache.tiers.guard.kept_memory import keep_memory
 from kserve_lmcache.tiers.guard.load import Load
 from kserve_lmcache.tiers.guard.load_cost import LoadCost
 from kserve_lmcache.tiers.guard.proof import prove
@@ -75,7 +74,6 @@ class Tier:
         name: str = "remote",
         extra_report: Callable[[], Mapping[str, Any]] = dict,
     ) -> None:
-        keep_memory()
         self.counters = Counters(name)
         self.load_cost = LoadCost(limits.lookup)
         self.bars = Bars()

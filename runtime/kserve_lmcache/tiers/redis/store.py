@@ -22,6 +22,7 @@ from kserve_lmcache.tiers.guard.listing import Stored
 from kserve_lmcache.tiers.guard.store import CallKind, Entry, StoreError, StoreFullError
 from kserve_lmcache.tiers.redis import client as redis_client
 from kserve_lmcache.tiers.redis.client import KEY_PREFIX
+from kserve_lmcache.tiers.redis.kept_memory import keep_memory
 
 # Every command that the tier sends, and that a user of an ACL must be allowed; a cluster's client
 # asks for the layout as well. A refused CLIENT SETNAME does no harm.
@@ -66,6 +67,7 @@ class RedisStore:
         kind: CallKind,
         max_value_bytes: Callable[[], int],
     ) -> None:
+        keep_memory()
         self._remote = remote
         self._max_value_bytes = max_value_bytes
         self._limits = limits

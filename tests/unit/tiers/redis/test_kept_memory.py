@@ -10,7 +10,7 @@ import pytest
 
 READ = """
 import ctypes
-from kserve_lmcache.tiers.guard.kept_memory import keep_memory
+from kserve_lmcache.tiers.redis.kept_memory import keep_memory
 keep_memory()
 class Figures(ctypes.Structure):
     _fields_ = [(name, ctypes.c_size_t) for name in "abcdefghij"]
