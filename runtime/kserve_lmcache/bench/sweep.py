@@ -63,7 +63,7 @@ class Sweep:
                 answer = self._ask(endpoint, replica, f"{round_} {length}", length)
                 if store:
                     answer["remote_bytes"] = count = store.sent_bytes()[0] - before
-                    # The replica's worker spins for a second, which would slow this read down.
+                    # Not beside the replica's worker, which spins for a second.
                     time.sleep(self.pause)
                     answer["bare_seconds"] = store.read_seconds(count) if count else None
                 place = (endpoint.label, replica, phase, index, length, started)
