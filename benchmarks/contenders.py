@@ -117,7 +117,7 @@ def mp(started: Servers, name: str, store: str) -> str:
 
 
 def _lmcache(store: str) -> dict[str, str]:
-    # Six servers at a time leave no more of 24 GB: else code is read from the disk again.
+    # With 1 GiB, six servers at a time expect more than 24 GB.
     return {"LMCACHE_REMOTE_URL": store, "LMCACHE_MAX_LOCAL_CPU_SIZE": "0.5"}
 
 

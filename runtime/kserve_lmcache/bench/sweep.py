@@ -63,9 +63,10 @@ class Sweep:
                 answer = self._ask(endpoint, replica, f"{round_} {length}", length)
                 if store:
                     answer["remote_bytes"] = count = store.sent_bytes()[0] - before
-                    # Not beside the replica's worker, which spins for a second.
-                    time.sleep(self.pause)
-                    answer["bare_seconds"] = store.read_seconds(count) if count else None
+                    if count:
+                        # Not beside the replica's worker, which spins for a second.
+                        time.sleep(self.pause)
+                        answer["bare_seconds"] = store.read_seconds(count)
                 place = (endpoint.label, replica, phase, index, length, started)
                 write("request", Record(*place, kind=kind, **answer))
 

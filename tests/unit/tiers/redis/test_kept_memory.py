@@ -8,6 +8,8 @@ import sys
 
 import pytest
 
+from kserve_lmcache.tiers.redis.kept_memory import _VARIABLES
+
 READ = """
 import ctypes
 from kserve_lmcache.tiers.redis.kept_memory import keep_memory
@@ -32,7 +34,7 @@ print(mallinfo().e - before)
     ids=["kept", "variable", "tunable"],
 )
 def test_a_value_gets_memory_that_is_kept(variables: dict[str, str], mapped: bool) -> None:
-    kept = {name: value for name, value in os.environ.items() if "MALLOC" not in name}
+    kept = {name: value for name, value in os.environ.items() if name not in _VARIABLES}
     command = [sys.executable, "-c", READ]
     answer = subprocess.run(command, env={**kept, **variables}, capture_output=True, check=True)
     assert (int(answer.stdout) >= 8 * 2**20) == mapped
