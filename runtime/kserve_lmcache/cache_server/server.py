@@ -18,7 +18,6 @@ from kserve_lmcache.cache_server.service import Service
 from kserve_lmcache.compat.lmcache.storage import (
     Plugin,
     Storage,
-    owned_segment,
     remove_left_over_segments,
 )
 from kserve_lmcache.config import engine_file
@@ -56,7 +55,6 @@ def serve(settings: Settings) -> Iterator[Service]:
     tiers = _tiers(values)
     with ExitStack() as stack:
         storage = stack.enter_context(closing(Storage(incarnation, settings.size, tiers)))
-        stack.enter_context(owned_segment(storage.segment))
         adapters, rate = dict(tier_adapter.TIERS), _Rate()
         for adapter in adapters.values():
             adapter.tier.load_cost.prefill = rate

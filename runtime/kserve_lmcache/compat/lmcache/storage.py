@@ -12,8 +12,8 @@ import ctypes
 import fcntl
 import os
 import threading
-from collections.abc import Container, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Container, Iterable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -137,6 +137,7 @@ class Storage:
                 prefetch_max_in_flight=_FETCHES,
             )
         )
+        self._descriptor = os.open(SHARED_MEMORY / self.segment, os.O_RDWR)
         try:
             self._allocate_pages()
         except OSError:
@@ -144,12 +145,12 @@ class Storage:
             raise
 
     def _allocate_pages(self) -> None:
-        """Take the memory now. A page that a full /dev/shm lacks later kills whoever touches it."""
-        descriptor = os.open(SHARED_MEMORY / self.segment, os.O_RDWR)
-        try:
-            os.posix_fallocate(descriptor, 0, self.size)
-        finally:
-            os.close(descriptor)
+        """Own the segment, which a server that starts would remove else, and take the memory now.
+
+        A page that a full /dev/shm lacks later kills whoever touches it.
+        """
+        fcntl.flock(self._descriptor, fcntl.LOCK_SH)
+        os.posix_fallocate(self._descriptor, 0, self.size)
         _map_pages(self.segment)
 
     def reserve(self, row: Row, digests: Sequence[bytes]) -> tuple[list[int], int]:
@@ -286,6 +287,7 @@ class Storage:
     def close(self) -> None:
         """End the threads, and remove the segment."""
         self._manager.close()
+        os.close(self._descriptor)
 
     @staticmethod
     def _task(
@@ -332,14 +334,6 @@ def _layout(row: Row) -> MemoryLayoutDesc:
 
 def _leading(row: Any) -> int:
     return int(row.count_leading_ones())
-
-
-@contextmanager
-def owned_segment(segment: str) -> Iterator[None]:
-    """Mark a segment as one that is in use, until this process ends."""
-    with (SHARED_MEMORY / segment).open("rb") as file:
-        fcntl.flock(file, fcntl.LOCK_SH)
-        yield
 
 
 def remove_left_over_segments() -> None:
