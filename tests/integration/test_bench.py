@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import fcntl
 import os
 import pty
@@ -165,6 +166,21 @@ def test_ctrl_c_keeps_what_was_measured(tmp_path: Path, options: tuple[str, ...]
     assert 5 <= len(lines(tmp_path)) < 3000
     assert found["load"] if options else found["by_length"]
     assert "time to first token" in output or "median_ttft_ms" in output
+
+
+def test_ctrl_c_before_the_load_begins(monkeypatch: pytest.MonkeyPatch) -> None:
+    """asyncio 3.11 lets out the cancellation alone where the signal came before its first step."""
+
+    async def cancelled(_: object) -> None:
+        raise asyncio.CancelledError
+
+    monkeypatch.setattr("vllm.benchmarks.serve.main_async", cancelled)
+    with serving(Script(first=0.001)) as (url,):
+        endpoint = parse(url, None)
+        endpoint.replicas[0].connect(None)
+        load = Load([endpoint], LOAD.split(), concurrency=1, rounds=1, seed=1, pause=0)
+        with pytest.raises(KeyboardInterrupt):
+            load.run(lambda *_: None)
 
 
 def test_failed_requests_are_counted_and_named(tmp_path: Path) -> None:

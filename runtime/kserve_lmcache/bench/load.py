@@ -73,6 +73,9 @@ class Load:
                     result = asyncio.run(main_async(args))
                 except (ValueError, OSError, RuntimeError, AssertionError) as error:
                     raise UsageError(f"--load: vLLM's benchmark cannot run: {error}") from error
+                except asyncio.CancelledError:
+                    # Ctrl-C did; asyncio forgets that where it came before the first step.
+                    raise KeyboardInterrupt from None
                 requests = list(zip(*(result[name] for name in _LISTS), strict=True))
                 for index, (ttft, gaps, prompt, output, start, failure) in enumerate(requests):
                     place = (endpoint.label, number, phase, round_ * len(requests) + index, prompt)

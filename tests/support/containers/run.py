@@ -47,8 +47,16 @@ class Container:
         return self.engine.docker("exec", *as_user, self.name, *command).stdout
 
     def owners(self) -> set[str]:
-        """The ids of the users whose processes run in it."""
-        return set(self.execute("sh", "-c", "stat -c %u /proc/[0-9]* 2>/dev/null || true").split())
+        """The ids of the users of its first process and of those that this one started.
+
+        What Docker starts beside it, a health check or ``docker exec``, is root's for a moment.
+        """
+        lines = self.engine.docker("top", self.name, "-o", "pid,ppid,uid").stdout.splitlines()
+        rows = [line.split() for line in lines[1:]]
+        family = {str(self.state["Pid"])}
+        while found := {pid for pid, parent, _ in rows if parent in family} - family:
+            family |= found
+        return {uid for pid, _, uid in rows if pid in family}
 
     def wait_until(self, ready: Callable[[], bool], seconds: float) -> float:
         """Returns after how many seconds; fails with the log."""

@@ -21,8 +21,8 @@ from kserve_lmcache.tiers.guard.codec import Buffer
 from kserve_lmcache.tiers.guard.listing import Stored
 from kserve_lmcache.tiers.guard.store import CallKind, Entry, StoreError, StoreFullError
 from kserve_lmcache.tiers.redis import client as redis_client
+from kserve_lmcache.tiers.redis.answers import Answers
 from kserve_lmcache.tiers.redis.client import KEY_PREFIX
-from kserve_lmcache.tiers.redis.kept_memory import keep_memory
 
 # Every command that the tier sends, and that a user of an ACL must be allowed; a cluster's client
 # asks for the layout as well. A refused CLIENT SETNAME does no harm.
@@ -31,7 +31,7 @@ COMMANDS = ("ping", "set", "strlen", "getrange", "expire", "unlink")
 STEERING_COMMANDS = ("scan", "ttl")
 CLUSTER_COMMANDS = ("cluster|slots", "cluster|shards", "readonly", "command")
 _CLIENT_NAME = "kserve-lmcache"
-_READ_SIZE = 256 * 1024  # bytes read from a socket at a time
+_READ_SIZE = 256 * 1024  # bytes that redis-py reads from a socket at a time
 _MISSING = -2  # the answer of TTL
 _PAGE = 1000  # keys that one SCAN looks at
 _GLOB = "*?[]\\^-"
@@ -67,7 +67,6 @@ class RedisStore:
         kind: CallKind,
         max_value_bytes: Callable[[], int],
     ) -> None:
-        keep_memory()
         self._remote = remote
         self._max_value_bytes = max_value_bytes
         self._limits = limits
@@ -75,6 +74,7 @@ class RedisStore:
         self._timeout = timeouts.get(kind, limits.connect)
         self._name = f"{_CLIENT_NAME}-{socket.gethostname()}-{kind}"
         self._client: Any = None
+        self._answers: Answers | None = None
 
     @_store_errors()
     def ping(self) -> None:
@@ -238,6 +238,9 @@ class RedisStore:
         """Yields one answer after the other, while the next ones are on their way."""
         pool = self._connected().connection_pool
         connection = pool.get_connection()
+        if self._answers is None:
+            self._answers = Answers(self._last_byte + 1)
+        self._answers.forget()
         done = False
         try:
             waiting: deque[str] = deque(keys)
@@ -249,7 +252,7 @@ class RedisStore:
                     commands = [("GETRANGE", key, 0, self._last_byte) for key in more]
                     connection.send_packed_command(connection.pack_commands(commands))
                     requested += len(more)
-                value = connection.read_response(disable_decoding=True)
+                value = self._answers.read(redis_client.socket_of(connection))
                 requested -= 1
                 yield value or None  # an empty range is that of a value that is missing
             done = True
