@@ -1,7 +1,6 @@
 from __future__ import annotations
 
 import json
-from argparse import Namespace
 from pathlib import Path
 
 import pytest
@@ -14,23 +13,16 @@ from kserve_lmcache.config.tier_plugins import DISK_PLUGIN
 from kserve_lmcache.engine import arguments
 from kserve_lmcache.engine.arguments import resolve_engine_arguments
 from kserve_lmcache.engine.plan import (
-    OffloadPlan,
     differing_values,
     disabled_plan,
-    plan_offload,
-    resolve_configuration,
 )
-from kserve_lmcache.errors import ConfigurationError, OffloadUnavailableError, UsageError
+from kserve_lmcache.errors import (
+    ConfigurationError,
+    OffloadUnavailableError,
+    UsageError,
+)
 from kserve_lmcache.identity.namespace import NAMESPACE
-from tests.support.server import MODEL
-
-
-def planned(*argv: str, **environ: str) -> tuple[Namespace, OffloadPlan, dict[str, str]]:
-    args = parse_arguments([f"--model_id={MODEL}", "--max-model-len=4096", *argv])
-    resolve_engine_arguments(args, environ)
-    offload, engine_config = plan_offload(args, resolve_configuration(args, environ), environ)
-    assert engine_config.kv_transfer_config == args.kv_transfer_config
-    return args, offload, environ
+from tests.support.plans import planned
 
 
 @pytest.mark.parametrize(
@@ -74,51 +66,6 @@ def test_what_the_user_put_into_the_json_stays() -> None:
     assert extra["discard_partial_chunks"] is True
     assert args.kv_transfer_config.kv_load_failure_policy == "recompute"
     assert offload.configuration.get("chunk_size") == 128
-
-
-@pytest.mark.parametrize("more", [(), ("--offload=off",)])
-def test_another_connector_is_left_alone(more: tuple[str, ...]) -> None:
-    args, offload, environ = planned(
-        '--kv-transfer-config={"kv_connector":"NixlConnector","kv_role":"kv_both"}',
-        *more,
-        LMCACHE_CHUNK_SIZE="64",
-    )
-    assert args.kv_transfer_config.kv_connector == "NixlConnector"
-    assert not offload.enabled
-    assert offload.reason == "--kv-transfer-config asks for NixlConnector"
-    assert environ["LMCACHE_CHUNK_SIZE"] == "64"
-
-
-def test_a_connector_of_peers_is_told_apart_in_the_log(caplog: pytest.LogCaptureFixture) -> None:
-    planned('--kv-transfer-config={"kv_connector":"NixlConnector","kv_role":"kv_both"}')
-    assert "Requests pass kv_transfer_params to NixlConnector" in caplog.text
-
-
-def several(*names: str) -> str:
-    """vLLM's connector of several connectors."""
-    connectors = [{"kv_connector": name, "kv_role": "kv_both"} for name in names]
-    wanted = {
-        "kv_connector": "MultiConnector",
-        "kv_role": "kv_both",
-        "kv_connector_extra_config": {"connectors": connectors},
-    }
-    return f"--kv-transfer-config={json.dumps(wanted)}"
-
-
-@pytest.mark.parametrize("more", [(), ("--offload=off",), ("--offload-required=false",)])
-def test_lmcache_beside_another_connector_is_refused(more: tuple[str, ...]) -> None:
-    with pytest.raises(ConfigurationError) as error:
-        planned(several("NixlConnector", "LMCacheConnectorV1"), *more)
-    (problem,) = error.value.problems
-    assert problem.source == "--kv-transfer-config MultiConnector"
-    assert problem.message.startswith("has LMCacheConnectorV1 among its connectors, which would")
-    assert "leave LMCacheConnectorV1 out of it" in problem.fix
-
-
-def test_several_connectors_without_lmcache_are_left_alone() -> None:
-    args, offload, _ = planned(several("ExampleConnector", "OffloadingConnector"))
-    assert args.kv_transfer_config.kv_connector == "MultiConnector"
-    assert offload.reason == "--kv-transfer-config asks for MultiConnector"
 
 
 # What the plan puts into the connector's extra configuration.
