@@ -19,7 +19,7 @@ import pytest
 from tests.support.cluster.images import ROOT
 from tests.support.containers import Container, Engine, Images
 from tests.support.containers.run import started, words_of
-from tests.support.server import Server, cached_tokens, long_prompt
+from tests.support.server import SMALL, Server, cached_tokens, long_prompt
 
 pytestmark = pytest.mark.container
 
@@ -28,8 +28,6 @@ STOP_SECONDS = 10  # after which docker stop kills
 VOLUME = "kserve-lmcache"
 RUN = re.compile(r"^docker run (?:.*\\\n)*.*$", re.MULTILINE)
 PAGES = (ROOT / "README.md", ROOT / "docs/getting-started/docker.md")
-# Two servers on a small machine, and none that compiles.
-SMALL = ("--max-model-len=4096", "--kv-cache-memory-bytes=400M", "--enforce-eager")
 MODEL = ("--model_id=HuggingFaceTB/SmolLM2-135M-Instruct", "--model_name=smollm2")
 TMP = ("--read-only", "--tmpfs", "/tmp:exec")
 SHM = ("--shm-size", "1g")

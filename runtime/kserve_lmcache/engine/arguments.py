@@ -25,6 +25,11 @@ _TLS_PORT, _PORT = 8443, 8080  # KServe's
 _PLACES = "VLLM_CPU_OMP_THREADS_BIND"
 _ANY_CORE = "nobind"  # to vLLM
 _THREADS = "OMP_NUM_THREADS"
+_HALVES = ("bfloat16", "float16")
+_SLOW_DATA_TYPE = (
+    "This CPU has no AVX-512, and computes prompts several times more slowly in %s than in "
+    "float32: --dtype=float32 is faster, and takes twice the memory"
+)
 
 
 def device() -> str:
@@ -87,7 +92,18 @@ def create_engine_config(args: Namespace) -> VllmConfig:
             "Correct the flag, or serve another model."
         ) from error
     _take_no_missing_embeddings(config, args)
+    _tell_slow_data_type(config)
     return config
+
+
+def _tell_slow_data_type(config: VllmConfig) -> None:
+    """Tell that this CPU computes prompts in 16 bits more slowly than in 32.
+
+    ``docs/benchmarks.md`` has the figures.
+    """
+    name = str(config.model_config.dtype).removeprefix("torch.")
+    if device() == "cpu" and name in _HALVES and torch.backends.cpu.get_cpu_capability() == "AVX2":
+        logger.warning(_SLOW_DATA_TYPE, name)
 
 
 def _take_no_missing_embeddings(config: VllmConfig, args: Namespace) -> None:

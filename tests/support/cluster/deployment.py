@@ -13,7 +13,7 @@ from tests.support.cluster import images, kserve
 from tests.support.cluster.cluster import Cluster
 from tests.support.cluster.container import ContainerProcess, Pod, Running
 from tests.support.processes import is_healthy
-from tests.support.server import START_SECONDS, Server
+from tests.support.server import SMALL, START_SECONDS, Server
 from tests.support.stores import Store
 
 Document = dict[str, Any]
@@ -21,8 +21,6 @@ Document = dict[str, Any]
 PASSWORD = 'a "password" with \\ and $HOME #'
 SECRETS = {"lmcache-remote": {"password": PASSWORD}, "hf-secret": {"HF_TOKEN": "hf_none"}}
 RUNTIME_KINDS = ("ClusterServingRuntime", "ServingRuntime")
-# Two servers on a small machine; compiling would take longer than the tests.
-SMALL = ("--max-model-len=4096", "--kv-cache-memory-bytes=400M", "--enforce-eager")
 MEMORY = "5Gi"
 CONTAINER = "kserve-container"
 

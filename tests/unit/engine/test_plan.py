@@ -337,3 +337,25 @@ def test_the_workers_are_told_of_the_routes_and_the_quotas() -> None:
     args, _, _ = planned("--enable-routes=sleep")
     extra = args.kv_transfer_config.kv_connector_extra_config
     assert (extra[engine_file.STEERED], extra[engine_file.QUOTAS]) == (False, {})
+
+
+@pytest.mark.parametrize(
+    ("flags", "capability", "is_told"),
+    [
+        ((), "AVX2", True),
+        (("--offload=off", "--dtype=float16"), "AVX2", True),
+        (("--dtype=float32",), "AVX2", False),
+        ((), "AVX512", False),
+        ((), "DEFAULT", False),  # another kind of CPU, of which nothing was measured
+    ],
+)
+def test_a_data_type_that_the_cpu_computes_slowly_is_told(
+    flags: tuple[str, ...],
+    capability: str,
+    is_told: bool,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    monkeypatch.setattr("torch.backends.cpu.get_cpu_capability", lambda: capability)
+    planned(*flags)
+    assert ("--dtype=float32 is faster" in caplog.text) == is_told
