@@ -63,6 +63,16 @@ def off(started: Servers, name: str, _store: str) -> str:
     return _ours(started, name, "--offload=off")
 
 
+def float32(started: Servers, name: str, _store: str) -> str:
+    """This package with offloading off, in 32 bits."""
+    return _ours(started, name, "--offload=off", "--dtype=float32")
+
+
+def float16(started: Servers, name: str, _store: str) -> str:
+    """This package with offloading off, in 16 bits that are not the model's own."""
+    return _ours(started, name, "--offload=off", "--dtype=float16")
+
+
 def alone(started: Servers, name: str, *arguments: str) -> str:
     """This package with its local tier alone, and further arguments of the engine."""
     return _ours(started, name, *arguments, LMCACHE_MAX_LOCAL_CPU_SIZE="1")

@@ -2,8 +2,8 @@
 
     .venv/bin/python -m benchmarks.side_by_side NAME [--output DIR] [OPTION…]
 
-``NAME``: cache, misses, busy, http or others. ``OPTION``: of ``kserve-lmcache bench``; they come
-last, and so replace those of the comparison.
+``NAME``: cache, misses, busy, http, types or others. ``OPTION``: of ``kserve-lmcache bench``; they
+come last, and so replace those of the comparison.
 """
 
 from __future__ import annotations
@@ -16,7 +16,18 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from benchmarks.contenders import Start, mp, multiprocess, off, ours, redis, servers, vllm
+from benchmarks.contenders import (
+    Start,
+    float16,
+    float32,
+    mp,
+    multiprocess,
+    off,
+    ours,
+    redis,
+    servers,
+    vllm,
+)
 
 
 @dataclass(frozen=True)
@@ -55,6 +66,7 @@ COMPARISONS = {
     "misses": Comparison([(off, 1), (ours, 1)], load(1024, 4, (1, 4))),
     "busy": Comparison([(off, 1), (ours, 1)], load(512, 24, (8,), answer=64)),
     "http": Comparison([(vllm, 1), (off, 1)], load(64, 32, (1, 8, 32), rounds=5)),
+    "types": Comparison([(float32, 1), (off, 1), (float16, 1)], [*SWEEP, "512", "1024"]),
     "others": Comparison([(ours, 2), (multiprocess, 2), (mp, 2)], [*SWEEP, "1024", "4096"]),
 }
 
