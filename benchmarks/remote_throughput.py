@@ -104,7 +104,7 @@ class GuardedTier:
 def opened(url: str) -> Iterator[Tier]:
     remote = Remote(url, "benchmark")
     largest = header_size(LAYOUT) + SIZE
-    make_store = functools.partial(RedisStore, remote, LIMITS, max_value_bytes=largest)
+    make_store = functools.partial(RedisStore, remote, LIMITS, max_value_bytes=lambda: largest)
     tier = Tier(url, make_store, LIMITS, 256, SIZE)
     try:
         until(lambda: bool(tier.report()["up"]))

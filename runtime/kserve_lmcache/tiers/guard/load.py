@@ -61,21 +61,24 @@ class Load(Generic[T]):
 
     def _take_one(self, key: str, value: Buffer | None) -> bool:
         if value is None:
-            self.outcome = "chunks_missing"
-            return False
+            return self._end("chunks_missing")
         try:
             layout, payload = decode_value(key, value)
         except CorruptValueError as error:
-            self.outcome, self.corruption = "chunks_corrupt", str(error)
-            return False
+            return self._end("chunks_corrupt", str(error))
         copy = self._take(layout, payload)
         if copy is None:
-            self.outcome = "chunks_without_room"
-            return False
+            return self._end("chunks_without_room")
         with self._lock:
             if not self._finished:
                 self._taken.append(copy)
                 self.bytes += len(value)
                 return True
         self._release(copy)
+        return False
+
+    def _end(self, outcome: str, corruption: str = "") -> bool:
+        with self._lock:
+            if not self._finished:  # else nobody waits for it, and its connection may be cut
+                self.outcome, self.corruption = outcome, corruption
         return False

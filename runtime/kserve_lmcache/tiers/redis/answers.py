@@ -7,10 +7,11 @@ allocated for an answer.
 
 from __future__ import annotations
 
+import builtins
 import socket
 
 from redis.connection import DefaultParser
-from redis.exceptions import ConnectionError, InvalidResponse
+from redis.exceptions import ConnectionError, InvalidResponse, TimeoutError
 
 _END = b"\r\n"
 _FIRST = 4096  # bytes that the first read of an answer asks for; an error's text may be that long
@@ -24,7 +25,7 @@ class Answers:
     """
 
     def __init__(self, max_bytes: int) -> None:
-        self._max_bytes = max_bytes
+        self.max_bytes = max_bytes
         self._buffer = memoryview(bytearray(_FIRST + max_bytes + len(_END)))
         self.forget()
 
@@ -54,7 +55,7 @@ class Answers:
         if line == b"$-1":
             self._begin = begin
             return self._buffer[:0]
-        if kind != b"$" or not text.isdigit() or (size := int(text)) > self._max_bytes:
+        if kind != b"$" or not text.isdigit() or (size := int(text)) > self.max_bytes:
             raise InvalidResponse(f"GETRANGE is answered by {line[:32]!r}")
         end = begin + size
         self._begin = end + len(_END)
@@ -74,7 +75,10 @@ class Answers:
 
     def _receive(self, connection: socket.socket, end: int) -> None:
         """Read what has come, up to a place in the buffer."""
-        count = connection.recv_into(self._buffer[self._end : end])
+        try:
+            count = connection.recv_into(self._buffer[self._end : end])
+        except builtins.TimeoutError as error:
+            raise TimeoutError("Timeout reading from socket") from error
         if not count:
             raise ConnectionError("the server closed the connection")
         self._end += count

@@ -236,23 +236,26 @@ class RedisStore:
 
     def _read_node(self, keys: Sequence[str]) -> Iterator[Buffer | None]:
         """Yields one answer after the other, while the next ones are on their way."""
+        last = self._last_byte
+        if self._answers is None or self._answers.max_bytes <= last:
+            self._answers = Answers(last + 1)
+        self._answers.forget()
         pool = self._connected().connection_pool
         connection = pool.get_connection()
-        if self._answers is None:
-            self._answers = Answers(self._last_byte + 1)
-        self._answers.forget()
         done = False
         try:
+            # After abort() the connection would connect again, where nothing was asked for.
+            channel = redis_client.socket_of(connection)
             waiting: deque[str] = deque(keys)
             requested = 0
             while waiting or requested:
                 room = min(self._window - requested, len(waiting))
                 more = [waiting.popleft() for _ in range(room)]
                 if more:
-                    commands = [("GETRANGE", key, 0, self._last_byte) for key in more]
-                    connection.send_packed_command(connection.pack_commands(commands))
+                    commands = [("GETRANGE", key, 0, last) for key in more]
+                    channel.sendall(b"".join(connection.pack_commands(commands)))
                     requested += len(more)
-                value = self._answers.read(redis_client.socket_of(connection))
+                value = self._answers.read(channel)
                 requested -= 1
                 yield value or None  # an empty range is that of a value that is missing
             done = True

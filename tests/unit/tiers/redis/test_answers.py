@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import socket
-import threading
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from itertools import pairwise
+from typing import cast
 
 import pytest
 import redis
@@ -18,23 +17,22 @@ from kserve_lmcache.tiers.redis.answers import Answers
 LARGEST = 10_000
 
 
-@contextmanager
-def answered(*pieces: bytes) -> Iterator[socket.socket]:
-    """A connection on which the pieces come one by one, and which is closed then."""
-    server, client = socket.socketpair()
-    server.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 4096)
+class Pieces:
+    """Stands for a socket: one piece of what a server answers at a time, and then its end."""
 
-    def send() -> None:
-        with server:
-            for piece in pieces:
-                server.sendall(piece)
+    def __init__(self, *pieces: bytes) -> None:
+        self._pieces = [piece for piece in pieces if piece]
 
-    thread = threading.Thread(target=send)
-    thread.start()
-    with client:
-        client.settimeout(10)
-        yield client
-    thread.join()
+    def recv_into(self, buffer: memoryview) -> int:
+        piece = self._pieces.pop(0) if self._pieces else b""
+        came, rest = piece[: len(buffer)], piece[len(buffer) :]
+        buffer[: len(came)] = came
+        self._pieces[:0] = [rest] if rest else []
+        return len(came)
+
+
+def pieces(*data: bytes) -> socket.socket:
+    return cast("socket.socket", Pieces(*data))
 
 
 def cut(data: bytes, places: Sequence[int]) -> list[bytes]:
@@ -59,30 +57,30 @@ def test_answers_come_whole_however_they_are_cut(
     values = [(seed * length)[:length] for length, seed in parts]
     data = b"".join(map(told, values))
     answers = Answers(LARGEST)
-    with answered(*cut(data, places)) as connection:
-        assert [bytes(answers.read(connection)) for _ in values] == values
+    connection = pieces(*cut(data, places))
+    assert [bytes(answers.read(connection)) for _ in values] == values
 
 
 def test_an_answer_is_valid_until_the_next_one_and_takes_no_memory() -> None:
     answers = Answers(LARGEST)
-    with answered(told(b"a" * LARGEST), told(b"b" * LARGEST)) as connection:
-        first = answers.read(connection)
-        assert bytes(first) == b"a" * LARGEST
-        second = answers.read(connection)
-        assert first.obj is second.obj
+    connection = pieces(told(b"a" * LARGEST), told(b"b" * LARGEST))
+    first = answers.read(connection)
+    assert bytes(first) == b"a" * LARGEST
+    second = answers.read(connection)
+    assert first.obj is second.obj
 
 
 def test_errors_and_nothing_are_answers_as_well() -> None:
     data = b"-WRONGTYPE is a list\r\n" + told(b"") + b"$-1\r\n-LOADING wait\r\n" + told(b"value")
     answers = Answers(LARGEST)
-    with answered(data) as connection:
-        with pytest.raises(redis.ResponseError, match="WRONGTYPE is a list"):
-            answers.read(connection)
-        assert answers.read(connection) == b""
-        assert answers.read(connection) == b""
-        with pytest.raises(redis.BusyLoadingError, match="wait"):
-            answers.read(connection)
-        assert answers.read(connection) == b"value"
+    connection = pieces(data)
+    with pytest.raises(redis.ResponseError, match="WRONGTYPE is a list"):
+        answers.read(connection)
+    assert answers.read(connection) == b""
+    assert answers.read(connection) == b""
+    with pytest.raises(redis.BusyLoadingError, match="wait"):
+        answers.read(connection)
+    assert answers.read(connection) == b"value"
 
 
 @pytest.mark.parametrize(
@@ -101,26 +99,27 @@ def test_errors_and_nothing_are_answers_as_well() -> None:
     ],
 )
 def test_what_is_no_answer_of_getrange_is_refused(data: bytes) -> None:
-    server, client = socket.socketpair()
-    with server, client:
-        server.sendall(data)
-        with pytest.raises(redis.InvalidResponse, match="GETRANGE is answered by"):
-            Answers(LARGEST).read(client)
+    with pytest.raises(redis.InvalidResponse, match="GETRANGE is answered by"):
+        Answers(LARGEST).read(pieces(data))
 
 
 @pytest.mark.parametrize("length", [0, 3, 5, 4000, 9000])
 def test_a_connection_that_ends_within_an_answer_is_an_error(length: int) -> None:
-    with (
-        answered(told(b"a" * LARGEST)[:length]) as connection,
-        pytest.raises(redis.ConnectionError, match="closed"),
-    ):
-        Answers(LARGEST).read(connection)
+    with pytest.raises(redis.ConnectionError, match="closed"):
+        Answers(LARGEST).read(pieces(told(b"a" * LARGEST)[:length]))
+
+
+def test_an_answer_that_does_not_come_in_time_is_redis_own_error() -> None:
+    server, client = socket.socketpair()
+    with server, client:
+        client.settimeout(0.05)
+        server.sendall(told(b"a" * LARGEST)[:100])
+        with pytest.raises(redis.TimeoutError, match="Timeout reading"):
+            Answers(LARGEST).read(client)
 
 
 def test_nothing_of_an_old_connection_is_in_an_answer() -> None:
     answers = Answers(LARGEST)
-    with answered(told(b"old") + told(b"older")) as connection:
-        assert answers.read(connection) == b"old"
+    assert answers.read(pieces(told(b"old") + told(b"older"))) == b"old"
     answers.forget()
-    with answered(told(b"new")) as connection:
-        assert answers.read(connection) == b"new"
+    assert answers.read(pieces(told(b"new"))) == b"new"
