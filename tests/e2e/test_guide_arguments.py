@@ -38,6 +38,7 @@ def server(logs: Path) -> Iterator[Server]:
     with running(
         logs / "guide.log",
         *GUIDE_ARGS,
+        "--kv-cache-memory-bytes=500M",  # 46 KB a token
         environ=environ,
         name="llama3",
         model=(f"--model_id={MODEL}",),

@@ -12,8 +12,8 @@ from tests.support.metrics import samples
 from tests.support.processes import last_line, wait_for_end
 from tests.support.server import Server, cached_tokens, engine_environment, long_prompt, running
 
-# Of vLLM's own cache, room for little more than the longest prompt (23 KB a token).
-SMALL_CACHE = "--kv-cache-memory-bytes=110M"
+# The model's own data type; room for little more than the longest prompt (23 KB a token).
+SMALL_CACHE = ("--dtype=bfloat16", "--kv-cache-memory-bytes=110M")
 CHUNK = 256
 
 
@@ -30,7 +30,7 @@ def server(logs: Path, termination_log: Path) -> Iterator[Server]:
     environ = engine_environment(
         LMCACHE_MAX_LOCAL_CPU_SIZE="1.0", TERMINATION_LOG=str(termination_log)
     )
-    with running(logs / "server.log", SMALL_CACHE, environ=environ) as server:
+    with running(logs / "server.log", *SMALL_CACHE, environ=environ) as server:
         yield server
 
 

@@ -14,7 +14,7 @@ from tests.support import models
 from tests.support.server import Server, engine_environment, long_prompt, running
 
 # Of vLLM's own cache, room for little more than the longest prompt.
-SMALL_CACHE = "--kv-cache-memory-bytes=5M"
+SMALL_CACHE = "--kv-cache-memory-bytes=10M"
 
 
 @pytest.fixture(scope="module")
