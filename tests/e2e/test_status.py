@@ -28,7 +28,7 @@ from tests.support.stores import Store, redis_process
 from tests.support.waiting import until
 
 CHUNK = 256
-TOKEN_BYTES = 3 * 2 * 192 * 2  # of the KV of 3 layers of SmolLM2 in bfloat16
+TOKEN_BYTES = 3 * 2 * 192 * 4  # of the KV of 3 layers of SmolLM2 in float32
 PASSWORD = "test-password-61ce"
 CHROMIUM = "/usr/bin/chromium"
 # Where the pictures of the page are kept, to be looked at.
