@@ -101,6 +101,7 @@ def test_the_line_of_the_documentation_serves(engine: Engine, container_images: 
         assert seconds < STOP_SECONDS
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("_volume")
 def test_without_a_network_and_with_compiled_code_of_another_container(
     engine: Engine, container_images: Images
@@ -120,6 +121,7 @@ def test_without_a_network_and_with_compiled_code_of_another_container(
         assert container.wait(2 * STOP_SECONDS) == 0
 
 
+@pytest.mark.slow
 def test_two_containers_share_through_a_redis(engine: Engine, container_images: Images) -> None:
     """One as any user (OpenShift), one with a CPU and a half."""
     network = f"{VOLUME}-tests"

@@ -7,6 +7,8 @@ import subprocess
 from collections.abc import Mapping
 from pathlib import Path
 
+import pytest
+
 from tests.support.metrics import samples
 from tests.support.server import MODEL, ROOT, engine_environment, running
 
@@ -27,6 +29,7 @@ def counts(url: str) -> Mapping[str, float]:
     return {name: value for name, value in samples(url).items() if COUNTS.match(name)}
 
 
+@pytest.mark.slow
 def test_no_command_changes_the_metrics_of_a_live_server(logs: Path, tmp_path: Path) -> None:
     (tmp_path / "users.db").write_bytes(b"of somebody else")
     environ = engine_environment(PROMETHEUS_MULTIPROC_DIR=str(tmp_path))
