@@ -41,7 +41,7 @@ def test_more_than_fits(tmp_path: Path) -> None:
         dropped = metric("dropped_full_total", tier="local_cpu").value()
         for number in range(60):
             assert ask(prompt(number)) == 0
-            until(lambda number=number: ask(prompt(number)) == CHUNKS * CHUNK, 30)
+            until(lambda number=number: ask(prompt(number)) == CHUNKS * CHUNK)
         assert ask(prompt(0)) == 0
         assert metric("dropped_full_total", tier="local_cpu").value() == dropped
         assert engine.errors() == {}
