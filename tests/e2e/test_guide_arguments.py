@@ -75,5 +75,6 @@ def test_sigterm_lets_a_streamed_answer_finish(server: Server) -> None:
     assert server.process.wait(seconds=30) == 0
     assert wait_for_end(family, seconds=10) == []
     # The worker flushed its tiers and ended by itself.
-    assert "Assertion failed" not in server.process.output()
-    assert server.process.output().count("LMCache engine destroyed successfully") == 2
+    output = server.process.output()
+    assert "Assertion failed" not in output
+    assert "LMCacheEngine instance vllm-instance destroyed" in output

@@ -34,6 +34,10 @@ from kserve_lmcache.metrics.totals import Totals, add_up
 
 logger = logging.getLogger(__name__)
 
+# For the engine's processes to end, before vLLM kills them: by default 5 s. A worker waits for the
+# loads that run (5 s), and writes its queue (2 s). Docker kills a container after 10 s.
+_END_SECONDS = 8.0
+
 _Base, BASE_REASON = choose_base()
 
 
@@ -207,7 +211,7 @@ class LMCacheModel(_Base):  # type: ignore[misc, valid-type]
         """End the engine's processes."""
         self.started = False
         if self.engine_client is not None:
-            self.engine_client.shutdown()
+            self.engine_client.shutdown(timeout=_END_SECONDS)
         self._stop_cache_server()
 
     def _stop_cache_server(self) -> None:

@@ -30,6 +30,17 @@ print(gc.get_threshold())
     assert printed(code) == USUAL
 
 
+def test_garbage_is_not_looked_for_at_the_end() -> None:
+    code = """
+import atexit, gc
+from kserve_lmcache.compat import importing
+atexit.register(lambda: print(gc.get_freeze_count() > 10_000))
+importing.end()
+gc.unfreeze()
+"""
+    assert printed(code) == "True"
+
+
 @pytest.mark.parametrize("main", ["kserve_lmcache.cli.command", "bdb"])
 def test_a_process_of_the_engine_begins_with_it(main: str) -> None:
     # multiprocessing imports the main module of the server before it imports anything of vLLM.
