@@ -8,10 +8,16 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
+from kserve_lmcache.cache_server import server as module
+from kserve_lmcache.cache_server.messages import Objects, Slots
+from kserve_lmcache.cache_server.process import Settings
+from kserve_lmcache.cache_server.service import Service
+from kserve_lmcache.config import engine_file
 from kserve_lmcache.config.stores import Disk, Remote
 from kserve_lmcache.config.tier_limits import TierLimits
 from kserve_lmcache.metrics.table import metric
@@ -48,6 +54,26 @@ def test_more_than_fits(tmp_path: Path) -> None:
         assert not engine.worker.wrong
 
 
+def test_room_that_comes_too_late_for_a_step_is_there_for_the_next(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    reserve, late = Service.reserve, 0
+
+    def reserve_late(service: Service, objects: Objects) -> Slots:
+        nonlocal late
+        slots = reserve(service, objects)
+        if late:
+            late -= 1
+            time.sleep(0.2)
+        return slots
+
+    monkeypatch.setattr(Service, "reserve", reserve_late)
+    with server_of_this_process(tmp_path) as one, beside(tmp_path, one) as (engine, _):
+        late = 2  # three in a row end the use of the server
+        stored(engine, 1)
+    assert not late
+
+
 @pytest.mark.parametrize(("size", "loaded"), [(2**19, 24), (2**18, 21)], ids=["half", "all"])
 def test_a_full_memory_has_room_for_what_a_store_has(
     server: Store, remote: Remote, tmp_path: Path, size: int, loaded: int
@@ -71,6 +97,15 @@ def beside(directory: Path, server: CacheServer) -> Iterator[tuple[SimulatedEngi
         yield engine, Asked(engine)
         assert not engine.worker.wrong
         assert engine.errors() == {}
+
+
+@contextmanager
+def server_of_this_process(directory: Path) -> Iterator[Any]:
+    file = directory / "lmcache.yaml"
+    values = {"chunk_size": CHUNK, "max_local_cpu_size": 2**20 / 2**30}
+    engine_file.write(values, None, file, None, None)
+    with module.serve(Settings(file, 2**20)):
+        yield SimpleNamespace(file=file, directory=directory)
 
 
 def new_server(directory: Path, remote: Remote, **options: Any) -> Any:

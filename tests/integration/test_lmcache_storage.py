@@ -65,6 +65,18 @@ def test_what_is_reserved_is_not_there_before_it_is_complete(storage: Storage) -
     storage.release(ROW, DIGESTS[:4])
 
 
+def test_what_is_withdrawn_can_be_reserved_again(storage: Storage) -> None:
+    filled(storage, DIGESTS[:1])
+    storage.reserve(ROW, DIGESTS[:4])
+    storage.withdraw(ROW, DIGESTS[:3])
+    assert storage.find([ROW], DIGESTS) == 1  # what is there stays, and what is reserved
+    assert storage.used() == 2 * ROW.size
+    offsets, _ = storage.reserve(ROW, DIGESTS[:4])
+    assert [offset >= 0 for offset in offsets] == [False, True, True, False]
+    storage.complete(ROW, DIGESTS[:4])
+    assert storage.find([ROW], DIGESTS) == 4
+
+
 def test_what_is_there_or_reserved_is_not_reserved_again(storage: Storage) -> None:
     filled(storage, DIGESTS[:2])
     storage.reserve(ROW, DIGESTS[2:4])

@@ -133,6 +133,7 @@ CALLS: dict[str, tuple[type[msgspec.Struct], type[msgspec.Struct]]] = {
     "wait": (Wait, Found),
     "reserve": (Objects, Slots),
     "complete": (Objects, Nothing),
+    "withdraw": (Objects, Nothing),
     "read": (Objects, Slots),
     "release": (Objects, Nothing),
     "discard": (Objects, Nothing),

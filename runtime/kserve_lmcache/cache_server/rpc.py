@@ -38,6 +38,10 @@ class CacheServerError(Exception):
         self.is_gone = is_gone
 
 
+class LateError(CacheServerError):
+    """Who asked waits no longer. The answer may come."""
+
+
 class Call:
     """A call that runs."""
 
@@ -49,14 +53,20 @@ class Call:
         """Whether :meth:`result` does not wait."""
         return bool(self._future.done())
 
-    def result(self) -> Any:
+    def result(self, seconds: float | None = None) -> Any:
         """The answer.
+
+        Args:
+            seconds: to wait at most; ``None`` for the deadline of the call.
 
         Raises:
             CacheServerError: there is none. No later than the deadline of the call.
+            LateError: there is none after ``seconds``.
         """
         try:
-            return msgspec.msgpack.decode(self._future.result(), type=self._response)
+            return msgspec.msgpack.decode(self._future.result(seconds), type=self._response)
+        except grpc.FutureTimeoutError:
+            raise LateError("no answer in time") from None
         except grpc.RpcError as error:
             raise _error(error) from None
         except grpc.FutureCancelledError:

@@ -84,6 +84,7 @@ class Service:
             "wait": self.wait,
             "reserve": self.reserve,
             "complete": self.complete,
+            "withdraw": self.withdraw,
             "read": self.read,
             "release": self.release,
             "discard": self.discard,
@@ -151,11 +152,20 @@ class Service:
 
     def complete(self, objects: Objects) -> Nothing:
         """Make reserved objects visible."""
+        self._end_reservations(objects)
+        self._storage.complete(objects.row, objects.digests)
+        return Nothing()
+
+    def withdraw(self, objects: Objects) -> Nothing:
+        """Give back reserved objects that nobody writes."""
+        self._end_reservations(objects)
+        self._storage.withdraw(objects.row, objects.digests)
+        return Nothing()
+
+    def _end_reservations(self, objects: Objects) -> None:
         with self._lock:
             for digest in objects.digests:
                 self._reserved.pop((objects.row, digest), None)
-        self._storage.complete(objects.row, objects.digests)
-        return Nothing()
 
     def read(self, objects: Objects) -> Slots:
         """Lock objects, from the first up to one that is missing."""

@@ -37,6 +37,7 @@ class MockStorage:
         self.reservation_seconds = 0.05
         self.fetches: list[Sequence[bytes]] = []
         self.given_up: list[bytes] = []
+        self.withdrawn: list[bytes] = []
         self.is_fetched = False
         self.taken: list[int] = []
 
@@ -59,6 +60,9 @@ class MockStorage:
 
     def complete(self, row: Row, digests: Sequence[bytes]) -> None:
         pass
+
+    def withdraw(self, row: Row, digests: Sequence[bytes]) -> None:
+        self.withdrawn.extend(digests)
 
     def give_up(self, row: Row, digest: bytes) -> None:
         self.given_up.append(digest)
@@ -134,6 +138,18 @@ def test_an_abandoned_reservation_is_given_up(monkeypatch: pytest.MonkeyPatch) -
     asked.reserve(Objects(ROW, DIGESTS[1:2]))  # by another writer
     asked.hello(Hello())
     assert storage.given_up == DIGESTS[2:3]
+
+
+def test_a_reservation_that_is_withdrawn_is_not_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
+    storage = MockStorage(0)
+    asked = service(storage)
+    asked.reserve(Objects(ROW, DIGESTS[:2]))
+    asked.withdraw(Objects(ROW, DIGESTS[:1]))
+    assert storage.withdrawn == DIGESTS[:1]
+    now = time.monotonic()
+    monkeypatch.setattr(module.time, "monotonic", lambda: now + 2)
+    asked.hello(Hello())
+    assert storage.given_up == DIGESTS[1:2]
 
 
 def test_a_fetch_that_nobody_waits_for_is_forgotten(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -36,7 +36,7 @@ from lmcache.v1.distributed.config import (
 )
 from lmcache.v1.distributed.l2_adapters.config import L2AdaptersConfig
 from lmcache.v1.distributed.l2_adapters.plugin_l2_adapter import PluginL2AdapterConfig
-from lmcache.v1.distributed.storage_manager import StorageManager
+from lmcache.v1.distributed.storage_manager import _L1_WRITE_TAG, StorageManager
 
 SHARED_MEMORY = Path("/dev/shm")  # noqa: S108 (where Linux has it)
 # The beginning of our segments' names. LMCache removes none that begins in another way.
@@ -211,6 +211,11 @@ class Storage:
     def complete(self, row: Row, digests: Sequence[bytes]) -> None:
         """Make reserved objects, which are written, visible; write them to the tiers below."""
         self._manager.finish_write(_keys(row, digests))
+
+    def withdraw(self, row: Row, digests: Sequence[bytes]) -> None:
+        """Give back the memory of reserved objects, which nobody writes."""
+        keys = _keys(row, digests)
+        self._manager._l1_manager.finish_write_and_delete(keys, _L1_WRITE_TAG)
 
     def give_up(self, row: Row, digest: bytes) -> None:
         """Give back the memory of a reservation that has ended."""

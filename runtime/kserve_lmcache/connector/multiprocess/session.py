@@ -95,17 +95,38 @@ class Session:
         return self.connection
 
     def begin(
-        self, connection: Connection, name: str, request: msgspec.Struct, seconds: float
+        self,
+        connection: Connection,
+        name: str,
+        request: msgspec.Struct,
+        seconds: float,
+        patience: float | None = None,
     ) -> Call:
-        """Begin a call. Its end is recorded for the breaker."""
-        began = time.monotonic()
+        """Begin a call. Its end is recorded for the breaker.
+
+        Args:
+            connection: to the server.
+            name: of the call (:data:`.messages.CALLS`).
+            request: the request.
+            seconds: the deadline.
+            patience: how many seconds the caller waits, when it waits less. The caller tells
+                :meth:`late` of an answer that it did not wait for.
+        """
+        began, patience = time.monotonic(), patience or seconds
         call = connection.client.begin(name, request, seconds)
-        call.then(lambda ended: self._record(connection, name, ended, began, seconds))
+        call.then(lambda ended: self._record(connection, name, ended, began, patience))
         return call
 
+    def late(self, connection: Connection, name: str) -> None:
+        """Record that nobody waits any longer for the answer to a call."""
+        if connection is self._connection:
+            metric("failures_total", tier=TIER).inc()
+            self._breaker.failed(name, "no answer in time")
+
     def _record(
-        self, connection: Connection, name: str, call: Call, began: float, seconds: float
+        self, connection: Connection, name: str, call: Call, began: float, patience: float
     ) -> None:
+        share = (time.monotonic() - began) / patience
         if connection is not self._connection or call.cancelled():
             return  # a server that is gone, or a call that says nothing about the server
         try:
@@ -114,9 +135,9 @@ class Session:
             metric("failures_total", tier=TIER).inc()
             self._breaker.failed(name, str(error), at_once=error.is_gone)
         else:
-            # A wait takes as long as the tiers below.
-            share = None if name == "wait" else (time.monotonic() - began) / seconds
-            self._breaker.succeeded(name, share)
+            if share <= 1:  # else it was late, and is no success
+                # A wait takes as long as the tiers below.
+                self._breaker.succeeded(name, None if name == "wait" else share)
 
     def report(self) -> dict[str, Any]:
         """The state, as plain values."""

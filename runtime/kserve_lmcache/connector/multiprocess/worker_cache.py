@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import functools
+import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from contextlib import suppress
+from dataclasses import dataclass, field
 from itertools import groupby
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import torch
 from vllm.logger import init_logger
 
 from kserve_lmcache.cache_server.messages import Objects, Row, Slots
 from kserve_lmcache.cache_server.objects import fault_of, name_of, payload_begin, seal
-from kserve_lmcache.cache_server.rpc import CacheServerError, Call
+from kserve_lmcache.cache_server.rpc import CacheServerError, Call, LateError
 from kserve_lmcache.connector.caches import Loaded, OnError
 from kserve_lmcache.connector.copy.form import form_of
 from kserve_lmcache.connector.copy.paged_cache import PagedCache
@@ -55,6 +57,16 @@ class _Reservation:
     digests: Sequence[bytes]
     blocks: Sequence[Sequence[int]]
     call: Call
+    began: float = field(default_factory=time.monotonic)
+
+    def result(self) -> Slots:
+        """The answer, for which no step waits longer than :data:`_RESERVE_SECONDS`.
+
+        Raises:
+            CacheServerError: there is none.
+        """
+        left = self.began + _RESERVE_SECONDS - time.monotonic()
+        return cast(Slots, self.call.result(max(0, left)))
 
 
 class MultiprocessWorkerCache:
@@ -164,8 +176,11 @@ class MultiprocessWorkerCache:
         reservations, self._reservations = self._reservations, []
         for each in reservations:
             try:
-                slots: Slots = each.call.result()
-            except CacheServerError:
+                slots = each.result()
+            except CacheServerError as error:
+                if isinstance(error, LateError):
+                    self._session.late(each.connection, "reserve")
+                    self._withdraw_later(each)
                 metric("dropped_failed_total", tier=TIER).inc(len(each.digests))
                 continue
             metric("dropped_full_total", tier=TIER).inc(slots.dropped)
@@ -210,8 +225,20 @@ class MultiprocessWorkerCache:
         return {each.request_id: len(each.digests) * self.chunk_tokens for each in self._saves}
 
     def drop_saves(self) -> None:
-        """Store nothing in this step. What was reserved ends by itself."""
+        """Store nothing in this step."""
+        for each in self._reservations:
+            self._withdraw_later(each)
         self._saves, self._reservations = (), []
+
+    def _withdraw_later(self, reservation: _Reservation) -> None:
+        """Give back what the server has reserved or will: nobody could store it for a minute."""
+        reservation.call.then(functools.partial(self._withdraw, reservation))
+
+    def _withdraw(self, reservation: _Reservation, call: Call) -> None:
+        with suppress(CacheServerError):
+            places = zip(reservation.digests, call.result().offsets, strict=True)
+            objects = Objects(reservation.row, [digest for digest, place in places if place >= 0])
+            self._session.begin(reservation.connection, "withdraw", objects, _BACKGROUND_SECONDS)
 
     def end_step(self) -> None:
         """End the step."""
@@ -340,7 +367,11 @@ class MultiprocessWorkerCache:
     ) -> _Reservation:
         row = self._row_of(salt)
         call = self._session.begin(
-            connection, "reserve", Objects(row, list(digests)), _RESERVE_SECONDS
+            connection,
+            "reserve",
+            Objects(row, list(digests)),
+            _BACKGROUND_SECONDS,
+            patience=_RESERVE_SECONDS,
         )
         return _Reservation(connection, row, digests, blocks, call)
 
