@@ -53,6 +53,11 @@ def ours(started: Servers, name: str, store: str) -> str:
     return _ours(started, name, **_lmcache(store))
 
 
+def ours_float32(started: Servers, name: str, store: str) -> str:
+    """This package with the Redis, in 32 bits."""
+    return _ours(started, name, "--dtype=float32", **_lmcache(store))
+
+
 def multiprocess(started: Servers, name: str, store: str) -> str:
     """This package with a cache server beside it and the Redis."""
     return _ours(started, name, **_lmcache(store), LMCACHE_MODE="multiprocess")

@@ -2,8 +2,8 @@
 
     .venv/bin/python -m benchmarks.side_by_side NAME [--output DIR] [OPTION…]
 
-``NAME``: cache, misses, busy, http, types or others. ``OPTION``: of ``kserve-lmcache bench``; they
-come last, and so replace those of the comparison.
+``NAME``: cache, float32, misses, busy, http, types or others. ``OPTION``: of ``kserve-lmcache
+bench``; they come last, and so replace those of the comparison.
 """
 
 from __future__ import annotations
@@ -24,6 +24,7 @@ from benchmarks.contenders import (
     multiprocess,
     off,
     ours,
+    ours_float32,
     redis,
     servers,
     vllm,
@@ -62,6 +63,9 @@ COMPARISONS = {
         [(off, 1), (ours, 2), (multiprocess, 2)],
         [*SWEEP, "512", "1024", "2048", "4096", "8064"],
         counts_bytes=True,
+    ),
+    "float32": Comparison(
+        [(ours_float32, 2)], [*SWEEP, "1024", "2048", "4096", "8064"], counts_bytes=True
     ),
     "misses": Comparison([(off, 1), (ours, 1)], load(1024, 4, (1, 4))),
     "busy": Comparison([(off, 1), (ours, 1)], load(512, 24, (8,), answer=64)),
