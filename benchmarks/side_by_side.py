@@ -64,9 +64,7 @@ COMPARISONS = {
         [*SWEEP, "512", "1024", "2048", "4096", "8064"],
         counts_bytes=True,
     ),
-    "float32": Comparison(
-        [(ours_float32, 2)], [*SWEEP, "1024", "2048", "4096", "8064"], counts_bytes=True
-    ),
+    "float32": Comparison([(ours_float32, 2)], [*SWEEP, "1024", "2048", "4096"], counts_bytes=True),
     "misses": Comparison([(off, 1), (ours, 1)], load(1024, 4, (1, 4))),
     "busy": Comparison([(off, 1), (ours, 1)], load(512, 24, (8,), answer=64)),
     "http": Comparison([(vllm, 1), (off, 1)], load(64, 32, (1, 8, 32), rounds=5)),
