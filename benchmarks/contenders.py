@@ -16,8 +16,14 @@ from kserve_lmcache.bench.own import Servers, free_port
 ROOT = Path(__file__).parents[1]
 MODEL = ROOT / ".models" / "SmolLM2-135M-Instruct"
 ENGINE = ("--max-model-len=8192", "--kv-cache-memory-bytes=500M", "--enforce-eager")
+_HAS_GPU = any(Path("/dev").glob("nvidia[0-9]*"))
 # vLLM wants nine tenths of a GPU to be free, and several servers share it.
-SHARED_GPU = ("--gpu-memory-utilization=0.08",)
+_SHARED_GPU = ("--gpu-memory-utilization=0.08",) if _HAS_GPU else ()
+# Such a CPU computes the model's own 16 bits five times more slowly (docs/benchmarks.md). In 32 bits
+# the KV of a token has twice the bytes.
+_CPU = Path("/proc/cpuinfo").read_text()
+IN_32_BITS = not _HAS_GPU and "avx2" in _CPU and "avx512f" not in _CPU
+_DATA_TYPE = ("--dtype=float32",) if IN_32_BITS else ()
 # Left to itself vLLM computes with fewer threads than there are cores, and LMCache changes that.
 # One thread: while vLLM's worker computes, its scheduler spins, and that needs a core as well.
 THREADS = {"VLLM_CPU_OMP_THREADS_BIND": "0"}
@@ -71,6 +77,11 @@ def off(started: Servers, name: str, _store: str) -> str:
 def float32(started: Servers, name: str, _store: str) -> str:
     """This package with offloading off, in 32 bits."""
     return _ours(started, name, "--offload=off", "--dtype=float32")
+
+
+def bfloat16(started: Servers, name: str, _store: str) -> str:
+    """This package with offloading off, in the model's own 16 bits."""
+    return _ours(started, name, "--offload=off", "--dtype=bfloat16")
 
 
 def float16(started: Servers, name: str, _store: str) -> str:
@@ -166,7 +177,7 @@ def _start(
 ) -> str:
     url = f"http://127.0.0.1:{free_port()}"
     port = f"{port_flag}={url.rpartition(':')[2]}"
-    shared = SHARED_GPU if any(Path("/dev").glob("nvidia[0-9]*")) else ()
-    whole = [*command, *ENGINE, *shared, *arguments, port]  # the last of two equal flags counts
+    # The last of two equal flags counts.
+    whole = [*command, *ENGINE, *_SHARED_GPU, *_DATA_TYPE, *arguments, port]
     started.start(name, whole, url + health, **environ)
     return url

@@ -18,6 +18,7 @@ from pathlib import Path
 
 from benchmarks.contenders import (
     Start,
+    bfloat16,
     float16,
     float32,
     mp,
@@ -68,7 +69,7 @@ COMPARISONS = {
     "misses": Comparison([(off, 1), (ours, 1)], load(1024, 4, (1, 4))),
     "busy": Comparison([(off, 1), (ours, 1)], load(512, 24, (8,), answer=64)),
     "http": Comparison([(vllm, 1), (off, 1)], load(64, 32, (1, 8, 32), rounds=5)),
-    "types": Comparison([(float32, 1), (off, 1), (float16, 1)], [*SWEEP, "512", "1024"]),
+    "types": Comparison([(float32, 1), (bfloat16, 1), (float16, 1)], [*SWEEP, "512", "1024"]),
     "others": Comparison([(ours, 2), (multiprocess, 2), (mp, 2)], [*SWEEP, "1024", "4096"]),
 }
 

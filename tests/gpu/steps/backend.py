@@ -15,8 +15,9 @@ from tests.gpu.steps.context import Context, StepError
 from tests.support.metrics import samples
 
 _PROMPTS = 4
-# vLLM's own cache has room for little more than the longest prompt (23 KB a token).
-_LENGTH = ("--max-model-len=4096", "--kv-cache-memory-bytes=110M")
+# vLLM's own cache has room for little more than the longest prompt (23 KB a token in 16 bits).
+_SIZE = "220M" if contenders.IN_32_BITS else "110M"
+_LENGTH = ("--max-model-len=4096", f"--kv-cache-memory-bytes={_SIZE}")
 _FILLER = 9 * CHUNK
 _FILLERS = 3
 _HITS = "vllm:external_prefix_cache_hits_total"
