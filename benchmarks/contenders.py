@@ -19,9 +19,9 @@ ENGINE = ("--max-model-len=8192", "--kv-cache-memory-bytes=500M", "--enforce-eag
 _HAS_GPU = any(Path("/dev").glob("nvidia[0-9]*"))
 # vLLM wants nine tenths of a GPU to be free, and several servers share it.
 _SHARED_GPU = ("--gpu-memory-utilization=0.08",) if _HAS_GPU else ()
-# Such a CPU computes the model's own 16 bits five times more slowly (docs/benchmarks.md). In 32 bits
-# the KV of a token has twice the bytes.
-_CPU = Path("/proc/cpuinfo").read_text()
+# Such a CPU computes the model's own 16 bits five times more slowly (docs/benchmarks.md). The KV of
+# a token has twice the bytes in 32 bits.
+_CPU = "".join(each.read_text() for each in Path("/proc").glob("cpuinfo"))  # Linux has it
 IN_32_BITS = not _HAS_GPU and "avx2" in _CPU and "avx512f" not in _CPU
 _DATA_TYPE = ("--dtype=float32",) if IN_32_BITS else ()
 # Left to itself vLLM computes with fewer threads than there are cores, and LMCache changes that.
