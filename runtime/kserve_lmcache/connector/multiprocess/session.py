@@ -109,12 +109,18 @@ class Session:
             name: of the call (:data:`.messages.CALLS`).
             request: the request.
             seconds: the deadline.
-            patience: how many seconds the caller waits, when it waits less. The caller tells
-                :meth:`late` of an answer that it did not wait for.
+            patience: how many seconds the caller waits, when it waits less. What comes later is not
+                recorded: the caller tells :meth:`late` when it waited in vain.
         """
-        began, patience = time.monotonic(), patience or seconds
+        began = time.monotonic()
         call = connection.client.begin(name, request, seconds)
-        call.then(lambda ended: self._record(connection, name, ended, began, patience))
+
+        def record(ended: Call) -> None:
+            taken = time.monotonic() - began
+            if patience is None or taken <= patience:
+                self._record(connection, name, ended, taken / (patience or seconds))
+
+        call.then(record)
         return call
 
     def late(self, connection: Connection, name: str) -> None:
@@ -123,10 +129,7 @@ class Session:
             metric("failures_total", tier=TIER).inc()
             self._breaker.failed(name, "no answer in time")
 
-    def _record(
-        self, connection: Connection, name: str, call: Call, began: float, patience: float
-    ) -> None:
-        share = (time.monotonic() - began) / patience
+    def _record(self, connection: Connection, name: str, call: Call, share: float) -> None:
         if connection is not self._connection or call.cancelled():
             return  # a server that is gone, or a call that says nothing about the server
         try:
@@ -135,9 +138,8 @@ class Session:
             metric("failures_total", tier=TIER).inc()
             self._breaker.failed(name, str(error), at_once=error.is_gone)
         else:
-            if share <= 1:  # else it was late, and is no success
-                # A wait takes as long as the tiers below.
-                self._breaker.succeeded(name, None if name == "wait" else share)
+            # A wait takes as long as the tiers below.
+            self._breaker.succeeded(name, None if name == "wait" else share)
 
     def report(self) -> dict[str, Any]:
         """The state, as plain values."""
