@@ -21,8 +21,7 @@ from tests.support.processes import Process, is_healthy
 
 ROOT = Path(__file__).parents[2]
 MODEL = ROOT / ".models" / "SmolLM2-135M-Instruct"
-# Beside the build of an image, two slow cores have needed more than three minutes.
-START_SECONDS = 300.0
+START_SECONDS = 180.0
 MOST_LINES = 40  # of the log until the server is ready, every process included
 
 # The sizes keep two servers on a small machine; compiling would take longer than the tests.
