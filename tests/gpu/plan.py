@@ -107,7 +107,7 @@ def plan(device: str, is_installed: bool) -> list[Step]:
             "shared",
             "A prompt that one server computed gives the same tokens from the Redis.",
             "shared",
-            150,
+            150 if device == CPU else 60,
             15,
             needs=("replicas",),
         ),
