@@ -108,7 +108,7 @@ def server(model: str, redis_port: int, log: Path) -> Iterator[tuple[str, psutil
     }
     with log.open("wb") as output:
         process = subprocess.Popen(
-            command, env=environ, stdout=output, stderr=output, start_new_session=True
+            command, env=environ, stdout=output, stderr=output, process_group=0
         )
     url = f"http://127.0.0.1:{port}"
     try:

@@ -44,7 +44,7 @@ class StepProcess:
                 stderr=subprocess.STDOUT,
                 env={**environ, key: value},
                 cwd=directory,
-                start_new_session=True,
+                process_group=0,
             )
 
     def wait(self, seconds: float, done: Callable[[], bool] = lambda: False) -> int | None:

@@ -79,9 +79,8 @@ def test_a_full_memory_has_room_for_what_a_store_has(
     server: Store, remote: Remote, tmp_path: Path, size: int, loaded: int
 ) -> None:
     """Half of the memory, and more than all of it: an object takes 12 KiB."""
-    tokens = prompt(1, chunks=24)
-    with new_server(tmp_path / "one", remote) as one, beside(tmp_path, one) as (_, ask):
-        assert ask(tokens) == 0
+    with new_server(tmp_path / "one", remote) as one, beside(tmp_path, one) as (engine, _):
+        tokens = stored(engine, 1, chunks=24)
         written(server, 24)
     small = new_server(tmp_path / "other", remote, size=size)
     with small as other, beside(tmp_path, other) as (engine, ask):
@@ -154,8 +153,7 @@ def test_values_that_are_not_what_was_stored_are_computed(
     server: Store, remote: Remote, tmp_path: Path, fault: str
 ) -> None:
     with new_server(tmp_path / "one", remote) as one, beside(tmp_path, one) as (engine, ask):
-        tokens = prompt(4, chunks=2)
-        assert ask(tokens) == 0
+        tokens = stored(engine, 4, chunks=2)
         written(server, 2)
         client, names = server.client(), keys(server)
         values = [client.get(name) for name in names]

@@ -44,9 +44,15 @@ class Asked:
         return engine.hits - before - lost * BLOCK
 
 
-def stored(engine: SimulatedEngine, number: int, **options: Any) -> list[int]:
-    """A prompt that the server has; a save becomes visible in the background."""
-    tokens, ask = prompt(number), Asked(engine)
+def stored(
+    engine: SimulatedEngine, number: int, chunks: int = CHUNKS, **options: Any
+) -> list[int]:
+    """A prompt that the server has, all of it.
+
+    A save becomes visible in the background. A step that has no answer in time stores nothing, so
+    one request may not be enough.
+    """
+    tokens, ask = prompt(number, chunks), Asked(engine)
     assert ask(tokens, **options) == 0
-    until(lambda: ask(tokens, **options) == CHUNKS * CHUNK)
+    until(lambda: ask(tokens, **options) == chunks * CHUNK)
     return tokens

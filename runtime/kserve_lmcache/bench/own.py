@@ -68,7 +68,7 @@ class Servers:
                 stdout=output,
                 stderr=subprocess.STDOUT,
                 env={**self._environ, **environ},
-                start_new_session=True,  # Ctrl-C reaches the run alone, which ends its servers
+                process_group=0,  # Ctrl-C reaches the run alone, which ends its servers
             )
         self._processes.append(process)
         while not _is_ready(ready_url):
