@@ -107,9 +107,9 @@ reference: install-test
 	$(BIN)/python -m docs.generate_reference
 	$(BIN)/python -m docs.draw_benchmark
 
-# What runs with either place of the local tier; the slow half with test-all.
-BOTH_MODES = $(addprefix tests/e2e/,test_shared_remote.py test_numerics.py \
-	$(if $(filter test-all,$@),test_identity.py clients/test_openai_client.py))
+# What runs with either place of the local tier.
+BOTH_MODES = $(addprefix tests/e2e/,test_shared_remote.py test_numerics.py test_identity.py \
+	clients/test_openai_client.py)
 # tests/README.md lists the markers and the options for PYTEST_ARGS. Two processes, but for the tests that
 # measure; all runs, whatever fails. A run may have none of the tests that -k chooses (5).
 SELECTED = $(if $(filter test-all,$@),-m 'not kubernetes') $(PYTEST_ARGS)

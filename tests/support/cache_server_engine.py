@@ -44,9 +44,7 @@ class Asked:
         return engine.hits - before - lost * BLOCK
 
 
-def stored(
-    engine: SimulatedEngine, number: int, chunks: int = CHUNKS, **options: Any
-) -> list[int]:
+def stored(engine: SimulatedEngine, number: int, chunks: int = CHUNKS, **options: Any) -> list[int]:
     """A prompt that the server has, all of it.
 
     A save becomes visible in the background. A step that has no answer in time stores nothing, so
