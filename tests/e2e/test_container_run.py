@@ -13,12 +13,15 @@ import json
 import re
 import socket
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 
 from tests.support.cluster.images import ROOT
 from tests.support.containers import Container, Engine, Images
+from tests.support.containers.images import on_kserve
 from tests.support.containers.run import started, words_of
+from tests.support.server import MODEL as MODEL_FILES
 from tests.support.server import SMALL, Server, cached_tokens, long_prompt
 
 pytestmark = pytest.mark.container
@@ -185,3 +188,24 @@ def test_the_doctor_runs_in_the_image(engine: Engine, container_images: Images) 
         findings = {each["name"]: each for each in json.loads(container.logs())["findings"]}
         assert findings["directories"]["status"] == "ok"
         assert findings["versions"]["status"] == "ok"
+
+
+def test_the_package_serves_on_an_image_that_is_made_as_kserves(
+    engine: Engine, container_images: Images, tmp_path: Path
+) -> None:
+    """As KServe's controller starts it: the model is in /mnt/models."""
+    model = ("-v", f"{MODEL_FILES}:/mnt/models:ro")
+    with on_kserve(engine, tmp_path, container_images) as image:
+        words = (*TMP, *SHM, "--memory", "5g", *model, image, "--model_name=smollm2", *SMALL)
+        with started(engine, *words) as container:
+            server = Endpoint(container, container.address)
+            print(f"on KServe's stand-in: ready after {server.ready():.0f} s")
+            prompt = long_prompt("kserve")
+            assert cached_tokens(server.chat(prompt)) == 0
+            assert cached_tokens(server.chat(prompt)) >= 1024
+            assert container.owners() == {"1000"}
+            found = container.execute("sh", "-c", "command -v vllm kserve-lmcache")
+            assert found.split() == [
+                "/opt/kserve-lmcache/bin/vllm",
+                "/kserve-workspace/prod_venv/bin/kserve-lmcache",
+            ]
