@@ -26,7 +26,8 @@ from tests.support.server import SMALL, Server, cached_tokens, long_prompt
 
 pytestmark = pytest.mark.container
 
-READY_SECONDS = 240
+# In bfloat16 and compiled: 187 s on two idle cores without AVX-512, and another test runs beside it.
+READY_SECONDS = 480
 STOP_SECONDS = 10  # after which docker stop kills
 VOLUME = "kserve-lmcache"
 RUN = re.compile(r"^docker run (?:.*\\\n)*.*$", re.MULTILINE)
@@ -204,7 +205,7 @@ def test_the_package_serves_on_an_image_that_is_made_as_kserves(
             assert cached_tokens(server.chat(prompt)) == 0
             assert cached_tokens(server.chat(prompt)) >= 1024
             assert container.owners() == {"1000"}
-            found = container.execute("sh", "-c", "command -v vllm kserve-lmcache")
+            found = container.execute("sh", "-c", "command -v vllm; command -v kserve-lmcache")
             assert found.split() == [
                 "/opt/kserve-lmcache/bin/vllm",
                 "/kserve-workspace/prod_venv/bin/kserve-lmcache",
