@@ -26,7 +26,7 @@ from tests.support.server import SMALL, Server, cached_tokens, long_prompt
 
 pytestmark = pytest.mark.container
 
-# In bfloat16 and compiled: 187 s on two idle cores without AVX-512, and another test runs beside it.
+# In bfloat16 and compiled: 187 s on two idle cores without AVX-512. Another test runs beside it.
 READY_SECONDS = 480
 STOP_SECONDS = 10  # after which docker stop kills
 VOLUME = "kserve-lmcache"
