@@ -25,6 +25,7 @@ from kserve_lmcache.cli.kserve_flags import REFUSED
 from kserve_lmcache.compat.kserve import argument_parser as kserve_argument_parser
 from kserve_lmcache.compat.vllm import make_arg_parser
 from kserve_lmcache.config.flags import add_setting_flags
+from kserve_lmcache.engine.arguments import require_device
 from kserve_lmcache.errors import UsageError
 
 # Flags of vLLM's own HTTP server, which have no effect on KServe's HTTP server. Not every version
@@ -78,8 +79,10 @@ def parse_arguments(argv: Sequence[str]) -> Namespace:
 
     Raises:
         UsageError: an unknown flag, a bad value, or a flag that could not take effect.
+        KServeLMCacheError: vLLM cannot compute here.
     """
     refuse_blanks(argv)
+    require_device()
     parser = build_parser()
     args: Namespace = parser.parse_args([unquote(argument) for argument in argv])
     if problems := [*stray_words(args), *_flags_without_effect(parser, args)]:

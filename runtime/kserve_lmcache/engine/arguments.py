@@ -37,6 +37,21 @@ def device() -> str:
     return str(current_platform.device_type)
 
 
+def require_device() -> None:
+    """Refuse a machine on which vLLM cannot compute. vLLM's own flags need the device as well.
+
+    Raises:
+        KServeLMCacheError: vLLM finds no device, as a CUDA build of torch without a GPU.
+    """
+    if device():
+        return
+    raise KServeLMCacheError(
+        f"vLLM finds no device: torch {torch.__version__} computes on GPUs, and none is visible. "
+        "Give the container a GPU (docker run --gpus all; in Kubernetes resources.limits "
+        "nvidia.com/gpu), or use the image for CPUs (docker build --build-arg DEVICE=cpu)."
+    )
+
+
 def compiles(args: Namespace) -> bool:
     """Whether the engine compiles code at its start; on a GPU Triton always does."""
     mode = getattr(args.compilation_config, "mode", None)

@@ -17,7 +17,8 @@ from kserve_lmcache.compat.kserve import argument_parser as kserve_argument_pars
 from kserve_lmcache.compat.vllm import make_arg_parser, validate_parsed_serve_args
 from kserve_lmcache.config.flags import add_setting_flags
 from kserve_lmcache.config.settings import SETTINGS
-from kserve_lmcache.errors import UsageError
+from kserve_lmcache.engine import arguments as engine_arguments
+from kserve_lmcache.errors import KServeLMCacheError, UsageError
 
 CONNECTOR = {"kv_connector": "LMCacheConnectorV1", "kv_role": "kv_both"}
 
@@ -225,3 +226,10 @@ def test_every_setting_of_ours_has_its_flag_and_help_but_no_secret_does() -> Non
         else:
             expected = f"{setting.help} Also {setting.environment_variable}."
             assert known[setting.flag].help == expected
+
+
+def test_a_machine_without_a_device_is_named_with_the_fix(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As the image for GPUs without a GPU: vLLM finds no platform there."""
+    monkeypatch.setattr(engine_arguments, "device", lambda: "")
+    with pytest.raises(KServeLMCacheError, match=r"no device: torch .* --gpus all.* DEVICE=cpu"):
+        parse_arguments(["--model_id=org/model"])
