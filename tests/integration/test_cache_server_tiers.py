@@ -86,6 +86,7 @@ def test_a_full_memory_has_room_for_what_a_store_has(
     with small as other, beside(tmp_path, other) as (engine, ask):
         for number in range(2, 12):
             stored(engine, number)
+        written(server, 24 + 10 * CHUNKS)  # until then they keep their room
         assert ask(tokens) == loaded * CHUNK
 
 

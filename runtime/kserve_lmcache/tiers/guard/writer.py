@@ -286,14 +286,14 @@ class Writer:
             self._store_seconds.observe(time.monotonic() - began)
 
     def _release(self, chunks: Sequence[Chunk]) -> None:
-        with self._changed:
-            self.queued_bytes -= sum(chunk.size for chunk in chunks)
-            self._queue_bytes.set(self.queued_bytes)
         for chunk in chunks:
             try:
                 chunk.release()
             except Exception as error:  # the others must be released all the same
                 self._on_exception(error)
+        with self._changed:
+            self.queued_bytes -= sum(chunk.size for chunk in chunks)
+            self._queue_bytes.set(self.queued_bytes)
 
     def _pause_writes(self, reason: str) -> None:
         self._full_until = time.monotonic() + self._pause
