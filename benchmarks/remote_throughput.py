@@ -91,11 +91,10 @@ class GuardedTier:
     def read(self) -> None:
         buffers = iter(self._buffers)
 
-        def take(layout: Layout, payload: memoryview) -> bool:
-            numpy.copyto(next(buffers), numpy.frombuffer(payload, numpy.uint8))
-            return True
+        def make_room(layout: Layout, size: int) -> tuple[bool, memoryview]:
+            return True, memoryview(next(buffers))
 
-        loaded = self._tier.load(self._keys, take, lambda taken: None)
+        loaded = self._tier.load(self._keys, make_room, lambda taken: None)
         if len(loaded) < len(self._keys):
             raise GivenUpError
 

@@ -10,10 +10,11 @@ import redis
 
 from kserve_lmcache.config.stores import Remote
 from kserve_lmcache.config.tier_limits import TierLimits
-from kserve_lmcache.tiers.guard.store import Entry, StoreError
+from kserve_lmcache.tiers.guard.store import PIECE, Entry, StoreError, ValueStream
 from kserve_lmcache.tiers.redis.client import KEY_PREFIX
 from kserve_lmcache.tiers.redis.store import RedisStore
 from tests.support.stores import Store, redis_process
+from tests.support.tiers import read
 
 KEYS = ("a", "b", "c", "d", "e", "f")
 SIZE = 100_000
@@ -36,7 +37,13 @@ def reading(server: Store, largest: Callable[[], int] = lambda: SIZE) -> Iterato
 
 
 def values(store: RedisStore, *keys: str) -> list[bytes]:
-    return [bytes(value or b"") for value in store.read(keys or KEYS)]
+    return [value or b"" for value in read(store, keys or KEYS)]
+
+
+def begin(came: Iterator[ValueStream | None]) -> bytes:
+    value = next(came)
+    assert value is not None
+    return bytes(next(value.pieces)[:1])
 
 
 def test_values_may_become_larger(server: Store) -> None:
@@ -54,7 +61,7 @@ def test_a_value_of_another_kind_ends_one_load_alone(server: Store) -> None:
         client.delete(KEY_PREFIX + "c")
         client.rpush(KEY_PREFIX + "c", "an item")
         came = store.read(KEYS)
-        assert [bytes(next(came) or b"")[:1] for _ in "ab"] == [b"a", b"b"]
+        assert [begin(came), begin(came)] == [b"a", b"b"]
         with pytest.raises(StoreError, match="WRONGTYPE"):
             next(came)
         assert [value[:1] for value in values(store, "d", "e")] == [b"d", b"e"]
@@ -66,7 +73,7 @@ def test_a_load_that_is_cut_reads_nothing_more(server: Store) -> None:
     """The connection would connect again by itself, and answer the next question instead."""
     with reading(server) as store:
         came = store.read(KEYS)
-        assert bytes(next(came) or b"")[:1] == b"a"
+        assert begin(came) == b"a"
         store.abort()
         with pytest.raises(StoreError):
             next(came)
@@ -79,3 +86,22 @@ def test_a_load_that_ends_early_leaves_no_answers_behind(server: Store) -> None:
         next(came)
         came.close()  # type: ignore[attr-defined]
         assert [value[:1] for value in values(store, "f", "e")] == [b"f", b"e"]
+
+
+def test_a_value_that_is_not_read_to_its_end_is_read_before_the_next(server: Store) -> None:
+    with reading(server, lambda: 3 * PIECE) as store:
+        came = store.read(KEYS)
+        assert [begin(came) for _ in KEYS] == [key.encode() for key in KEYS]
+        assert next(came, None) is None
+        assert [value[:1] for value in values(store)] == [key.encode() for key in KEYS]
+
+
+def test_a_connection_that_breaks_within_a_value_is_the_stores_error(server: Store) -> None:
+    with reading(server, lambda: 100 * PIECE) as store:
+        came = store.read(KEYS)
+        value = next(came)
+        assert value is not None
+        assert bytes(next(value.pieces)[:1]) == b"a"
+        store.abort()
+        with pytest.raises(StoreError):
+            value.whole()

@@ -15,7 +15,7 @@ from kserve_lmcache.tiers.guard.codec import encode_header
 from kserve_lmcache.tiers.redis.client import KEY_PREFIX
 from tests.support.damage import RANDOM_CHANGES
 from tests.support.stores import Store, redis_process, valkey_server
-from tests.support.tiers import LAYOUT, SIZE, chunks, load, redis_tier, store, store_all
+from tests.support.tiers import LAYOUT, SIZE, chunks, load, make_room, redis_tier, store, store_all
 from tests.support.waiting import until
 
 CORRUPTIONS = 10_000
@@ -219,7 +219,7 @@ def test_the_queue_never_holds_more_than_its_bytes(server: Store, remote: Remote
         assert found["dropped_queue"] == 91
         server.own_process().signal(signal.SIGCONT)
         until(lambda: not held)
-    written = sorted(int(key[len(KEY_PREFIX) :]) for key in server.client().keys())
+    written = sorted(int(key[len(KEY_PREFIX) :]) for key in server.client().scan_iter())
     # What was being written when the store stopped, and the newest.
     assert written[2:] == [*range(93, 100)]
 
@@ -282,7 +282,7 @@ def test_a_load_leaves_out_what_the_local_tier_has_no_room_for(remote: Remote) -
         room = iter([True, True, False])
         loaded = tier.load(
             [*values],
-            lambda layout, payload: bytes(payload) if next(room) else None,
+            lambda layout, size: make_room(layout, size) if next(room) else None,
             lambda value: None,
         )
         assert loaded == [values["a"], values["b"]]
@@ -292,7 +292,7 @@ def test_a_load_leaves_out_what_the_local_tier_has_no_room_for(remote: Remote) -
 def test_an_unexpected_exception_is_a_miss_and_is_logged_once(
     remote: Remote, caplog: pytest.LogCaptureFixture
 ) -> None:
-    def fail(layout: object, payload: object) -> bytes:
+    def fail(layout: object, size: int) -> tuple[bytes, memoryview]:
         raise ZeroDivisionError("a mistake")
 
     with redis_tier(remote) as tier:

@@ -15,6 +15,7 @@ from kserve_lmcache.config.tier_limits import TierLimits
 from kserve_lmcache.tiers.disk.directory import DiskDirectory, file_name
 from kserve_lmcache.tiers.disk.store import DiskStore
 from kserve_lmcache.tiers.guard.codec import Layout, header_size
+from kserve_lmcache.tiers.guard.store import Store
 from kserve_lmcache.tiers.guard.tier import Tier
 from kserve_lmcache.tiers.redis.store import RedisStore
 from tests.support.waiting import until
@@ -70,7 +71,7 @@ def disk_tier(
     limits = limits or TierLimits(lookup=1)
     directory = DiskDirectory(path, max_bytes)
 
-    make_store = functools.partial(DiskStore, directory, lambda: header_size(LAYOUT) + SIZE)
+    make_store = functools.partial(DiskStore, directory)
     tier = Tier(str(path), make_store, limits, 16, SIZE)
     try:
         if wait:
@@ -100,7 +101,18 @@ def store_all(tier: Tier, values: Mapping[str, bytes], seconds: float = 10) -> N
 
 def load(tier: Tier, keys: Sequence[str]) -> list[bytes]:
     """Loads the chunks of ``keys``."""
-    return tier.load(keys, lambda layout, payload: bytes(payload), lambda value: None)
+    return [bytes(memory) for memory in tier.load(keys, make_room, lambda memory: None)]
+
+
+def make_room(layout: Layout, size: int) -> tuple[bytearray, memoryview]:
+    """Makes room for a chunk."""
+    memory = bytearray(size)
+    return memory, memoryview(memory)
+
+
+def read(store: Store, keys: Sequence[str]) -> list[bytes | None]:
+    """Reads values from a store."""
+    return [None if value is None else value.whole() for value in store.read(keys)]
 
 
 def threads(name: str) -> int:

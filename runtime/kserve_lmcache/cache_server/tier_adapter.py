@@ -13,7 +13,6 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import numpy
 from lmcache.lmcache_native import Bitmap
 from lmcache.v1.distributed.internal_api import L2StoreResult
 from lmcache.v1.distributed.l2_adapters.base import L2AdapterInterface
@@ -213,23 +212,13 @@ class TierAdapter(L2AdapterInterface):  # type: ignore[misc]
 
     def _load_worker(self, names: Sequence[str], targets: Sequence[memoryview]) -> int:
         """Load objects from the first up to one that fails; returns how many."""
-        waiting, lock, ended = iter(targets), threading.Lock(), threading.Event()
+        waiting = iter(targets)
 
-        def take(layout: Layout, payload: memoryview) -> bool | None:
-            # Once this returns late, the memory may be another object's.
-            with lock:
-                target = next(waiting)
-                if ended.is_set() or len(payload) != len(target):
-                    return None
-                numpy.copyto(
-                    numpy.frombuffer(target, numpy.uint8), numpy.frombuffer(payload, numpy.uint8)
-                )
-                return True
+        def make_room(_: Layout, size: int) -> tuple[bool, memoryview] | None:
+            target = next(waiting)
+            return (True, target) if len(target) == size else None
 
-        taken = self.tier.load(names, take, lambda _: None)
-        with lock:
-            ended.set()
-        return len(taken)
+        return len(self.tier.load(names, make_room, lambda _: None))
 
 
 class RemoteAdapter(TierAdapter):
@@ -257,7 +246,7 @@ class DiskAdapter(TierAdapter):
         self._directory = DiskDirectory(path, disk.max_bytes)
         return Tier(
             str(self._directory.path),
-            functools.partial(DiskStore, self._directory, self._max_value_bytes),
+            functools.partial(DiskStore, self._directory),
             limits,
             parameters[CHUNK_TOKENS],
             0,

@@ -12,7 +12,6 @@ from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import numpy
 import torch
 from lmcache.v1.memory_management import MemoryFormat
 from lmcache.v1.storage_backend.connector import ConnectorAdapter
@@ -102,7 +101,7 @@ class TierConnector(RemoteConnector):  # type: ignore[misc]
 
     def fetch(self, keys: Sequence[CacheEngineKey]) -> list[MemoryObj]:
         """Loads chunks, from the first up to one that fails. The caller gives them back."""
-        return self.tier.load([key.to_string() for key in keys], self._copy, _release)
+        return self.tier.load([key.to_string() for key in keys], self._make_room, _release)
 
     async def exists(self, key: CacheEngineKey) -> bool:
         """Returns whether the chunk can be loaded."""
@@ -135,23 +134,15 @@ class TierConnector(RemoteConnector):  # type: ignore[misc]
 
     support_batched_get = support_batched_put = support_batched_contains
 
-    def _copy(self, layout: Layout, payload: memoryview) -> MemoryObj | None:
-        """Copies a payload into the local tier; returns ``None`` when that has no room."""
+    def _make_room(self, layout: Layout, size: int) -> tuple[MemoryObj, memoryview] | None:
+        """Makes room in the local tier; returns ``None`` when that has none."""
         memory_obj = self._backend.allocate(
             [torch.Size(shape) for _, shape in layout.tensors],
             [getattr(torch, dtype) for dtype, _ in layout.tensors],
             MemoryFormat[layout.format],
             busy_loop=False,
         )
-        if memory_obj is not None:
-            try:
-                numpy.copyto(_bytes_of(memory_obj), numpy.frombuffer(payload, numpy.uint8))
-            except BaseException:
-                # The garbage collector must not free it: that may happen in a thread that holds
-                # the allocator's lock, which would then wait for itself.
-                _release(memory_obj)
-                raise
-        return memory_obj
+        return memory_obj and (memory_obj, memoryview(_bytes_of(memory_obj)))
 
     # Last, since it hides the type ``list`` from what follows.
     async def list(self) -> list[str]:
@@ -202,10 +193,9 @@ class DiskTierConnector(TierConnector):
         worker = 0 if context.metadata.use_mla else context.metadata.worker_id
         self._directory = DiskDirectory(Path(disk.directory_of(worker)), disk.max_bytes)
         size = self.full_chunk_size_bytes
-        max_value_bytes = header_size(self._chunk_layout) + size
         self.tier = Tier(
             str(self._directory.path),
-            functools.partial(DiskStore, self._directory, lambda: max_value_bytes),
+            functools.partial(DiskStore, self._directory),
             limits,
             context.config.chunk_size,
             size,

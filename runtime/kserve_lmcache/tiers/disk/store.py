@@ -13,9 +13,16 @@ from kserve_lmcache.identity.tag import EVERYTHING, Selection, Tag
 from kserve_lmcache.tiers.disk import journal
 from kserve_lmcache.tiers.disk.directory import TEMPORARY, DiskDirectory, file_name, tag_of_file
 from kserve_lmcache.tiers.disk.index import File
-from kserve_lmcache.tiers.guard.codec import Buffer
+from kserve_lmcache.tiers.guard.codec import Buffer, CorruptValueError
 from kserve_lmcache.tiers.guard.listing import Stored
-from kserve_lmcache.tiers.guard.store import CallKind, Entry, StoreError, StoreFullError
+from kserve_lmcache.tiers.guard.store import (
+    PIECE,
+    CallKind,
+    Entry,
+    StoreError,
+    StoreFullError,
+    ValueStream,
+)
 
 _FULL = (errno.ENOSPC, errno.EDQUOT)
 # The files can still be read, so the breaker stays closed after one of these.
@@ -44,17 +51,13 @@ class DiskStore:
 
     Args:
         directory: shared by all clients.
-        max_value_bytes: returns the bytes of a full chunk's value. A larger file is damaged.
         kind: of the calls. A lookup trusts the index, and ends at the first missing value.
     """
 
-    def __init__(
-        self, directory: DiskDirectory, max_value_bytes: Callable[[], int], kind: CallKind
-    ) -> None:
+    def __init__(self, directory: DiskDirectory, kind: CallKind) -> None:
         self._directory = directory
-        self._max_value_bytes = max_value_bytes
         self._is_lookup = kind == "lookup"
-        self._buffer = memoryview(bytearray())
+        self._buffer = memoryview(bytearray(PIECE))
 
     @_store_errors()
     def ping(self) -> None:
@@ -81,10 +84,17 @@ class DiskStore:
         self._directory.index.use(found)  # so that no file is evicted before it is loaded
         return sizes
 
-    def read(self, keys: Sequence[str]) -> Iterator[Buffer | None]:
-        """Yields the values. Each is valid until the next one is read."""
+    def read(self, keys: Sequence[str]) -> Iterator[ValueStream | None]:
+        """Yields the values. Of a larger file than a chunk's, the beginning alone is read."""
         for key in keys:
-            yield self._read(file_name(key))
+            name = file_name(key)
+            if (handle := self._open(name)) is None:
+                yield None
+                continue
+            try:
+                yield ValueStream(self._size(handle), self._pieces(handle))
+            finally:
+                os.close(handle)
 
     @_store_errors()
     def write(self, entries: Sequence[Entry]) -> None:
@@ -165,31 +175,32 @@ class DiskStore:
         """Does nothing: no file stays open."""
 
     @_store_errors()
-    def _read(self, name: str) -> Buffer | None:
+    def _open(self, name: str) -> int | None:
         try:
             flags = os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW
-            handle = os.open(self._directory.file_path(name), flags)
+            return os.open(self._directory.file_path(name), flags)
         except FileNotFoundError:
             self._directory.report_missing(name)
             return None
-        try:
-            return self._content(handle)
-        except OSError as error:
-            if error.errno in _UNREADABLE:
-                return b""  # a corrupt value, which is deleted and written again
-            raise
-        finally:
-            os.close(handle)
 
-    def _content(self, handle: int) -> Buffer:
-        size = os.fstat(handle).st_size
-        if size > self._max_value_bytes():
-            return b""
-        if len(self._buffer) < size:
-            self._buffer = memoryview(bytearray(size))
+    @_store_errors()
+    def _size(self, handle: int) -> int:
+        return os.fstat(handle).st_size
+
+    def _pieces(self, handle: int) -> Iterator[Buffer]:
+        while piece := self._piece(handle):
+            yield piece
+
+    @_store_errors()
+    def _piece(self, handle: int) -> memoryview:
         done = 0
-        while done < size and (count := os.readv(handle, [self._buffer[done:size]])):
-            done += count
+        try:
+            while done < PIECE and (count := os.readv(handle, [self._buffer[done:]])):
+                done += count
+        except OSError as error:
+            if error.errno in _UNREADABLE:  # the value is deleted and written again
+                raise CorruptValueError(f"the file: {error.strerror}") from error
+            raise
         return self._buffer[:done]
 
     def _write(self, entry: Entry, used: int) -> None:

@@ -2,14 +2,25 @@
 
 from __future__ import annotations
 
+import itertools
 import threading
 from collections.abc import Callable, Sequence
 from typing import Generic, TypeVar
 
-from kserve_lmcache.tiers.guard.codec import Buffer, CorruptValueError, Layout, decode_value
-from kserve_lmcache.tiers.guard.store import Store
+from kserve_lmcache.tiers.guard.codec import (
+    Buffer,
+    Checksum,
+    CorruptValueError,
+    Header,
+    Layout,
+    decode_header,
+)
+from kserve_lmcache.tiers.guard.store import Store, ValueStream
 
 T = TypeVar("T")
+# Makes room for the payload of a layout, of so many bytes: what stands for the room, and its
+# memory. ``None`` where there is no room.
+MakeRoom = Callable[[Layout, int], tuple[T, memoryview] | None]
 
 
 class Load(Generic[T]):
@@ -17,8 +28,8 @@ class Load(Generic[T]):
 
     Args:
         keys: of the chunks.
-        take: copies a payload and returns the copy, or ``None`` where there is no room.
-        release: gives back a copy that came too late.
+        make_room: for a payload. Nothing is written there after :meth:`finish` has returned.
+        release: gives back room that is not needed: the payload is corrupt, or came too late.
 
     Attributes:
         bytes: of the values that were taken.
@@ -29,14 +40,14 @@ class Load(Generic[T]):
     def __init__(
         self,
         keys: Sequence[str],
-        take: Callable[[Layout, memoryview], T | None],
+        make_room: MakeRoom[T],
         release: Callable[[T], None],
     ) -> None:
         self.bytes = 0
         self.outcome = ""
         self.corruption = ""
         self._keys = keys
-        self._take = take
+        self._make_room = make_room
         self._release = release
         self._lock = threading.Lock()
         self._finished = False
@@ -54,28 +65,51 @@ class Load(Generic[T]):
                 close()
 
     def finish(self) -> list[T]:
-        """Returns the copies. Those that come later are given back."""
+        """Returns the rooms that are filled. Those that are not are given back."""
         with self._lock:
             self._finished = True
             return self._taken
 
-    def _take_one(self, key: str, value: Buffer | None) -> bool:
+    def _take_one(self, key: str, value: ValueStream | None) -> bool:
         if value is None:
             return self._end("chunks_missing")
         try:
-            layout, payload = decode_value(key, value)
+            begin = next(value.pieces, b"")
+            header = decode_header(key, begin, value.size)
+            room = self._make_room(header.layout, header.payload_size)
+            if room is None:
+                return self._end("chunks_without_room")
+            return self._fill(*room, header, value, memoryview(begin)[header.size :])
         except CorruptValueError as error:
             return self._end("chunks_corrupt", str(error))
-        copy = self._take(layout, payload)
-        if copy is None:
-            return self._end("chunks_without_room")
-        with self._lock:
-            if not self._finished:
-                self._taken.append(copy)
-                self.bytes += len(value)
-                return True
-        self._release(copy)
-        return False
+
+    def _fill(
+        self, room: T, memory: memoryview, header: Header, value: ValueStream, begin: Buffer
+    ) -> bool:
+        is_taken = False
+        try:
+            checksum, place = Checksum(), 0
+            for piece in itertools.chain([begin], value.pieces):
+                checksum.add(piece)
+                end = place + len(piece)
+                if end > len(memory):
+                    raise CorruptValueError(f"the payload has more than {len(memory)} bytes")
+                with self._lock:
+                    if self._finished:
+                        return False
+                    memory[place:end] = piece
+                place = end
+            checksum.check(header)
+            with self._lock:
+                if is_taken := not self._finished:
+                    self._taken.append(room)
+                    self.bytes += value.size
+            return is_taken
+        finally:
+            # The garbage collector must not free it: that may happen in a thread that holds the
+            # allocator's lock, which would then wait for itself.
+            if not is_taken:
+                self._release(room)
 
     def _end(self, outcome: str, corruption: str = "") -> bool:
         with self._lock:

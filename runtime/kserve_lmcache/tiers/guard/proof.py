@@ -57,8 +57,8 @@ def prove(call: Call, limits: TierLimits, layout: Layout, payload: Buffer) -> st
             value = next(iter(values))
             if value is None:
                 return "forgot a chunk at once"
-            found, stored = decode_value(key, value)
-            same = found == layout and memoryview(stored) == memoryview(payload)
+            found, stored = decode_value(key, value.whole())
+            same = found == layout and stored == memoryview(payload)
             return "" if same else "other bytes than were stored"
         except CorruptValueError as error:
             return f"other bytes than were stored: {error}"

@@ -38,6 +38,36 @@ class Entry:
         return len(self.header) + len(self.payload)
 
 
+@dataclass(frozen=True)
+class ValueStream:
+    """A value that is being read.
+
+    Attributes:
+        size: bytes of the whole value.
+        pieces: of the value, one after the other. The first has :data:`.codec.MAX_HEADER` bytes
+            at least, or all. A piece is valid until the next one is read. Reading one raises
+            :class:`StoreError`, and :class:`.codec.CorruptValueError` where the value is damaged.
+    """
+
+    size: int
+    pieces: Iterator[Buffer]
+
+    def whole(self) -> bytes:
+        """Returns all that has not been read yet."""
+        return b"".join(map(bytes, self.pieces))
+
+
+# Bytes of a piece. It is received, hashed and copied while it is in the processor's cache.
+PIECE = 256 * 1024
+
+
+def in_memory(value: Buffer) -> ValueStream:
+    """A value that is in this process already."""
+    view = memoryview(value)
+    begins = range(0, len(view), PIECE)
+    return ValueStream(len(view), (view[begin : begin + PIECE] for begin in begins))
+
+
 class Store(Protocol):
     """A client of one store, used by one thread.
 
@@ -54,11 +84,11 @@ class Store(Protocol):
         A store that does not know sizes returns 1 for a value that exists.
         """
 
-    def read(self, keys: Sequence[str]) -> Iterator[Buffer | None]:
-        """Yields the values in the order of ``keys``, each once it has arrived.
+    def read(self, keys: Sequence[str]) -> Iterator[ValueStream | None]:
+        """Yields the values in the order of ``keys``, each once it arrives.
 
-        A missing value is ``None``. The caller may close the iterator early. A value may be
-        overwritten when the next one is read.
+        A missing value is ``None``. The caller may close the iterator early. A value can be read
+        until the next one is asked for.
         """
 
     def write(self, entries: Sequence[Entry]) -> None:

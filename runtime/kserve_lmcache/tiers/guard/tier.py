@@ -19,7 +19,7 @@ from kserve_lmcache.tiers.guard.codec import Buffer, Layout
 from kserve_lmcache.tiers.guard.corrupt_keys import CorruptKeys
 from kserve_lmcache.tiers.guard.counters import Counters
 from kserve_lmcache.tiers.guard.deadline_executor import DeadlineExecutor
-from kserve_lmcache.tiers.guard.load import Load
+from kserve_lmcache.tiers.guard.load import Load, MakeRoom
 from kserve_lmcache.tiers.guard.load_cost import LoadCost
 from kserve_lmcache.tiers.guard.proof import prove
 from kserve_lmcache.tiers.guard.quota import StoreQuota
@@ -186,7 +186,7 @@ class Tier:
 
         A read that fails or exceeds the deadline of a load changes nothing.
         """
-        load = Load(keys, lambda layout, payload: True, lambda copy: None)
+        load = Load(keys, lambda _, size: (True, memoryview(bytearray(size))), lambda _: None)
         deadline = self.load_cost.deadline(*self._amount(len(keys)), self._limits.load)
         began = time.monotonic()
         try:
@@ -202,25 +202,22 @@ class Tier:
     def load(
         self,
         keys: Sequence[str],
-        take: Callable[[Layout, memoryview], T | None],
+        make_room: MakeRoom[T],
         release: Callable[[T], None],
     ) -> list[T]:
         """Loads chunks from the first of ``keys`` up to one that is missing, corrupt or late.
 
-        Args:
-            keys: of the chunks.
-            take: copies a payload and returns the copy, or ``None`` where there is no room.
-            release: gives back a copy that came after the deadline.
+        The arguments are those of :class:`.load.Load`.
 
         Returns:
-            The copies.
+            The rooms that are filled.
         """
         if not keys or not self._breaker.is_closed:
             return []
         with self._lock:
             self._loading += 1
         try:
-            return self._loaded(keys, take, release)
+            return self._loaded(keys, make_room, release)
         finally:
             with self._lock:
                 self._loading -= 1
@@ -228,11 +225,11 @@ class Tier:
     def _loaded(
         self,
         keys: Sequence[str],
-        take: Callable[[Layout, memoryview], T | None],
+        make_room: MakeRoom[T],
         release: Callable[[T], None],
     ) -> list[T]:
         self.counters.add("loads")
-        load = Load(keys, take, release)
+        load = Load(keys, make_room, release)
         deadline = self.load_cost.deadline(*self._amount(len(keys)), self._limits.load)
         began = time.monotonic()
         self._call("load", load.run, deadline)

@@ -21,7 +21,14 @@ from kserve_lmcache.compat.lmcache import connectors as private
 from kserve_lmcache.config.tier_limits import TierLimits
 from kserve_lmcache.tiers.guard.codec import Buffer, strip_padding
 from kserve_lmcache.tiers.guard.daemon_threads import DaemonThreadPool
-from kserve_lmcache.tiers.guard.store import CallKind, Entry, StoreError, StoreFullError
+from kserve_lmcache.tiers.guard.store import (
+    CallKind,
+    Entry,
+    StoreError,
+    StoreFullError,
+    ValueStream,
+    in_memory,
+)
 from kserve_lmcache.tiers.lmcache.connectors import Connectors
 from kserve_lmcache.tiers.lmcache.values import Value, short_key
 
@@ -78,13 +85,14 @@ class LMCacheStore:
         """Returns a number above 0 for each value that exists."""
         return self._run(self._sizes([*map(short_key, keys)]))
 
-    def read(self, keys: Sequence[str]) -> Iterator[Buffer | None]:
+    def read(self, keys: Sequence[str]) -> Iterator[ValueStream | None]:
         """Yields the values, which are read in batches."""
         window = max(1, self._limits.batch_bytes // self._values.size)
         if self._scheme == "lm":
             window = 1
         for begin in range(0, len(keys), window):
-            yield from self._run(self._read([*map(short_key, keys[begin : begin + window])]))
+            for value in self._run(self._read([*map(short_key, keys[begin : begin + window])])):
+                yield None if value is None else in_memory(value)
 
     def write(self, entries: Sequence[Entry]) -> None:
         """Writes the values, and checks that they exist then."""

@@ -19,7 +19,14 @@ from kserve_lmcache.config.tier_limits import TierLimits
 from kserve_lmcache.identity.tag import Selection, Tag, of_key, takes
 from kserve_lmcache.tiers.guard.codec import Buffer
 from kserve_lmcache.tiers.guard.listing import Stored
-from kserve_lmcache.tiers.guard.store import CallKind, Entry, StoreError, StoreFullError
+from kserve_lmcache.tiers.guard.store import (
+    CallKind,
+    Entry,
+    StoreError,
+    StoreFullError,
+    ValueStream,
+    in_memory,
+)
 from kserve_lmcache.tiers.redis import client as redis_client
 from kserve_lmcache.tiers.redis.answers import Answers
 from kserve_lmcache.tiers.redis.client import KEY_PREFIX
@@ -48,6 +55,11 @@ def _store_errors() -> Iterator[None]:
         raise StoreError(f"{type(error).__name__}: {error}") from error
 
 
+def _with_store_errors(pieces: Iterator[Buffer]) -> Iterator[Buffer]:
+    with _store_errors():
+        yield from pieces
+
+
 class RedisStore:
     """One client. Implements :class:`~kserve_lmcache.tiers.guard.store.Store`.
 
@@ -74,7 +86,6 @@ class RedisStore:
         self._timeout = timeouts.get(kind, limits.connect)
         self._name = f"{_CLIENT_NAME}-{socket.gethostname()}-{kind}"
         self._client: Any = None
-        self._answers: Answers | None = None
 
     @_store_errors()
     def ping(self) -> None:
@@ -87,8 +98,8 @@ class RedisStore:
         answers = self._pipelined(lambda pipe, key: pipe.strlen(key), keys)
         return [0 if isinstance(answer, ResponseError) else answer for answer in answers]
 
-    def read(self, keys: Sequence[str]) -> Iterator[Buffer | None]:
-        """Yields the values, each once it has arrived."""
+    def read(self, keys: Sequence[str]) -> Iterator[ValueStream | None]:
+        """Yields the values, each once it begins to arrive."""
         read = self._read_cluster if self._is_cluster else self._read_node
         with _store_errors():
             yield from read([KEY_PREFIX + key for key in keys])
@@ -234,18 +245,16 @@ class RedisStore:
             raise
         return client
 
-    def _read_node(self, keys: Sequence[str]) -> Iterator[Buffer | None]:
+    def _read_node(self, keys: Sequence[str]) -> Iterator[ValueStream | None]:
         """Yields one answer after the other, while the next ones are on their way."""
         last = self._last_byte
-        if self._answers is None or self._answers.max_bytes <= last:
-            self._answers = Answers(last + 1)
-        self._answers.forget()
         pool = self._connected().connection_pool
         connection = pool.get_connection()
         done = False
         try:
             # After abort() the connection would connect again, where nothing was asked for.
             channel = redis_client.socket_of(connection)
+            answers = Answers(channel, last + 1)
             waiting: deque[str] = deque(keys)
             requested = 0
             while waiting or requested:
@@ -255,22 +264,24 @@ class RedisStore:
                     commands = [("GETRANGE", key, 0, last) for key in more]
                     channel.sendall(b"".join(connection.pack_commands(commands)))
                     requested += len(more)
-                value = self._answers.read(channel)
+                stream = answers.read()
                 requested -= 1
-                yield value or None  # an empty range is that of a value that is missing
+                yield stream and ValueStream(stream.size, _with_store_errors(stream.pieces))
+            answers.end()
             done = True
         finally:
             if not done:  # answers are still on their way
                 connection.disconnect()
             pool.release(connection)
 
-    def _read_cluster(self, keys: Sequence[str]) -> Iterator[Buffer | None]:
+    def _read_cluster(self, keys: Sequence[str]) -> Iterator[ValueStream | None]:
         """Yields one batch of answers after the other, from all nodes."""
         for position in range(0, len(keys), self._window):
             pipeline = self._pipeline()
             for key in keys[position : position + self._window]:
                 pipeline.getrange(key, 0, self._last_byte)
-            yield from (value or None for value in pipeline.execute())
+            # An empty range is that of a value that is missing.
+            yield from (in_memory(value) if value else None for value in pipeline.execute())
 
 
 def _stored(key: str, size: int = 0, age: float | None = None) -> Stored:

@@ -18,9 +18,9 @@ from kserve_lmcache.tiers.disk import store as disk_store
 from kserve_lmcache.tiers.disk.directory import DiskDirectory, file_name
 from kserve_lmcache.tiers.disk.store import DiskStore
 from kserve_lmcache.tiers.guard import writer
-from kserve_lmcache.tiers.guard.codec import encode_header, header_size
+from kserve_lmcache.tiers.guard.codec import encode_header
 from kserve_lmcache.tiers.guard.store import Entry, StoreError, StoreFullError
-from tests.support.tiers import LAYOUT, SIZE, chunks, disk_tier, load, store, store_all
+from tests.support.tiers import LAYOUT, SIZE, chunks, disk_tier, load, read, store, store_all
 from tests.support.waiting import until
 
 BLOCK = 4096
@@ -37,7 +37,7 @@ def directory(tmp_path: Path) -> Iterator[DiskDirectory]:
 
 
 def client(directory: DiskDirectory, name: str = "write") -> DiskStore:
-    return DiskStore(directory, lambda: header_size(LAYOUT) + SIZE, name)
+    return DiskStore(directory, name)
 
 
 def entry(key: str, size: int = SIZE) -> Entry:
@@ -82,12 +82,8 @@ def test_written_values_are_read_and_private(directory: DiskDirectory) -> None:
     assert files(directory.path) == {file_name(KEY), file_name(LONG)}
     assert stat.S_IMODE(directory.path.stat().st_mode) == 0o700
     assert {stat.S_IMODE(each.stat().st_mode) for each in directory.path.iterdir()} == {0o600}
-    values = client(directory, "load").read([KEY, "missing", LONG])
-    assert [None if value is None else bytes(value) for value in values] == [
-        content(one),
-        None,
-        content(other),
-    ]
+    values = read(client(directory, "load"), [KEY, "missing", LONG])
+    assert values == [content(one), None, content(other)]
     assert client(directory, "write").sizes([KEY, "missing", LONG]) == [one.size, 0, other.size]
     client(directory).delete([KEY, "missing"])
     assert files(directory.path) == {file_name(LONG)}
@@ -264,9 +260,7 @@ def test_short_writes_go_on(directory: DiskDirectory, monkeypatch: pytest.Monkey
     with monkeypatch.context() as patch:
         readv = os.readv
         patch.setattr(os, "readv", lambda handle, views: readv(handle, [views[0][:100]]))
-        (value,) = client(directory, "load").read(["a"])
-    assert value is not None
-    assert bytes(value) == content(entry("a"))
+        assert read(client(directory, "load"), ["a"]) == [content(entry("a"))]
 
 
 def test_a_damaged_sector_is_a_corrupt_chunk_and_does_not_open_the_breaker(

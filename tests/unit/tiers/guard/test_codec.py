@@ -59,9 +59,10 @@ def test_no_other_bytes_are_decoded(value: bytes) -> None:
 @pytest.mark.parametrize(
     ("key", "value", "reason"),
     [
-        ("another", VALUE, "checksum differs"),
+        ("another", VALUE, "header's checksum differs"),
+        (KEY, VALUE[:-1] + b"\0", "^the checksum differs"),
         (KEY, VALUE + b"\0", f"{len(VALUE) + 1} bytes instead of {len(VALUE)}"),
-        (KEY, VALUE[:4] + b"\2\0" + VALUE[6:], "the version is 2, not 1"),
+        (KEY, VALUE[:4] + b"\3\0" + VALUE[6:], "the version is 3, not 2"),
         (KEY, b"", "0 bytes are less than a header"),
         (KEY, bytes(2000), "does not begin as a chunk"),
     ],

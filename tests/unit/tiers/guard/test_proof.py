@@ -10,7 +10,13 @@ import pytest
 from kserve_lmcache.config.tier_limits import TierLimits
 from kserve_lmcache.tiers.guard.codec import encode_header
 from kserve_lmcache.tiers.guard.proof import WrongValueError
-from kserve_lmcache.tiers.guard.store import Entry, StoreError, StoreFullError
+from kserve_lmcache.tiers.guard.store import (
+    Entry,
+    StoreError,
+    StoreFullError,
+    ValueStream,
+    in_memory,
+)
 from kserve_lmcache.tiers.guard.tier import Tier
 from tests.support.tiers import LAYOUT, SIZE, chunks, disk_tier
 
@@ -29,8 +35,9 @@ class Memory:
     def sizes(self, keys: Sequence[str]) -> list[int]:
         return [len(self.values.get(key, b"")) for key in keys]
 
-    def read(self, keys: Sequence[str]) -> Iterator[bytes | None]:
-        yield from map(self.values.get, keys)
+    def read(self, keys: Sequence[str]) -> Iterator[ValueStream | None]:
+        for key in keys:
+            yield in_memory(self.values[key]) if key in self.values else None
 
     def write(self, entries: Sequence[Entry]) -> None:
         self.values.update((entry.key, entry.header + entry.payload) for entry in entries)
@@ -87,7 +94,7 @@ def test_a_call_that_fails_is_told() -> None:
             raise StoreError("no")
 
     class Unreadable(Memory):
-        def read(self, keys: Sequence[str]) -> Iterator[bytes | None]:
+        def read(self, keys: Sequence[str]) -> Iterator[ValueStream | None]:
             raise StoreError("no")
 
     class Full(Memory):

@@ -12,6 +12,7 @@ import redis
 from hypothesis import given
 from hypothesis import strategies as st
 
+from kserve_lmcache.tiers.guard.store import PIECE
 from kserve_lmcache.tiers.redis.answers import Answers
 
 LARGEST = 10_000
@@ -40,6 +41,11 @@ def cut(data: bytes, places: Sequence[int]) -> list[bytes]:
     return [data[begin:end] for begin, end in pairwise(edges)]
 
 
+def whole(answers: Answers) -> bytes:
+    value = answers.read()
+    return b"" if value is None else value.whole()
+
+
 def told(value: bytes) -> bytes:
     return b"$%d\r\n%b\r\n" % (len(value), value)
 
@@ -56,31 +62,44 @@ def test_answers_come_whole_however_they_are_cut(
 ) -> None:
     values = [(seed * length)[:length] for length, seed in parts]
     data = b"".join(map(told, values))
-    answers = Answers(LARGEST)
-    connection = pieces(*cut(data, places))
-    assert [bytes(answers.read(connection)) for _ in values] == values
+    answers = Answers(pieces(*cut(data, places)), LARGEST)
+    assert [whole(answers) for _ in values] == values
 
 
-def test_an_answer_is_valid_until_the_next_one_and_takes_no_memory() -> None:
-    answers = Answers(LARGEST)
-    connection = pieces(told(b"a" * LARGEST), told(b"b" * LARGEST))
-    first = answers.read(connection)
-    assert bytes(first) == b"a" * LARGEST
-    second = answers.read(connection)
-    assert first.obj is second.obj
+def test_an_answer_takes_no_memory_of_its_own() -> None:
+    size = 5 * PIECE + 7
+    answers = Answers(pieces(told(b"a" * size), told(b"b" * size)), size)
+    buffers = set()
+    for letter in b"ab":
+        value = answers.read()
+        assert value is not None
+        for left, piece in zip(range(size, 0, -PIECE), value.pieces, strict=True):
+            assert bytes(piece) == bytes([letter]) * min(left, PIECE)
+            buffers.add(id(memoryview(piece).obj))
+    assert len(buffers) == 1
+
+
+@pytest.mark.parametrize("read", [0, 1, 2])
+def test_what_was_not_read_of_an_answer_is_passed_over(read: int) -> None:
+    size = 2 * PIECE + 7
+    answers = Answers(pieces(told(b"a" * size) + told(b"b" * size)), size)
+    first = answers.read()
+    assert first is not None
+    for _ in range(read):
+        assert bytes(next(first.pieces)) == b"a" * PIECE
+    assert whole(answers) == b"b" * size
 
 
 def test_errors_and_nothing_are_answers_as_well() -> None:
     data = b"-WRONGTYPE is a list\r\n" + told(b"") + b"$-1\r\n-LOADING wait\r\n" + told(b"value")
-    answers = Answers(LARGEST)
-    connection = pieces(data)
+    answers = Answers(pieces(data), LARGEST)
     with pytest.raises(redis.ResponseError, match="WRONGTYPE is a list"):
-        answers.read(connection)
-    assert answers.read(connection) == b""
-    assert answers.read(connection) == b""
+        answers.read()
+    assert answers.read() is None
+    assert answers.read() is None
     with pytest.raises(redis.BusyLoadingError, match="wait"):
-        answers.read(connection)
-    assert answers.read(connection) == b"value"
+        answers.read()
+    assert whole(answers) == b"value"
 
 
 @pytest.mark.parametrize(
@@ -100,13 +119,13 @@ def test_errors_and_nothing_are_answers_as_well() -> None:
 )
 def test_what_is_no_answer_of_getrange_is_refused(data: bytes) -> None:
     with pytest.raises(redis.InvalidResponse, match="GETRANGE is answered by"):
-        Answers(LARGEST).read(pieces(data))
+        Answers(pieces(data), LARGEST).read()
 
 
 @pytest.mark.parametrize("length", [0, 3, 5, 4000, 9000])
 def test_a_connection_that_ends_within_an_answer_is_an_error(length: int) -> None:
     with pytest.raises(redis.ConnectionError, match="closed"):
-        Answers(LARGEST).read(pieces(told(b"a" * LARGEST)[:length]))
+        whole(Answers(pieces(told(b"a" * LARGEST)[:length]), LARGEST))
 
 
 def test_an_answer_that_does_not_come_in_time_is_redis_own_error() -> None:
@@ -115,11 +134,4 @@ def test_an_answer_that_does_not_come_in_time_is_redis_own_error() -> None:
         client.settimeout(0.05)
         server.sendall(told(b"a" * LARGEST)[:100])
         with pytest.raises(redis.TimeoutError, match="Timeout reading"):
-            Answers(LARGEST).read(client)
-
-
-def test_nothing_of_an_old_connection_is_in_an_answer() -> None:
-    answers = Answers(LARGEST)
-    assert answers.read(pieces(told(b"old") + told(b"older"))) == b"old"
-    answers.forget()
-    assert answers.read(pieces(told(b"new"))) == b"new"
+            whole(Answers(client, LARGEST))
