@@ -141,20 +141,33 @@ def test_the_engine_is_asked_for_its_tier(remote: Remote) -> None:
         assert plugin_connectors(adapter, NAMES) == {}
 
 
-def test_a_payload_that_does_not_fit_its_layout_holds_no_memory(
-    server: Store, remote: Remote
+@pytest.mark.parametrize(
+    ("memory_format", "dtype", "more"),
+    [
+        ("KV_2LTD", "float32", -1),
+        ("KV_2LTD", "float32", 1),
+        ("KV_2LTD", "bfloat16", 0),
+        ("KV_OF_ANOTHER", "float32", 0),
+        ("KV_2LTD", "float3", 0),
+        ("KV_2LTD", "nn", 0),
+    ],
+)
+def test_a_payload_that_does_not_fit_its_layout_is_corrupt_and_holds_no_memory(
+    server: Store, remote: Remote, memory_format: str, dtype: str, more: int
 ) -> None:
     with replica(remote, local_gib=0.001) as one:
         key = one.keys(prompt(6))[0].to_string()
         shape = (2, LAYERS, CHUNK, HEADS * HEAD_SIZE)
-        payload = bytes(4 * math.prod(shape) - 1)
-        layout = Layout("KV_2LTD", (("float32", shape),))
+        payload = bytes(4 * math.prod(shape) + more)
+        layout = Layout(memory_format, ((dtype, shape),))
         server.client().set(KEY_PREFIX + key, encode_header(key, layout, payload) + payload)
         before = room(one)
         with no_garbage_collection():
             assert one.load(prompt(6))[:2] == (CHUNK, 0)
-            assert one.count("exceptions") == 1
+            assert one.count("chunks_corrupt") == 1
+            assert one.count("exceptions") == 0
             assert room(one) == before
+        until(lambda: not server.client().exists(KEY_PREFIX + key))
 
 
 def test_the_other_ways_in(remote: Remote) -> None:

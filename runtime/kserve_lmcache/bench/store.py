@@ -72,17 +72,18 @@ class BareStore:
         for key in keys:
             self._call("SET", key, value, "EX", _KEEP_SECONDS)
         asked = [b"".join(self._connection.pack_command("GET", key)) for key in keys]
-        bare, piece = self._connection._sock, memoryview(bytearray(_PIECE))
+        size, bare = len(_answer(value)), self._connection._sock
+        piece = memoryview(bytearray(_PIECE))
         start = time.perf_counter()
         # Two at a time. A Redis allocates memory for each answer that it cannot send yet.
         bare.sendall(asked[0])
         for following in (*asked[1:], b""):
             bare.sendall(following)
-            left = len(_answer(value))
+            left = size
             while left:
-                if not (count := bare.recv_into(piece[:left])):
+                if not (came := bare.recv_into(piece[:left])):
                     raise BenchmarkError(f"the store {self._url} closed the connection")
-                left -= count
+                left -= came
         seconds = time.perf_counter() - start
         self._call("DEL", *keys)
         return seconds

@@ -212,6 +212,8 @@ class TierAdapter(L2AdapterInterface):  # type: ignore[misc]
 
     def _load_worker(self, names: Sequence[str], targets: Sequence[memoryview]) -> int:
         """Load objects from the first up to one that fails; returns how many."""
+        for each in targets:
+            self._saw(len(each))
         waiting = iter(targets)
 
         def make_room(_: Layout, size: int) -> tuple[bool, memoryview] | None:

@@ -44,7 +44,7 @@ TENANT = "kserve_lmcache.tenant"
 # The hash seed where the environment sets none. Every replica must have the same seed.
 DEFAULT_HASH_SEED = "0"
 # The version of the stored bytes. A change of the bytes raises it, so that keys differ.
-LAYOUT = 3
+LAYOUT = 4
 # Settings of vLLM, and packages, that turn a picture into what the model sees.
 _PICTURE_SETTINGS = (
     "media_io_kwargs",

@@ -22,7 +22,7 @@ from kserve_lmcache.tiers.changes import OnChange
 from kserve_lmcache.tiers.disk.directory import DiskDirectory
 from kserve_lmcache.tiers.disk.names import DiskNames
 from kserve_lmcache.tiers.disk.store import DiskStore
-from kserve_lmcache.tiers.guard.codec import Layout, header_size
+from kserve_lmcache.tiers.guard.codec import CorruptValueError, Layout, header_size
 from kserve_lmcache.tiers.guard.presence import Presence
 from kserve_lmcache.tiers.guard.store import CallKind, Store
 from kserve_lmcache.tiers.guard.tier import Tier
@@ -136,13 +136,20 @@ class TierConnector(RemoteConnector):  # type: ignore[misc]
 
     def _make_room(self, layout: Layout, size: int) -> tuple[MemoryObj, memoryview] | None:
         """Makes room in the local tier; returns ``None`` when that has none."""
-        memory_obj = self._backend.allocate(
-            [torch.Size(shape) for _, shape in layout.tensors],
-            [getattr(torch, dtype) for dtype, _ in layout.tensors],
-            MemoryFormat[layout.format],
-            busy_loop=False,
-        )
-        return memory_obj and (memory_obj, memoryview(_bytes_of(memory_obj)))
+        shapes = [torch.Size(shape) for _, shape in layout.tensors]
+        try:
+            dtypes = [_dtype(name) for name, _ in layout.tensors]
+            memory_format = MemoryFormat[layout.format]
+        except KeyError:
+            raise CorruptValueError(f"the layout {layout} is not known") from None
+        memory_obj = self._backend.allocate(shapes, dtypes, memory_format, busy_loop=False)
+        if memory_obj is None:
+            return None
+        try:
+            return memory_obj, memoryview(_bytes_of(memory_obj))
+        except BaseException:
+            _release(memory_obj)
+            raise
 
     # Last, since it hides the type ``list`` from what follows.
     async def list(self) -> list[str]:
@@ -251,6 +258,13 @@ class DiskTierAdapter(RemoteTierAdapter):
 
 def _release(memory_obj: MemoryObj) -> None:
     memory_obj.ref_count_down()
+
+
+def _dtype(name: str) -> torch.dtype:
+    found = getattr(torch, name, None)
+    if not isinstance(found, torch.dtype):
+        raise KeyError(name)
+    return found
 
 
 def _layout(

@@ -61,7 +61,7 @@ def plain() -> str:
 
 def test_no_character_is_special_in_a_key(plain: str) -> None:
     prefix, _, digest = plain.partition("-")
-    assert prefix == "kv3"
+    assert prefix == "kv4"
     assert len(digest) == 32
     assert set(digest) <= set("0123456789abcdef")
 

@@ -85,7 +85,7 @@ class DiskStore:
         return sizes
 
     def read(self, keys: Sequence[str]) -> Iterator[ValueStream | None]:
-        """Yields the values. Of a larger file than a chunk's, the beginning alone is read."""
+        """Yields the values. Of a file that is larger than it says, the beginning alone is read."""
         for key in keys:
             name = file_name(key)
             if (handle := self._open(name)) is None:

@@ -138,7 +138,11 @@ def decode_header(key: str, begin: Buffer, size: int) -> Header:
     description = bytes(view[_HEADER.size : header_end])
     if _header_checksum(key, start, description) != own_checksum:
         raise CorruptValueError("the header's checksum differs")
-    return Header(header_end, _parse(description), length, checksum)
+    try:
+        layout = _parse(description)
+    except ValueError:
+        raise CorruptValueError("the header describes no layout") from None
+    return Header(header_end, layout, length, checksum)
 
 
 def decode_value(key: str, value: Buffer) -> tuple[Layout, memoryview]:

@@ -30,6 +30,7 @@ class Load(Generic[T]):
         keys: of the chunks.
         make_room: for a payload. Nothing is written there after :meth:`finish` has returned.
         release: gives back room that is not needed: the payload is corrupt, or came too late.
+        max_bytes: of a payload. A larger one is corrupt.
 
     Attributes:
         bytes: of the values that were taken.
@@ -42,6 +43,7 @@ class Load(Generic[T]):
         keys: Sequence[str],
         make_room: MakeRoom[T],
         release: Callable[[T], None],
+        max_bytes: int,
     ) -> None:
         self.bytes = 0
         self.outcome = ""
@@ -49,8 +51,10 @@ class Load(Generic[T]):
         self._keys = keys
         self._make_room = make_room
         self._release = release
+        self._max_bytes = max_bytes
         self._lock = threading.Lock()
         self._finished = False
+        self._filling: list[T] = []  # the room that is being filled
         self._taken: list[T] = []
 
     def run(self, store: Store) -> None:
@@ -68,7 +72,8 @@ class Load(Generic[T]):
         """Returns the rooms that are filled. Those that are not are given back."""
         with self._lock:
             self._finished = True
-            return self._taken
+        self._give_back()
+        return self._taken
 
     def _take_one(self, key: str, value: ValueStream | None) -> bool:
         if value is None:
@@ -76,6 +81,8 @@ class Load(Generic[T]):
         try:
             begin = next(value.pieces, b"")
             header = decode_header(key, begin, value.size)
+            if header.payload_size > self._max_bytes:
+                raise CorruptValueError(f"the payload has more than {self._max_bytes} bytes")
             room = self._make_room(header.layout, header.payload_size)
             if room is None:
                 return self._end("chunks_without_room")
@@ -86,8 +93,13 @@ class Load(Generic[T]):
     def _fill(
         self, room: T, memory: memoryview, header: Header, value: ValueStream, begin: Buffer
     ) -> bool:
-        is_taken = False
+        with self._lock:
+            self._filling.append(room)
         try:
+            if len(memory) != header.payload_size:
+                raise CorruptValueError(
+                    f"the payload has {header.payload_size} bytes, and its layout {len(memory)}"
+                )
             checksum, place = Checksum(), 0
             for piece in itertools.chain([begin], value.pieces):
                 checksum.add(piece)
@@ -101,15 +113,24 @@ class Load(Generic[T]):
                 place = end
             checksum.check(header)
             with self._lock:
-                if is_taken := not self._finished:
-                    self._taken.append(room)
-                    self.bytes += value.size
-            return is_taken
+                if self._finished:
+                    return False
+                self._taken.append(self._filling.pop())
+                self.bytes += value.size
+                return True
         finally:
-            # The garbage collector must not free it: that may happen in a thread that holds the
-            # allocator's lock, which would then wait for itself.
-            if not is_taken:
-                self._release(room)
+            self._give_back()
+
+    def _give_back(self) -> None:
+        """Releases the room that is being filled, if it was not taken.
+
+        The garbage collector must not do it: that may happen in a thread that holds the
+        allocator's lock, which would then wait for itself.
+        """
+        with self._lock:
+            filling, self._filling = self._filling, []
+        for room in filling:
+            self._release(room)
 
     def _end(self, outcome: str, corruption: str = "") -> bool:
         with self._lock:

@@ -186,7 +186,8 @@ class Tier:
 
         A read that fails or exceeds the deadline of a load changes nothing.
         """
-        load = Load(keys, lambda _, size: (True, memoryview(bytearray(size))), lambda _: None)
+        memory = memoryview(bytearray(self.chunk_bytes))
+        load = Load(keys, lambda _, size: (True, memory[:size]), lambda _: None, self.chunk_bytes)
         deadline = self.load_cost.deadline(*self._amount(len(keys)), self._limits.load)
         began = time.monotonic()
         try:
@@ -229,7 +230,7 @@ class Tier:
         release: Callable[[T], None],
     ) -> list[T]:
         self.counters.add("loads")
-        load = Load(keys, make_room, release)
+        load = Load(keys, make_room, release, self.chunk_bytes)
         deadline = self.load_cost.deadline(*self._amount(len(keys)), self._limits.load)
         began = time.monotonic()
         self._call("load", load.run, deadline)

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import builtins
 import socket
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 from redis.connection import DefaultParser
 from redis.exceptions import ConnectionError, InvalidResponse, TimeoutError
@@ -24,12 +24,13 @@ class Answers:
     """Reads answers of GETRANGE in RESP2, the protocol of all of our connections.
 
     Args:
-        connection: that has nothing to read yet.
+        socket_of_connection: returns the socket of a connection that has nothing to read yet, and
+            raises once the connection was closed.
         max_bytes: of an answer's string.
     """
 
-    def __init__(self, connection: socket.socket, max_bytes: int) -> None:
-        self._connection = connection
+    def __init__(self, socket_of_connection: Callable[[], socket.socket], max_bytes: int) -> None:
+        self._socket = socket_of_connection
         self._max_bytes = max_bytes
         self._buffer = memoryview(bytearray(PIECE + _FIRST))
         self._begin = self._end = 0  # of what was read and not used
@@ -98,9 +99,11 @@ class Answers:
     def _receive(self, end: int) -> None:
         """Read what has come, up to a place in the buffer."""
         try:
-            count = self._connection.recv_into(self._buffer[self._end : end])
+            count = self._socket().recv_into(self._buffer[self._end : end])
         except builtins.TimeoutError as error:
             raise TimeoutError("Timeout reading from socket") from error
         if not count:
             raise ConnectionError("the server closed the connection")
+        # Once another thread has closed TLS, the socket gives what the server sent as it is.
+        self._socket()
         self._end += count

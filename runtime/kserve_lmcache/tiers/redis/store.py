@@ -254,7 +254,7 @@ class RedisStore:
         try:
             # After abort() the connection would connect again, where nothing was asked for.
             channel = redis_client.socket_of(connection)
-            answers = Answers(channel, last + 1)
+            answers = Answers(lambda: redis_client.socket_of(connection), last + 1)
             waiting: deque[str] = deque(keys)
             requested = 0
             while waiting or requested:

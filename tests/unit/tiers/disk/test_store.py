@@ -280,6 +280,17 @@ def test_a_damaged_sector_is_a_corrupt_chunk_and_does_not_open_the_breaker(
         assert tier.count("failures") == 0
 
 
+@pytest.mark.parametrize("larger", ["than a chunk", "than it says"])
+def test_a_file_that_is_too_large_is_a_corrupt_chunk(tmp_path: Path, larger: str) -> None:
+    with disk_tier(tmp_path) as tier:
+        store_all(tier.tier, chunks("a", "b"))
+        value = entry("a", 2 * SIZE) if larger == "than a chunk" else entry("a")
+        tier.path("a").write_bytes(content(value) + bytes(SIZE * (larger == "than it says")))
+        assert load(tier.tier, ["a", "b"]) == []
+        assert tier.count("chunks_corrupt") == 1
+        until(lambda: not tier.path("a").exists())
+
+
 def test_a_disk_that_fails_altogether_is_given_up_and_comes_back(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

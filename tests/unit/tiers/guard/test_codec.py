@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import hashlib
 import random
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from kserve_lmcache.identity.namespace import LAYOUT as LAYOUT_VERSION
+from kserve_lmcache.tiers.guard import codec
 from kserve_lmcache.tiers.guard.codec import (
     CorruptValueError,
     Layout,
@@ -80,3 +83,22 @@ def test_padding_is_stripped(padding: bytes) -> None:
 @given(st.binary(max_size=100) | st.integers(0, len(VALUE)).map(lambda end: VALUE[:end]))
 def test_stripping_returns_a_prefix_of_any_bytes(value: bytes) -> None:
     assert value.startswith(bytes(strip_padding(memoryview(value))))
+
+
+def test_the_bytes_of_a_value_are_those_of_the_version_in_the_keys() -> None:
+    """Whoever changes them raises ``LAYOUT``, so that replicas of both kinds may share a store."""
+    header = encode_header("key", Layout("BLOCKS", (("uint8", (4,)),)), b"data")
+    found = LAYOUT_VERSION, hashlib.sha256(header).hexdigest()[:16]
+    assert found == (4, "ba6c12bda08f71b1")
+
+
+@pytest.mark.parametrize(
+    "text", ["", " ", "KV uint8", "KV uint8:axb", "KV uint8:", "\xff\xff", "KV uint8:" + "9" * 5000]
+)
+def test_a_right_header_that_describes_no_layout_is_corrupt(
+    monkeypatch: pytest.MonkeyPatch, text: str
+) -> None:
+    monkeypatch.setattr(codec, "_describe", lambda layout: text.encode("latin-1"))
+    header = encode_header(KEY, LAYOUT, PAYLOAD)
+    with pytest.raises(CorruptValueError, match="describes no layout"):
+        decode_value(KEY, header + PAYLOAD)

@@ -2,11 +2,18 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Iterator, Sequence
 
 import pytest
 
-from kserve_lmcache.tiers.guard.codec import MAX_HEADER, CorruptValueError, Layout, encode_header
+from kserve_lmcache.tiers.guard.codec import (
+    MAX_HEADER,
+    CorruptValueError,
+    Layout,
+    encode_header,
+    header_size,
+)
 from kserve_lmcache.tiers.guard.load import Load
 from kserve_lmcache.tiers.guard.store import PIECE, StoreError, ValueStream, in_memory
 from tests.support.tiers import chunks
@@ -40,12 +47,14 @@ class Rooms:
         self._size = size
 
     def make(self, layout: Layout, size: int) -> tuple[bytearray, memoryview]:
-        assert layout == LAYOUT
         self.made.append(bytearray(size if self._size is None else self._size))
         return self.made[-1], memoryview(self.made[-1])
 
+    def new_load(self, count: int) -> Load[bytearray]:
+        return Load([*VALUES][:count], self.make, self.released.append, SIZE)
+
     def load(self, *streams: ValueStream | None) -> Load[bytearray]:
-        load = Load([*VALUES][: len(streams)], self.make, self.released.append)
+        load = self.new_load(len(streams))
         store = StreamsStore(streams)
         load.run(store)  # type: ignore[arg-type]
         assert store.ended
@@ -75,16 +84,35 @@ def test_a_value_that_is_damaged_anywhere_is_given_back(place: int) -> None:
     assert [bytes(room) for room in load.finish()] == [PAYLOADS["a"]]
     assert load.outcome == "chunks_corrupt"
     assert load.corruption
-    assert rooms.released == rooms.made[1:]  # no room is made where the header is damaged
+    is_header = 0 < place < header_size(LAYOUT)
+    assert len(rooms.made) == (1 if is_header else 2)
+    assert rooms.released == rooms.made[1:]
 
 
-def test_room_is_made_for_what_a_right_header_says_alone() -> None:
-    huge = Layout("KV_2LTD", (("uint8", (2**40,)),))
-    begin = encode_header("a", huge, b"")
-    value = begin[:-100] + bytes(100) + PAYLOADS["a"]
+def test_no_room_is_made_for_what_a_wrong_header_says() -> None:
+    value = bytearray(VALUES["a"])
+    at = value.index(str(SIZE).encode())
+    value[at : at + 1] = b"9"
     rooms = Rooms()
-    assert rooms.load(in_memory(value)).outcome == "chunks_corrupt"
+    assert rooms.load(in_memory(value)).corruption == "the header's checksum differs"
     assert not rooms.made
+
+
+def test_a_payload_that_is_larger_than_a_chunk_is_corrupt() -> None:
+    payload = bytes(SIZE + 1)
+    value = encode_header("a", LAYOUT, payload) + payload
+    rooms = Rooms()
+    assert rooms.load(in_memory(value)).corruption == f"the payload has more than {SIZE} bytes"
+    assert not rooms.made
+
+
+@pytest.mark.parametrize("size", [0, 1, SIZE - 1, SIZE + 1, 2 * SIZE])
+def test_a_room_of_another_size_than_the_payload_is_no_hit(size: int) -> None:
+    rooms = Rooms(size)
+    load = rooms.load(in_memory(VALUES["a"]))
+    assert load.corruption == f"the payload has {SIZE} bytes, and its layout {size}"
+    assert load.finish() == []
+    assert rooms.released == rooms.made
 
 
 @pytest.mark.parametrize("end", [0, 10, 200, PIECE, SIZE])
@@ -124,18 +152,29 @@ def test_a_piece_that_cannot_be_read_ends_the_load() -> None:
     assert rooms.released == rooms.made
 
 
-def test_nothing_is_written_after_the_end() -> None:
-    """The room is another chunk's then."""
-    rooms, loads = Rooms(), []
+@pytest.mark.parametrize("pieces", [1, 2])
+def test_a_room_is_given_back_at_the_end_and_nothing_is_written_there_later(pieces: int) -> None:
+    """It is another chunk's then, however long the store hangs."""
+    rooms, hangs, goes_on = Rooms(), threading.Event(), threading.Event()
 
-    def ends() -> Iterator[bytes]:
-        yield VALUES["a"][:PIECE]
-        assert loads[0].finish() == []
-        rooms.made[0][:] = bytes(SIZE)
-        yield VALUES["a"][PIECE:]
+    def hanging() -> Iterator[bytes]:
+        value = VALUES["a"]
+        for number in range(pieces):
+            yield value[number * PIECE : (number + 1) * PIECE]
+        hangs.set()
+        assert goes_on.wait(10)
+        yield value[pieces * PIECE :]
 
-    load = Load(["a"], rooms.make, rooms.released.append)
-    loads.append(load)
-    load.run(StreamsStore([ValueStream(len(VALUES["a"]), ends())]))  # type: ignore[arg-type]
+    load = rooms.new_load(1)
+    store = StreamsStore([ValueStream(len(VALUES["a"]), hanging())])
+    thread = threading.Thread(target=load.run, args=(store,))
+    thread.start()
+    assert hangs.wait(10)
+    assert load.finish() == []
+    assert rooms.released == rooms.made
+    rooms.made[0][:] = bytes(SIZE)
+    goes_on.set()
+    thread.join(10)
+    assert store.ended
     assert rooms.made == rooms.released == [bytearray(SIZE)]
     assert load.outcome == ""

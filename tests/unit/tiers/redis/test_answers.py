@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import socket
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from itertools import pairwise
 from typing import cast
 
@@ -32,8 +32,9 @@ class Pieces:
         return len(came)
 
 
-def pieces(*data: bytes) -> socket.socket:
-    return cast("socket.socket", Pieces(*data))
+def pieces(*data: bytes) -> Callable[[], socket.socket]:
+    connection = cast("socket.socket", Pieces(*data))
+    return lambda: connection
 
 
 def cut(data: bytes, places: Sequence[int]) -> list[bytes]:
@@ -69,14 +70,14 @@ def test_answers_come_whole_however_they_are_cut(
 def test_an_answer_takes_no_memory_of_its_own() -> None:
     size = 5 * PIECE + 7
     answers = Answers(pieces(told(b"a" * size), told(b"b" * size)), size)
-    buffers = set()
+    buffers = []
     for letter in b"ab":
         value = answers.read()
         assert value is not None
         for left, piece in zip(range(size, 0, -PIECE), value.pieces, strict=True):
             assert bytes(piece) == bytes([letter]) * min(left, PIECE)
-            buffers.add(id(memoryview(piece).obj))
-    assert len(buffers) == 1
+            buffers.append(memoryview(piece).obj)
+    assert all(buffer is buffers[0] for buffer in buffers)
 
 
 @pytest.mark.parametrize("read", [0, 1, 2])
@@ -134,4 +135,17 @@ def test_an_answer_that_does_not_come_in_time_is_redis_own_error() -> None:
         client.settimeout(0.05)
         server.sendall(told(b"a" * LARGEST)[:100])
         with pytest.raises(redis.TimeoutError, match="Timeout reading"):
-            whole(Answers(client, LARGEST))
+            whole(Answers(lambda: client, LARGEST))
+
+
+def test_what_comes_once_another_thread_has_closed_the_connection_is_no_answer() -> None:
+    """A socket of TLS gives what the server sent as it is then."""
+    connections = iter([pieces(told(b"text"))()])
+
+    def socket_of_connection() -> socket.socket:
+        for connection in connections:
+            return connection
+        raise redis.ConnectionError("the connection was closed")
+
+    with pytest.raises(redis.ConnectionError, match="the connection was closed"):
+        whole(Answers(socket_of_connection, LARGEST))
