@@ -15,6 +15,7 @@ import pytest
 from kserve_lmcache.cache_server.announcement import announced
 from tests.support.background import repeating
 from tests.support.fault_bench import ARGUMENTS, CHUNK, CORE, HEAD, REQUESTS, Bench, Row
+from tests.support.processes import send
 from tests.support.server import Server, engine_environment, running
 from tests.support.waiting import until
 
@@ -84,7 +85,7 @@ def stopped(server: CacheServer) -> Iterator[None]:
 def hung(server: CacheServer) -> Iterator[None]:
     """It stands still for good, is killed after a while, and another serves."""
     before = server.incarnation
-    server.serving.send_signal(signal.SIGSTOP)
+    send(server.serving.pid, signal.SIGSTOP)
     yield
     until(lambda: server.incarnation not in ("", before), 30)
 

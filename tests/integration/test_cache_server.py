@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import mmap
-import os
 import signal
 import threading
 import time
@@ -21,6 +20,7 @@ from kserve_lmcache.connector.multiprocess.worker_cache import MultiprocessWorke
 from kserve_lmcache.metrics.table import metric
 from tests.support.cache_server import CacheServer, cache_server
 from tests.support.cache_server_engine import CHUNKS, Asked, caches, connected, prompt, stored
+from tests.support.processes import send
 from tests.support.simulated_engine import CHUNK, SimulatedEngine, continuation, simulated
 from tests.support.waiting import until
 
@@ -188,7 +188,7 @@ def test_a_server_that_stays_silent_is_replaced(
     server: CacheServer, engine: SimulatedEngine
 ) -> None:
     before = server.incarnation
-    os.kill(server.serving.pid, signal.SIGSTOP)
+    send(server.serving.pid, signal.SIGSTOP)
     until(lambda: server.incarnation not in ("", before), seconds=15)
     stored(engine, 43)
 

@@ -13,7 +13,27 @@ from urllib.request import ProxyHandler, build_opener
 
 import psutil
 
+from tests.support.waiting import until
+
 _OPENER = build_opener(ProxyHandler({}))
+
+
+def send(pid: int, number: signal.Signals) -> None:
+    """Sends a signal. After SIGSTOP it waits until every thread has stopped.
+
+    One thread takes the signal, and stops the others once it runs: they go on until then.
+    """
+    os.kill(pid, number)
+    if number == signal.SIGSTOP:
+        tasks = Path(f"/proc/{pid}/task")
+        until(lambda: {_state(task) for task in tasks.iterdir()} <= {"T", "Z"})
+
+
+def _state(task: Path) -> str:
+    try:
+        return (task / "stat").read_text().rpartition(")")[2].split()[0]
+    except (FileNotFoundError, ProcessLookupError):  # the thread has ended
+        return "Z"
 
 
 class Process:
@@ -67,7 +87,8 @@ class Process:
             raise AssertionError(f"{self} still runs after {seconds} s\n{self.tail()}") from None
 
     def signal(self, number: signal.Signals) -> None:
-        self._popen.send_signal(number)
+        if self._popen.poll() is None:
+            send(self.pid, number)
 
     def family(self) -> list[psutil.Process]:
         """The process and all its descendants."""

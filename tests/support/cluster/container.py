@@ -15,7 +15,7 @@ from typing import Any
 
 import psutil
 
-from tests.support.processes import Process
+from tests.support.processes import Process, send
 
 _SYSTEM = ("usr", "bin", "sbin", "lib", "lib64", "sys", "dev")
 _REFERENCE = re.compile(r"\$\$|\$\((\w+)\)")
@@ -109,7 +109,7 @@ class ContainerProcess(Process):
         return first
 
     def signal(self, number: signal.Signals) -> None:
-        self.inner.send_signal(number)
+        send(self.inner.pid, number)
 
     def stop(self, seconds: float = 30) -> None:
         """As the kubelet does it: SIGTERM, and SIGKILL after a grace period."""
