@@ -16,9 +16,9 @@ from kserve_lmcache.config import store_url
 from kserve_lmcache.config.store_url import StoreURLError
 from kserve_lmcache.config.stores import Remote
 from kserve_lmcache.errors import UsageError
+from kserve_lmcache.tiers.guard.store import PIECE
 from kserve_lmcache.tiers.redis import client as redis_client
 
-_PIECE = 256 * 1024  # bytes that are received at a time, at most
 _PART = 4 * 2**20  # bytes of one value: about one chunk
 _KEEP_SECONDS = 600  # should the run be killed
 _TIMEOUT = 60.0  # seconds for each answer
@@ -73,7 +73,7 @@ class BareStore:
             self._call("SET", key, value, "EX", _KEEP_SECONDS)
         asked = [b"".join(self._connection.pack_command("GET", key)) for key in keys]
         size, bare = len(_answer(value)), self._connection._sock
-        piece = memoryview(bytearray(_PIECE))
+        piece = memoryview(bytearray(PIECE))
         start = time.perf_counter()
         # Two at a time. A Redis allocates memory for each answer that it cannot send yet.
         bare.sendall(asked[0])
